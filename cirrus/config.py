@@ -1,0 +1,351 @@
+"""The frozen description of a run: everything that shards and workers need to know.
+
+A :class:`RunConfig` is written once, as ``config.json`` of the run folder, by the client that creates the
+run. Shards, workers and later clients read it; nobody changes it. Every field is checked when the object is
+made, so that whoever holds one can rely on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from cirrus.errors import ConfigError
+
+#: Optimizers that shards know, with the extra parameters of each and their defaults.
+#: ``learning_rate``, ``l1`` and ``l2`` are common to all of them (``add`` uses none).
+OPTIMIZER_PARAMS: Mapping[str, Mapping[str, float]] = types.MappingProxyType(
+    {
+        "sgd": {"decay": 0.0},
+        "momentum": {"momentum": 0.9, "decay": 0.0},
+        "nesterov": {"momentum": 0.9, "decay": 0.0},
+        "adagrad": {"epsilon": 1e-8},
+        "adam": {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+        "ftrl": {"beta": 1.0},
+        "add": {},
+    }
+)
+#: Gradients of these optimizers are sums over a minibatch; of all others, means weighted by sample weight.
+SUMMED_OPTIMIZERS = frozenset({"ftrl", "add"})
+COMPRESSIONS = ("auto", "lz4", "none")
+WIRE_DTYPES = ("float32", "float16")
+
+T = TypeVar("T")
+
+
+def _check(condition: bool, name: str, problem: str) -> None:
+    if not condition:
+        raise ConfigError(name, problem)
+
+
+def _is_finite(value: float) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How the shards turn a gradient into an update of one table."""
+
+    name: str
+    """One of :data:`OPTIMIZER_PARAMS`."""
+    learning_rate: float = 0.1
+    l1: float = 0.0
+    l2: float = 0.0
+    params: Mapping[str, float] = field(default_factory=dict)
+    """Parameters of this optimizer alone; those left out take the defaults of :data:`OPTIMIZER_PARAMS`."""
+
+    def __post_init__(self) -> None:
+        """Check every field and fill in the defaults of ``params``."""
+        _check(
+            self.name in OPTIMIZER_PARAMS,
+            "optimizer",
+            f"unknown optimizer {self.name!r}; use one of {', '.join(OPTIMIZER_PARAMS)}",
+        )
+        _check(
+            _is_finite(self.learning_rate) and self.learning_rate > 0,
+            "learning_rate",
+            f"must be a positive number, got {self.learning_rate!r}",
+        )
+        for name in ("l1", "l2"):
+            value = getattr(self, name)
+            _check(_is_finite(value) and value >= 0, name, f"must be a number >= 0, got {value!r}")
+        known = OPTIMIZER_PARAMS[self.name]
+        for name, value in self.params.items():
+            _check(
+                name in known,
+                "optimizer_params",
+                f"{self.name} has no parameter {name!r}; it has {', '.join(known) or 'none'}",
+            )
+            _check(
+                _is_finite(value) and value >= 0,
+                "optimizer_params",
+                f"{name} must be a number >= 0, got {value!r}",
+            )
+            if name in ("momentum", "beta1", "beta2"):
+                _check(value < 1, "optimizer_params", f"{name} must be below 1, got {value!r}")
+        object.__setattr__(self, "params", {**known, **self.params})
+
+    @property
+    def sums_gradients(self) -> bool:
+        """True when a minibatch's gradient is the sum over its rows, False for the weighted mean."""
+        return self.name in SUMMED_OPTIMIZERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """One named row-sparse parameter matrix, float32, cut into ranges of rows, one a shard."""
+
+    name: str
+    n_rows: int
+    width: int
+    optimizer: OptimizerConfig
+    boundaries: tuple[int, ...]
+    """``n_shards + 1`` ascending row numbers from 0 to ``n_rows``; shard k owns ``[b[k], b[k+1])``."""
+    initial_scale: float = 0.0
+    """Standard deviation of the initial values, a pure function of (seed, table, row); 0 means zeros."""
+
+    def __post_init__(self) -> None:
+        """Check that the boundaries cut the whole table."""
+        _check(0 < self.n_rows <= 2**32, "n_rows", f"must be in [1, 2**32], got {self.n_rows}")
+        _check(0 < self.width <= 2**16, "width", f"must be in [1, 65536], got {self.width}")
+        b = self.boundaries
+        _check(
+            len(b) >= 2 and b[0] == 0 and b[-1] == self.n_rows and list(b) == sorted(b),
+            "boundaries",
+            f"must ascend from 0 to {self.n_rows}, got {b}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseRange:
+    """A range of blocks that one lease covers, the same in every epoch."""
+
+    chunk: int
+    first_block: int
+    n_blocks: int
+    n_rows: int
+    n_steps: int
+    """Number of minibatches, ``ceil(n_rows / batch_size)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopConfig:
+    """When a run ends; whichever comes first."""
+
+    epochs: int
+    """Most passes over the data."""
+    tol: float | None = None
+    """End when the epoch loss has not improved by ``tol`` for :data:`PATIENCE_EPOCHS`; None: never."""
+    target_loss: float | None = None
+    """End when the loss (validation where there is one, else training) is at or below this."""
+    max_seconds: float | None = None
+    max_cost: float | None = None
+    """Dollars."""
+    early_stopping: bool = False
+    """Watch the validation loss instead of the training loss for ``tol``."""
+
+    def __post_init__(self) -> None:
+        """Check every limit."""
+        _check(
+            isinstance(self.epochs, int) and self.epochs >= 1,
+            "epochs",
+            f'must be a whole number >= 1 or "auto", got {self.epochs!r}',
+        )
+        for name in ("max_seconds", "max_cost"):
+            value = getattr(self, name)
+            _check(
+                value is None or (_is_finite(value) and value > 0),
+                name,
+                f"must be a positive number or None, got {value!r}",
+            )
+        for name in ("tol", "target_loss"):
+            value = getattr(self, name)
+            _check(value is None or _is_finite(value), name, f"must be a number, got {value!r}")
+
+
+#: Epochs without an improvement of ``tol`` that end a run, as scikit-learn's ``n_iter_no_change``.
+PATIENCE_EPOCHS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model family, and the parameters that its pure functions need."""
+
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training job, whole. Written once; never changed."""
+
+    run_id: str
+    model: ModelConfig
+    tables: tuple[TableConfig, ...]
+    train_url: str
+    """The dataset to train on, as an object-store URL that workers can read."""
+    train_fingerprint: str
+    """``Manifest.fingerprint`` of the dataset: a resumed run must name the same data."""
+    validation_url: str | None = None
+    n_features: int
+    batch_size: int
+    leases: tuple[LeaseRange, ...]
+    stop: StopConfig
+    n_workers: int = 2
+    n_shards: int = 1
+    seed: int = 0
+    compression: str = "none"
+    wire_dtype: str = "float32"
+    gradient_threshold: float | None = None
+    """Worker keeps back gradient values smaller than this until they have added up; None: sends all."""
+    snapshot_seconds: float = 30.0
+    """Longest time between two recovery snapshots of a shard."""
+    checkpoint_seconds: float | None = None
+    checkpoint_url: str | None = None
+    resume_url: str | None = None
+    """A checkpoint (tables, optimizer state, ledger) that the shards start from."""
+    resume_ledger: bool = False
+    """True: go on in the checkpoint's epoch. False: take the tables alone and start at epoch 0."""
+    lease_seconds: float = 30.0
+    """A lease without progress for this long is given to another worker."""
+    generation_seconds: float | None = None
+    """A worker's lifetime; None: until the job is done."""
+    dollars_per_hour: float = 0.0
+    """What the whole job costs while it runs."""
+    on_client_loss: str = "stop"
+    model_metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the client wants back when it attaches: estimator class, parameters, classes, encoding."""
+
+    def __post_init__(self) -> None:
+        """Check what could not be checked by the parts."""
+        for name in ("batch_size", "n_workers", "n_shards"):
+            value = getattr(self, name)
+            _check(
+                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+                name,
+                f"must be a whole number >= 1, got {value!r}",
+            )
+        _check(
+            self.compression in COMPRESSIONS,
+            "compression",
+            f"must be one of {', '.join(COMPRESSIONS)}, got {self.compression!r}",
+        )
+        _check(
+            self.wire_dtype in WIRE_DTYPES,
+            "wire_dtype",
+            f"must be one of {', '.join(WIRE_DTYPES)}, got {self.wire_dtype!r}",
+        )
+        _check(
+            self.gradient_threshold is None
+            or (_is_finite(self.gradient_threshold) and self.gradient_threshold >= 0),
+            "gradient_threshold",
+            f"must be a number >= 0 or None, got {self.gradient_threshold!r}",
+        )
+        for name in ("snapshot_seconds", "lease_seconds"):
+            _check(getattr(self, name) > 0, name, f"must be > 0, got {getattr(self, name)!r}")
+        _check(
+            self.checkpoint_seconds is None or self.checkpoint_seconds > 0,
+            "checkpoint_seconds",
+            f"must be > 0 or None, got {self.checkpoint_seconds!r}",
+        )
+        for table in self.tables:
+            _check(
+                len(table.boundaries) == self.n_shards + 1,
+                "boundaries",
+                f"table {table.name} is cut for {len(table.boundaries) - 1} shards, not {self.n_shards}",
+            )
+        _check(bool(self.leases), "leases", "the dataset has no rows")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of minibatches of one epoch."""
+        return sum(lease.n_steps for lease in self.leases)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Number of rows of one epoch."""
+        return sum(lease.n_rows for lease in self.leases)
+
+    def to_json(self) -> bytes:
+        """Return the config as UTF-8 JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> RunConfig:
+        """Read a config back.
+
+        Raises:
+            ConfigError: The text is not JSON, or a field is missing, unknown or of the wrong type.
+        """
+        try:
+            raw = json.loads(data)
+        except ValueError as error:
+            raise ConfigError("config.json", f"is not JSON: {error}") from error
+        return from_plain(cls, raw, "config.json")
+
+
+def from_plain(kind: type[T], raw: Any, where: str) -> T:
+    """Build a dataclass from what JSON gave, checking names and types on the way.
+
+    Args:
+        kind: A dataclass.
+        raw: Dicts, lists and scalars, as ``json.loads`` returns them.
+        where: What to call the place in an error message.
+
+    Raises:
+        ConfigError: A field is missing, unknown or of another type.
+    """
+    return typing.cast(T, _convert(kind, raw, where))
+
+
+def _convert(hint: Any, raw: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _convert_dataclass(typing.cast(type, hint), raw, where)
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        options = typing.get_args(hint)
+        if raw is None and type(None) in options:
+            return None
+        (inner,) = (o for o in options if o is not type(None))
+        return _convert(inner, raw, where)
+    if origin is tuple:
+        _check(isinstance(raw, list), where, f"must be a list, got {type(raw).__name__}")
+        args = typing.get_args(hint)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(raw))
+        _check(len(args) == len(raw), where, f"must have {len(args)} entries, got {len(raw)}")
+        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, raw, strict=True)))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        try:
+            return hint(raw)
+        except ValueError as error:
+            raise ConfigError(where, f"unknown value {raw!r}") from error
+    if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return float(raw)
+    expected = dict if origin is not None else hint
+    if expected is not Any:
+        _check(isinstance(raw, expected), where, f"must be {expected.__name__}, got {type(raw).__name__}")
+    return raw
+
+
+def _convert_dataclass(kind: type, raw: Any, where: str) -> Any:
+    _check(isinstance(raw, dict), where, f"must be an object, got {type(raw).__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(raw) - set(fields))
+    _check(not unknown, where, f"unknown field {', '.join(unknown)}")
+    values = {}
+    for name, spec in fields.items():
+        if name in raw:
+            values[name] = _convert(hints[name], raw[name], f"{where}.{name}")
+        else:
+            required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+            _check(not required, where, f"field {name} is missing")
+    return kind(**values)

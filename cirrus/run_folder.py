@@ -1,0 +1,272 @@
+"""The run folder: the one control plane of a run, on every backend.
+
+===========================  =========================  ==============================================
+key                          its one writer             what
+===========================  =========================  ==============================================
+``config.json``              the client that creates    the frozen :class:`~cirrus.config.RunConfig`
+``token``                    the client that creates    the run's secret, readable by its owner alone
+``client.json``              whoever holds the claim    who supervises the run (conditional writes)
+``shards/K.json``            shard K                    address and generation (conditional writes)
+``status.json``              shard 0                    :class:`~cirrus.metrics.RunStatus`
+``metrics/N.jsonl``          shard 0                    :class:`~cirrus.metrics.MetricPoint` lines
+``control/ID.json``          a client, one object each  a request; shard 0 deletes it when it is carried out
+``snapshots/K/N/``           shard K                    recovery snapshots, manifest last
+``checkpoints/NAME/``        all shards, manifest by 0  the same moment on all shards
+``model/``                   all shards, manifest by 0  the final model, a checkpoint like the others
+===========================  =========================  ==============================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import time
+from dataclasses import dataclass
+
+from cirrus.config import RunConfig, from_plain
+from cirrus.errors import ConflictError, CorruptDataError, NotFoundError, SupersededError
+from cirrus.metrics import MetricPoint, RunStatus
+from cirrus.storage import ObjectStore, open_store
+
+#: A metrics object is rewritten as it grows to this size; then the next one begins.
+METRICS_SEGMENT_BYTES = 64 * 1024
+#: A supervisor that has not renewed its claim for this long is taken for dead.
+CLAIM_SECONDS = 10.0
+TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardAddress:
+    """Where a shard listens, and which incarnation of it that is."""
+
+    shard: int
+    generation: int
+    host: str
+    port: int
+    pid: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientClaim:
+    """Who supervises the run."""
+
+    client_id: str
+    host: str
+    pid: int
+    renewed_at: float
+    """Unix time."""
+    released: bool = False
+    """True once the supervisor ended in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlRequest:
+    """What a client asks shard 0 to do."""
+
+    action: str
+    """``stop`` (finish now, keep the model), ``kill``, ``snapshot`` (cut a checkpoint) or ``fail``."""
+    reason: str = ""
+
+
+class RunFolder:
+    """Typed access to the objects of one run.
+
+    Args:
+        url: The run folder itself, such as ``/home/ada/.cirrus/runs/20261123-101500-ab12``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.store: ObjectStore = open_store(url)
+
+    # The client that creates the run.
+
+    def create(self, config: RunConfig) -> str:
+        """Write the config and a fresh token; return the token.
+
+        Raises:
+            ConflictError: There is a run of this id.
+        """
+        token = secrets.token_hex(TOKEN_BYTES)
+        self.store.put("config.json", config.to_json(), if_absent=True)
+        self.store.put("token", token.encode(), private=True)
+        return token
+
+    def config(self) -> RunConfig:
+        """Read the run's config."""
+        return RunConfig.from_json(self.store.get("config.json"))
+
+    def token(self) -> str:
+        """Read the run's secret."""
+        return self.store.get("token").decode()
+
+    # Supervision.
+
+    def claim(self, claim: ClientClaim) -> None:
+        """Become the supervisor, or renew the claim.
+
+        Raises:
+            ConflictError: Another living client holds the claim.
+        """
+        data = json.dumps(dataclasses.asdict(claim)).encode()
+        try:
+            raw, etag = self.store.get_versioned("client.json")
+        except NotFoundError:
+            self.store.put("client.json", data, if_absent=True)
+            return
+        held = from_plain(ClientClaim, _parse(raw, "client.json"), "client.json")
+        alive = not held.released and time.time() - held.renewed_at < CLAIM_SECONDS
+        if held.client_id != claim.client_id and alive:
+            raise ConflictError(f"{self.url} is supervised by process {held.pid} on {held.host}")
+        self.store.put("client.json", data, if_match=etag)
+
+    def claim_holder(self) -> ClientClaim | None:
+        """Return who supervises the run, or None if nobody ever did."""
+        try:
+            return from_plain(ClientClaim, _parse(self.store.get("client.json"), "client.json"), "client.json")
+        except NotFoundError:
+            return None
+
+    # Shards.
+
+    def shard_address(self, shard: int) -> ShardAddress | None:
+        """Return where a shard was last seen, or None before its first start."""
+        key = f"shards/{shard}.json"
+        try:
+            return from_plain(ShardAddress, _parse(self.store.get(key), key), key)
+        except NotFoundError:
+            return None
+
+    def announce_shard(self, address: ShardAddress) -> None:
+        """Write a shard's address, unless a newer generation has written its own.
+
+        Raises:
+            SupersededError: This shard belongs to an older generation than the one in the folder.
+        """
+        key = f"shards/{address.shard}.json"
+        data = json.dumps(dataclasses.asdict(address)).encode()
+        while True:
+            try:
+                raw, etag = self.store.get_versioned(key)
+            except NotFoundError:
+                try:
+                    self.store.put(key, data, if_absent=True)
+                except ConflictError:
+                    continue
+                return
+            held = from_plain(ShardAddress, _parse(raw, key), key)
+            if held.generation >= address.generation:
+                raise SupersededError(
+                    f"shard {address.shard} generation {address.generation} was replaced by {held.generation}"
+                )
+            try:
+                self.store.put(key, data, if_match=etag)
+            except ConflictError:
+                continue
+            return
+
+    # What shard 0 writes.
+
+    def write_status(self, status: RunStatus) -> None:
+        """Replace the run's status."""
+        self.store.put("status.json", json.dumps(dataclasses.asdict(status)).encode())
+
+    def status(self) -> RunStatus | None:
+        """Return the run's status, or None before its coordinator first wrote one."""
+        try:
+            raw = _parse(self.store.get("status.json"), "status.json")
+        except NotFoundError:
+            return None
+        return from_plain(RunStatus, raw, "status.json")
+
+    # Control.
+
+    def request(self, request: ControlRequest) -> str:
+        """Leave a request for shard 0; return its key, which disappears when it has been carried out."""
+        key = f"control/{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+        self.store.put(key, json.dumps(dataclasses.asdict(request)).encode(), if_absent=True)
+        return key
+
+    def requests(self) -> list[tuple[str, ControlRequest]]:
+        """Return the requests that are waiting, oldest first, with their keys."""
+        found = []
+        for key in self.store.list("control/"):
+            try:
+                found.append((key, from_plain(ControlRequest, _parse(self.store.get(key), key), key)))
+            except NotFoundError:
+                continue
+        return found
+
+    def finish_request(self, key: str) -> None:
+        """Say that a request has been carried out."""
+        self.store.delete(key)
+
+
+class MetricsWriter:
+    """Appends points to a run's metrics; the owner is shard 0.
+
+    Object stores cannot append, so the newest segment is written whole each time until it is full.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._store = folder.store
+        segments = self._store.list("metrics/")
+        self._number = len(segments)
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._dirty = False
+
+    def append(self, point: MetricPoint) -> None:
+        """Add a point; :meth:`flush` makes it visible."""
+        line = json.dumps(dataclasses.asdict(point)).encode() + b"\n"
+        self._lines.append(line)
+        self._size += len(line)
+        self._dirty = True
+
+    def flush(self) -> None:
+        """Write what has been appended since the last flush."""
+        if not self._dirty:
+            return
+        self._store.put(f"metrics/{self._number:08d}.jsonl", b"".join(self._lines))
+        self._dirty = False
+        if self._size >= METRICS_SEGMENT_BYTES:
+            self._number += 1
+            self._lines.clear()
+            self._size = 0
+
+
+class MetricsReader:
+    """Reads a run's metrics, each call the points that are new."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._store = folder.store
+        self._segment = 0
+        self._points_read = 0
+
+    def read(self) -> list[MetricPoint]:
+        """Return the points written since the last call."""
+        new: list[MetricPoint] = []
+        while True:
+            key = f"metrics/{self._segment:08d}.jsonl"
+            try:
+                data = self._store.get(key)
+            except NotFoundError:
+                return new
+            points = [from_plain(MetricPoint, _parse(line, key), key) for line in data.splitlines()]
+            new += points[self._points_read :]
+            self._points_read = len(points)
+            if len(data) < METRICS_SEGMENT_BYTES and not self._store.exists(
+                f"metrics/{self._segment + 1:08d}.jsonl"
+            ):
+                return new
+            self._segment += 1
+            self._points_read = 0
+
+
+def _parse(raw: bytes, key: str) -> object:
+    try:
+        parsed: object = json.loads(raw)
+    except ValueError as error:
+        raise CorruptDataError(f"{key} is not JSON: {error}") from error
+    return parsed
