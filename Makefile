@@ -1,0 +1,71 @@
+# make train   install and train on real flights       make test   run the tests
+# make check   formatting, lint, types, layers         make bench  speed against other tools
+#
+# Everything lives in .venv, made with $(PYTHON) (3.11 or newer): `make PYTHON=python3.12 train`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+TRAIN_ARGS ?=
+TEST_ARGS ?=
+BENCH_DATA ?= out/bench-data
+BENCH_ROWS ?= 1000000
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install train test check format bench clean
+
+help:
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: Cirrus needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing cirrus and its dependencies (some 200 MB, about a minute)"
+	@$(PIP) --editable '.[examples]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the tools for tests and checks"
+	@$(PIP) --editable '.[examples,dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@$(PIP) --editable '.[examples,bench]'
+	@touch $@
+
+# Compiled here once, so that the first run does not stand still for it.
+$(VENV)/.kernels: $(VENV)/.installed $(wildcard cirrus/paramserver/*kernels*.py)
+	@$(BIN)/python -m cirrus.paramserver.kernels
+	@touch $@
+
+install: $(VENV)/.installed $(VENV)/.kernels
+
+train: install
+	@$(BIN)/python examples/flights.py $(TRAIN_ARGS)
+
+test: $(VENV)/.installed-dev $(VENV)/.kernels
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: install $(VENV)/.installed-bench
+	@for script in benchmarks/[a-z]*.py; do \
+	    echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
