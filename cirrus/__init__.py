@@ -1,0 +1,95 @@
+"""Train sparse models on stateless workers and a parameter server.
+
+Names are imported when they are first used: a worker imports this package too, and must not pay for scipy,
+numba or scikit-learn.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cirrus.client_backend.inline import InlineBackend
+    from cirrus.client_backend.local import LocalBackend
+    from cirrus.client_backend.runs import Run, list_runs, open_run
+    from cirrus.errors import (
+        CirrusError,
+        ConfigError,
+        ConflictError,
+        CorruptDataError,
+        DataError,
+        NotFoundError,
+        RunError,
+        RunInterruptedError,
+        StorageError,
+    )
+    from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
+    from cirrus.frontend.estimators import LogisticRegression
+    from cirrus.frontend.model_files import load_model
+    from cirrus.metrics import MetricPoint, RunState, RunStatus
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CirrusError": "cirrus.errors",
+    "ConfigError": "cirrus.errors",
+    "ConflictError": "cirrus.errors",
+    "CorruptDataError": "cirrus.errors",
+    "DataError": "cirrus.errors",
+    "Dataset": "cirrus.frontend.datasets",
+    "InlineBackend": "cirrus.client_backend.inline",
+    "LocalBackend": "cirrus.client_backend.local",
+    "LogisticRegression": "cirrus.frontend.estimators",
+    "MetricPoint": "cirrus.metrics",
+    "NotFoundError": "cirrus.errors",
+    "Run": "cirrus.client_backend.runs",
+    "RunError": "cirrus.errors",
+    "RunInterruptedError": "cirrus.errors",
+    "RunState": "cirrus.metrics",
+    "RunStatus": "cirrus.metrics",
+    "StorageError": "cirrus.errors",
+    "list_runs": "cirrus.client_backend.runs",
+    "load_arrays": "cirrus.frontend.datasets",
+    "load_csv": "cirrus.frontend.datasets",
+    "load_model": "cirrus.frontend.model_files",
+    "load_svmlight": "cirrus.frontend.datasets",
+    "open_run": "cirrus.client_backend.runs",
+}
+
+__all__ = [
+    "CirrusError",
+    "ConfigError",
+    "ConflictError",
+    "CorruptDataError",
+    "DataError",
+    "Dataset",
+    "InlineBackend",
+    "LocalBackend",
+    "LogisticRegression",
+    "MetricPoint",
+    "NotFoundError",
+    "Run",
+    "RunError",
+    "RunInterruptedError",
+    "RunState",
+    "RunStatus",
+    "StorageError",
+    "list_runs",
+    "load_arrays",
+    "load_csv",
+    "load_model",
+    "load_svmlight",
+    "open_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'cirrus' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

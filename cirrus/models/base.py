@@ -1,0 +1,76 @@
+"""What a model family is to the rest of the system.
+
+A model is pure: it holds no parameters, opens nothing and remembers nothing. The worker asks it which rows
+of which tables a minibatch touches, pulls those rows, and hands them back for a gradient. Names of tables are
+the model's own; shards only know them as matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from cirrus.chunks import Block
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableSpec:
+    """One parameter matrix that a model needs."""
+
+    name: str
+    n_rows: int
+    width: int = 1
+    regularised: bool = True
+    """False for tables that ``l1`` and ``l2`` must leave alone, such as an intercept."""
+    initial_scale: float = 0.0
+    """Standard deviation of the initial values; 0 means zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """What one minibatch says about the parameters it touches."""
+
+    loss_sum: float
+    """Sum over the rows of weight times loss."""
+    weight_sum: float
+    """Sum of the rows' weights; the number of rows where there are none."""
+    values: dict[str, Array]
+    """For each table, float of shape (touched rows, width): the sum over the rows of weight times gradient.
+    Rows of a table are in the order of :meth:`Model.ids`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """How well parameters do on some rows; sums, so that those of several minibatches can be added."""
+
+    loss_sum: float
+    weight_sum: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Further weighted sums by name, such as ``accuracy``: each divided by ``weight_sum`` is a mean."""
+
+
+class Model(Protocol):
+    """The pure functions of one model family."""
+
+    def tables(self, n_features: int) -> tuple[TableSpec, ...]:
+        """Return the tables for data of ``n_features`` columns; the first is the largest."""
+
+    def ids(self, block: Block) -> dict[str, Array]:
+        """Return the rows of each table that a minibatch touches: uint32, sorted, unique."""
+
+    def gradient(self, parameters: Mapping[str, Array], block: Block) -> Gradients:
+        """Return the summed gradient of a minibatch.
+
+        Args:
+            parameters: For each table the rows of :meth:`ids`, float32 of shape (number of ids, width).
+            block: The minibatch.
+        """
+
+    def loss(self, parameters: Mapping[str, Array], block: Block) -> LossSum:
+        """Return the summed loss of a minibatch, without a gradient."""
