@@ -1,0 +1,462 @@
+"""The shard's inner loops, compiled by numba, all without the interpreter lock.
+
+All tables of a shard lie behind each other in three flat float32 arrays: ``weights`` and two arrays of optimizer
+state. Two small arrays describe them, so that one compiled kernel serves any number of tables:
+
+``layout`` int64 ``(n_tables, 5)``
+    first element, first row (global), number of rows here, width, optimizer code.
+``hyper`` float32 ``(n_tables, 6)``
+    learning rate, l1, l2, and up to three parameters of the optimizer.
+
+:func:`apply_pushes` walks the frames of a receive buffer and applies every plain push in it in one call: a Python
+loop a frame would cost more than the frame. It stops at the first frame that is not a plain push of the lease that
+the connection is attached to; the caller deals with that one.
+
+Concurrency: several threads run :func:`apply_pushes` on the same tables at once without locks (Hogwild, Recht et al.,
+2011). Two updates of one row at the same instant may lose one of the two; nothing else can happen.
+
+Run as a program, this module compiles every kernel, so that a first run need not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus.paramserver.protocol import ALIGNMENT_BYTES, COMPRESSED, HEADER, MAGIC, PUSH_KEY, SECTION, VERSION
+from cirrus.paramserver.protocol import IdEncoding as _Id
+from cirrus.paramserver.protocol import Kind as _Kind
+from cirrus.paramserver.protocol import ValueEncoding as _Value
+
+_F = TypeVar("_F")
+
+# Columns of ``layout``.
+FIRST_ELEMENT, FIRST_ROW, N_ROWS, WIDTH, OPTIMIZER = range(5)
+# Columns of ``hyper``.
+RATE, L1, L2, PARAM0, PARAM1, PARAM2 = range(6)
+# Optimizer codes.
+SGD, MOMENTUM, NESTEROV, ADAGRAD, ADAM, FTRL, ADD = range(7)
+# Counters that apply_pushes adds to.
+STEPS_APPLIED, DUPLICATES_DROPPED, NONFINITE_REFUSED, VALUES_PUSHED, ROWS_PUSHED, N_COUNTERS = range(6)
+# Why apply_pushes stopped.
+NEED_MORE, OTHER_FRAME, NOT_ATTACHED, BAD_PUSH, ID_OUT_OF_RANGE, IDS_NOT_ASCENDING, GAP, NEED_IDS = range(8)
+# Entries of the ``out`` array of apply_pushes.
+OUT_POSITION, OUT_REQUEST, OUT_FRAMES, OUT_STATUS = range(4)
+
+_HEADER_BYTES = HEADER.size
+_KEY_BYTES = PUSH_KEY.size
+_SECTION_BYTES = SECTION.size
+_PUSH = int(_Kind.PUSH)
+_MAX_SECTIONS = 64
+_ALIGN = ALIGNMENT_BYTES
+_MAGIC_VERSION = MAGIC | VERSION << 16
+_COMPRESSED = COMPRESSED
+_DELTA8, _DELTA16, _DELTA32 = int(_Id.DELTA8), int(_Id.DELTA16), int(_Id.DELTA32)
+_SAME, _RANGE = int(_Id.SAME_AS_PULL), int(_Id.RANGE)
+_FLOAT32 = int(_Value.FLOAT32)
+
+
+def _jit(function: _F) -> _F:
+    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+@_jit
+def _u16(buffer: Any, at: int) -> int:
+    return int(buffer[at]) | int(buffer[at + 1]) << 8
+
+
+@_jit
+def _u32(buffer: Any, at: int) -> int:
+    return (
+        int(buffer[at]) | int(buffer[at + 1]) << 8 | int(buffer[at + 2]) << 16 | int(buffer[at + 3]) << 24
+    )
+
+
+@_jit
+def decode_rows(
+    buffer: Any, at: int, n_bytes: int, encoding: int, count: int, first: int, first_row: int, n_rows: int, out: Any
+) -> int:
+    """Write the local row numbers of a section's ids to ``out``; return a status, NEED_MORE meaning all is well."""
+    if count == 0:
+        return NEED_MORE if n_bytes == 0 else BAD_PUSH
+    row = first - first_row
+    if row < 0 or row >= n_rows:
+        return ID_OUT_OF_RANGE
+    if encoding == _RANGE:
+        if n_bytes != 0:
+            return BAD_PUSH
+        if row + count > n_rows:
+            return ID_OUT_OF_RANGE
+        for i in range(count):
+            out[i] = row + i
+        return NEED_MORE
+    smallest = 1
+    out[0] = row
+    if encoding == _DELTA8:
+        if n_bytes != count - 1:
+            return BAD_PUSH
+        for i in range(count - 1):
+            delta = int(buffer[at + i])
+            smallest = min(smallest, delta)
+            row += delta
+            out[i + 1] = row
+    elif encoding == _DELTA16:
+        if n_bytes != 2 * (count - 1):
+            return BAD_PUSH
+        deltas16 = buffer[at : at + n_bytes].view(np.uint16)
+        for i in range(count - 1):
+            delta = int(deltas16[i])
+            smallest = min(smallest, delta)
+            row += delta
+            out[i + 1] = row
+    elif encoding == _DELTA32:
+        if n_bytes != 4 * (count - 1):
+            return BAD_PUSH
+        deltas32 = buffer[at : at + n_bytes].view(np.uint32)
+        for i in range(count - 1):
+            delta = int(deltas32[i])
+            smallest = min(smallest, delta)
+            row += delta
+            out[i + 1] = row
+    else:
+        return BAD_PUSH
+    # Rows ascend, so the last one is the largest; wrapped uint32 entries before it cannot be reached.
+    if row >= n_rows:
+        return ID_OUT_OF_RANGE
+    if smallest < 1:
+        return IDS_NOT_ASCENDING
+    return NEED_MORE
+
+
+@_jit
+def all_finite(values: Any) -> bool:
+    """Tell whether no value is NaN or infinite. ``x * 0`` is 0 for finite x alone, and the loop vectorises."""
+    total = np.float32(0.0)
+    for i in range(values.size):
+        total += values[i] * np.float32(0.0)
+    return total == np.float32(0.0)
+
+
+@_jit
+def _shrink(weight: Any, threshold: Any) -> Any:
+    """Soft threshold, the proximal step of an L1 penalty."""
+    if weight > threshold:
+        return weight - threshold
+    if weight < -threshold:
+        return weight + threshold
+    return np.float32(0.0)
+
+
+@_jit
+def apply_rows(
+    code: int, h: Any, base: int, width: int, weights: Any, s0: Any, s1: Any, rows: Any, gradient: Any, step: int
+) -> None:
+    """Apply one optimizer step to some rows of one table.
+
+    Args:
+        code: Optimizer code.
+        h: This table's row of ``hyper``.
+        base: The table's first element in the flat arrays.
+        width: Values a row.
+        weights: Flat float32 weights of the shard.
+        s0: First flat state array.
+        s1: Second flat state array.
+        rows: Local row numbers, unique.
+        gradient: Flat float32, ``len(rows) * width``.
+        step: The run's clock, from 0.
+
+    Formulas: momentum and Nesterov (Sutskever et al., 2013), AdaGrad (Duchi et al., 2011), Adam (Kingma and Ba, 2015,
+    moments of untouched rows standing still), FTRL-proximal (McMahan et al., 2013, algorithm 1). L1 is a proximal step
+    after the update, L2 is part of the gradient; FTRL has both in its closed form.
+    """
+    one = np.float32(1.0)
+    rate, l1, l2 = h[RATE], h[L1], h[L2]
+    if code == SGD:
+        rate = rate / (one + h[PARAM0] * np.float32(step))
+        for i in range(rows.size):
+            for c in range(width):
+                e = base + int(rows[i]) * width + c
+                w = weights[e]
+                w -= rate * (gradient[i * width + c] + l2 * w)
+                weights[e] = _shrink(w, rate * l1) if l1 > 0 else w
+    elif code == MOMENTUM or code == NESTEROV:
+        mu = h[PARAM0]
+        rate = rate / (one + h[PARAM1] * np.float32(step))
+        for i in range(rows.size):
+            for c in range(width):
+                e = base + int(rows[i]) * width + c
+                w = weights[e]
+                g = gradient[i * width + c] + l2 * w
+                v = mu * s0[e] + g
+                s0[e] = v
+                w -= rate * (g + mu * v) if code == NESTEROV else rate * v
+                weights[e] = _shrink(w, rate * l1) if l1 > 0 else w
+    elif code == ADAGRAD:
+        epsilon = h[PARAM0]
+        for i in range(rows.size):
+            for c in range(width):
+                e = base + int(rows[i]) * width + c
+                w = weights[e]
+                g = gradient[i * width + c] + l2 * w
+                n = s0[e] + g * g
+                s0[e] = n
+                scaled = rate / (np.sqrt(n) + epsilon)
+                w -= scaled * g
+                weights[e] = _shrink(w, scaled * l1) if l1 > 0 else w
+    elif code == ADAM:
+        beta1, beta2, epsilon = h[PARAM0], h[PARAM1], h[PARAM2]
+        correction1 = np.float32(1.0 - float(beta1) ** (step + 1))
+        correction2 = np.float32(1.0 - float(beta2) ** (step + 1))
+        for i in range(rows.size):
+            for c in range(width):
+                e = base + int(rows[i]) * width + c
+                w = weights[e]
+                g = gradient[i * width + c] + l2 * w
+                m = beta1 * s0[e] + (one - beta1) * g
+                v = beta2 * s1[e] + (one - beta2) * g * g
+                s0[e] = m
+                s1[e] = v
+                scaled = rate / (np.sqrt(v / correction2) + epsilon)
+                w -= scaled * (m / correction1)
+                weights[e] = _shrink(w, scaled * l1) if l1 > 0 else w
+    elif code == FTRL:
+        beta = h[PARAM0]
+        inverse = one / rate
+        for i in range(rows.size):
+            for c in range(width):
+                e = base + int(rows[i]) * width + c
+                g = gradient[i * width + c]
+                n = s1[e]
+                grown = np.sqrt(n + g * g)
+                z = s0[e] + g - (grown - np.sqrt(n)) * inverse * weights[e]
+                s0[e] = z
+                s1[e] = n + g * g
+                if abs(z) <= l1:
+                    weights[e] = np.float32(0.0)
+                else:
+                    sign = one if z > 0 else -one
+                    weights[e] = -(z - sign * l1) / ((beta + grown) * inverse + l2)
+    else:  # ADD
+        for i in range(rows.size):
+            for c in range(width):
+                weights[base + int(rows[i]) * width + c] += gradient[i * width + c]
+
+
+@_jit
+def gather_rows(base: int, width: int, weights: Any, rows: Any, out: Any) -> None:
+    """Copy rows of one table to ``out``, flat float32 ``len(rows) * width``."""
+    if width == 1:
+        for i in range(rows.size):
+            out[i] = weights[base + int(rows[i])]
+    else:
+        for i in range(rows.size):
+            start = base + int(rows[i]) * width
+            for c in range(width):
+                out[i * width + c] = weights[start + c]
+
+
+@_jit
+def _find_pull(remembered_keys: Any, request: int) -> int:
+    for slot in range(remembered_keys.shape[0]):
+        if remembered_keys[slot, 0] == request:
+            return slot
+    return -1
+
+
+@_jit
+def _check_section(
+    buffer: Any, at: int, stop: int, layout: Any, remembered_keys: Any, remembered: Any, scratch: Any, used: int, plan: Any
+) -> int:
+    """Check one section and note in ``plan`` where its rows and values are; return a status.
+
+    ``plan`` gets: table, slot of the remembered pull or -1, start of the rows there or in ``scratch``, count, start of the
+    values in the buffer, start of the next section.
+    """
+    if at + _SECTION_BYTES > stop:
+        return BAD_PUSH
+    table = _u16(buffer, at)
+    id_encoding = int(buffer[at + 2])
+    value_encoding = int(buffer[at + 3])
+    count = _u32(buffer, at + 4)
+    first = _u32(buffer, at + 8)
+    id_bytes = _u32(buffer, at + 12)
+    value_bytes = _u32(buffer, at + 16)
+    if id_encoding & _COMPRESSED or value_encoding != _FLOAT32:
+        return OTHER_FRAME
+    id_start = at + _SECTION_BYTES
+    value_start = id_start + (id_bytes + _ALIGN - 1) // _ALIGN * _ALIGN
+    following = value_start + (value_bytes + _ALIGN - 1) // _ALIGN * _ALIGN
+    if table >= layout.shape[0] or following > stop:
+        return BAD_PUSH
+    width = layout[table, WIDTH]
+    slot = -1
+    rows_start = used
+    if id_encoding == _SAME:
+        slot = _find_pull(remembered_keys, first)
+        if slot < 0:
+            return NEED_IDS
+        rows_start = remembered_keys[slot, 1 + 2 * table]
+        count = remembered_keys[slot, 2 + 2 * table]
+    if value_bytes != 4 * count * width:
+        return BAD_PUSH
+    if slot < 0:
+        if used + count > scratch.size:
+            return BAD_PUSH
+        status = decode_rows(
+            buffer, id_start, id_bytes, id_encoding, count, first, layout[table, FIRST_ROW], layout[table, N_ROWS],
+            scratch[used:],
+        )  # fmt: skip
+        if status != NEED_MORE:
+            return status
+    plan[0] = table
+    plan[1] = slot
+    plan[2] = rows_start
+    plan[3] = count
+    plan[4] = value_start
+    plan[5] = following
+    return NEED_MORE
+
+
+@_jit
+def apply_pushes(
+    buffer: Any,
+    start: int,
+    end: int,
+    layout: Any,
+    hyper: Any,
+    weights: Any,
+    s0: Any,
+    s1: Any,
+    marks: Any,
+    epoch: int,
+    lease: int,
+    remembered_keys: Any,
+    remembered: Any,
+    scratch: Any,
+    counters: Any,
+    refuse_nonfinite: bool,
+    out: Any,
+) -> None:
+    """Apply the plain pushes that a receive buffer begins with.
+
+    Args:
+        buffer: uint8; frames lie from ``start``, bytes are there up to ``end``.
+        start: Where the first frame begins.
+        end: One past the last byte received.
+        layout: Tables, see the module.
+        hyper: Optimizer parameters, see the module.
+        weights: Flat weights.
+        s0: First flat state.
+        s1: Second flat state.
+        marks: int32, the next position of every lease of ``epoch``.
+        epoch: The epoch that the connection is attached to, -1 for none.
+        lease: The lease that the connection is attached to.
+        remembered_keys: int64 ``(REMEMBERED_PULLS, 1 + 2 * n_tables)``: request, then start and count a table.
+        remembered: uint32 ``(REMEMBERED_PULLS, capacity)``: local rows of those pulls.
+        scratch: uint32, room for the rows of one frame.
+        counters: int64 ``(N_COUNTERS,)``, added to.
+        refuse_nonfinite: Drop sections with NaN or infinity.
+        out: int64 ``(4,)``: where the next frame begins, the last push's request, pushes consumed, why it stopped.
+    """
+    at = start
+    n_frames = 0
+    request = 0
+    status = NEED_MORE
+    plans = np.empty((_MAX_SECTIONS, 6), np.int64)
+    while True:
+        if end - at < _HEADER_BYTES:
+            break
+        if _u32(buffer, at) != (_MAGIC_VERSION | _PUSH << 24):
+            status = OTHER_FRAME
+            break
+        length = _u32(buffer, at + 8)
+        body = at + _HEADER_BYTES
+        stop = body + length
+        if stop > end:
+            break
+        if length < _KEY_BYTES or length % _ALIGN:
+            status = BAD_PUSH
+            break
+        if _u32(buffer, body) != epoch or _u32(buffer, body + 4) != lease:
+            status = NOT_ATTACHED
+            break
+        position = _u32(buffer, body + 8)
+        n_sections = _u16(buffer, body + 12)
+        step = _u32(buffer, body + 16) | _u32(buffer, body + 20) << 32
+        mark = int(marks[lease])
+        if position > mark:
+            status = GAP
+            break
+        if position < mark:
+            counters[DUPLICATES_DROPPED] += 1
+        else:
+            if n_sections > _MAX_SECTIONS:
+                status = BAD_PUSH
+                break
+            section = body + _KEY_BYTES
+            used = 0
+            for k in range(n_sections):
+                status = _check_section(
+                    buffer, section, stop, layout, remembered_keys, remembered, scratch, used, plans[k]
+                )
+                if status != NEED_MORE:
+                    break
+                section = plans[k, 5]
+                if plans[k, 1] < 0:
+                    used += plans[k, 3]
+            if status != NEED_MORE:
+                break
+            if section != stop:
+                status = BAD_PUSH
+                break
+            for k in range(n_sections):
+                table, slot, rows_start, count = plans[k, 0], plans[k, 1], plans[k, 2], plans[k, 3]
+                width = layout[table, WIDTH]
+                gradient = buffer[plans[k, 4] : plans[k, 4] + 4 * count * width].view(np.float32)
+                if refuse_nonfinite and not all_finite(gradient):
+                    counters[NONFINITE_REFUSED] += 1
+                    continue
+                if slot < 0:
+                    rows = scratch[rows_start : rows_start + count]
+                else:
+                    rows = remembered[slot, rows_start : rows_start + count]
+                apply_rows(
+                    layout[table, OPTIMIZER], hyper[table], layout[table, FIRST_ELEMENT], width, weights, s0, s1,
+                    rows, gradient, step,
+                )  # fmt: skip
+                counters[ROWS_PUSHED] += count
+                counters[VALUES_PUSHED] += count * width
+            marks[lease] = mark + 1
+            counters[STEPS_APPLIED] += 1
+        request = _u32(buffer, at + 4)
+        n_frames += 1
+        at = stop
+    out[OUT_POSITION] = at
+    out[OUT_REQUEST] = request
+    out[OUT_FRAMES] = n_frames
+    out[OUT_STATUS] = status
+
+
+def compile_all() -> None:
+    """Compile every kernel, or load it from numba's cache."""
+    u8: NDArray[np.uint8] = np.zeros(64, np.uint8)
+    layout = np.array([[0, 0, 1, 1, SGD]], np.int64)
+    hyper: NDArray[np.float32] = np.zeros((1, 6), np.float32)
+    flat: NDArray[np.float32] = np.zeros(1, np.float32)
+    rows: NDArray[np.uint32] = np.zeros(1, np.uint32)
+    apply_pushes(
+        u8, 0, 0, layout, hyper, flat, flat, flat, np.zeros(1, np.int32), 0, 0, np.zeros((1, 3), np.int64),
+        np.zeros((1, 1), np.uint32), rows, np.zeros(N_COUNTERS, np.int64), True, np.zeros(4, np.int64),
+    )  # fmt: skip
+    decode_rows(u8, 0, 0, _RANGE, 1, 0, 0, 1, rows)
+    gather_rows(0, 1, flat, rows, flat)
+    apply_rows(SGD, hyper[0], 0, 1, flat, flat, flat, rows, flat, 0)
+
+
+if __name__ == "__main__":
+    print("compiling the parameter server's kernels (once, they are cached) ...", flush=True)
+    compile_all()
