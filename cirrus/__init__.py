@@ -25,8 +25,7 @@ if TYPE_CHECKING:
         StorageError,
     )
     from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
-    from cirrus.frontend.estimators import LogisticRegression
-    from cirrus.frontend.model_files import load_model
+    from cirrus.frontend.estimators import LogisticRegression, load_model
     from cirrus.metrics import MetricPoint, RunState, RunStatus
 
 __version__ = "0.1.0"
@@ -52,7 +51,7 @@ _HOMES = {
     "list_runs": "cirrus.client_backend.runs",
     "load_arrays": "cirrus.frontend.datasets",
     "load_csv": "cirrus.frontend.datasets",
-    "load_model": "cirrus.frontend.model_files",
+    "load_model": "cirrus.frontend.estimators",
     "load_svmlight": "cirrus.frontend.datasets",
     "open_run": "cirrus.client_backend.runs",
 }

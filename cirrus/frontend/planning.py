@@ -1,0 +1,220 @@
+"""From an estimator's parameters and a dataset's manifest to a frozen :class:`~cirrus.config.RunConfig`.
+
+Pure: nothing is opened or started here. What ``"auto"`` means is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cirrus.chunks import Manifest, cut_boundaries, plan_leases
+from cirrus.config import OPTIMIZER_PARAMS, ModelConfig, OptimizerConfig, RunConfig, StopConfig, TableConfig
+from cirrus.errors import ConfigError
+from cirrus.models import TableSpec, create_model
+
+#: Data of at most this many rows is one minibatch: a gradient over all of it costs less than a round trip.
+ONE_BATCH_ROWS = 1024
+MIN_AUTO_BATCH_ROWS = 64
+MAX_AUTO_BATCH_ROWS = 1024
+#: ``batch_size="auto"`` aims at this many updates an epoch, within the bounds above.
+AUTO_UPDATES_PER_EPOCH = 128
+
+#: ``epochs="auto"`` allows for this many rows in all, so that small data gets many passes, ended by ``tol``.
+AUTO_EPOCHS_ROWS = 600_000
+MIN_AUTO_EPOCHS = 3
+MAX_AUTO_EPOCHS = 1000
+
+#: How often checkpoints are cut when only ``checkpoint_url`` says that they are wanted.
+DEFAULT_CHECKPOINT_SECONDS = 60.0
+#: What one function may have (AWS Lambda's bounds).
+WORKER_MEMORY_MB = (128, 10_240)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What the shards begin with, other than zeros."""
+
+    url: str
+    """A checkpoint."""
+    with_ledger: bool
+    """True: go on where the checkpoint was cut. False: take its tables and begin at epoch 0."""
+
+
+def auto_batch_size(n_rows: int) -> int:
+    """Return the batch size that ``"auto"`` stands for.
+
+    All rows when they are few; else the power of two that gives some
+    :data:`AUTO_UPDATES_PER_EPOCH` updates an epoch, within bounds.
+    """
+    if n_rows <= ONE_BATCH_ROWS:
+        return max(1, n_rows)
+    wanted = 2 ** round(math.log2(n_rows / AUTO_UPDATES_PER_EPOCH))
+    return min(MAX_AUTO_BATCH_ROWS, max(MIN_AUTO_BATCH_ROWS, wanted))
+
+
+def auto_epochs(n_rows: int) -> int:
+    """Return the most epochs that ``"auto"`` stands for: many for little data, few for much."""
+    return min(MAX_AUTO_EPOCHS, max(MIN_AUTO_EPOCHS, round(AUTO_EPOCHS_ROWS / max(1, n_rows))))
+
+
+def plan_run(
+    params: Mapping[str, Any],
+    *,
+    run_id: str,
+    model: ModelConfig,
+    train_url: str,
+    manifest: Manifest,
+    validation_url: str | None = None,
+    seed: int,
+    start: Start | None = None,
+    dollars_per_hour: float = 0.0,
+    metadata: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Return the whole description of a run.
+
+    Args:
+        params: An estimator's ``get_params()``.
+        run_id: The new run's name.
+        model: The model family and its parameters.
+        train_url: Where the dataset is.
+        manifest: The dataset's manifest.
+        validation_url: Another dataset whose loss is watched.
+        seed: Decides the order of leases and any initial values.
+        start: A checkpoint to begin with; ``params["resume_from"]`` is one too.
+        dollars_per_hour: What the backend says the job costs.
+        metadata: What a client that attaches later needs to know.
+
+    Raises:
+        ConfigError: A parameter is wrong; it is named.
+    """
+    check_supported(params)
+    if params["early_stopping"] and validation_url is None:
+        raise ConfigError("early_stopping", "needs data to watch: fit(..., validation=...)")
+    if params["early_stopping"] and params["tol"] is None:
+        raise ConfigError("early_stopping", "needs a tol to compare improvements with, got tol=None")
+    n_shards = _whole(params["n_shards"], "n_shards")
+    n_workers = _whole(params["n_workers"], "n_workers")
+    batch_size = _auto(params["batch_size"], "batch_size", auto_batch_size(manifest.n_rows))
+    batch_size = min(batch_size, manifest.n_rows)
+    optimizer = _optimizer(params)
+    tables = tuple(
+        _table(spec, optimizer, manifest, n_shards, batch_size)
+        for spec in create_model(model).tables(manifest.n_features)
+    )
+    if params["resume_from"] is not None:
+        start = Start(url=str(params["resume_from"]), with_ledger=True)
+    checkpoint_seconds = params["checkpoint_seconds"]
+    if checkpoint_seconds is None and params["checkpoint_url"] is not None:
+        checkpoint_seconds = DEFAULT_CHECKPOINT_SECONDS
+    return RunConfig(
+        run_id=run_id,
+        model=model,
+        tables=tables,
+        train_url=train_url,
+        train_fingerprint=manifest.fingerprint,
+        validation_url=validation_url,
+        n_features=manifest.n_features,
+        batch_size=batch_size,
+        leases=plan_leases(manifest, n_workers, batch_size),
+        stop=StopConfig(
+            epochs=_auto(params["epochs"], "epochs", auto_epochs(manifest.n_rows)),
+            tol=_number_or_none(params["tol"], "tol"),
+            target_loss=_number_or_none(params["target_loss"], "target_loss"),
+            max_seconds=_number_or_none(params["max_seconds"], "max_seconds"),
+            max_cost=_number_or_none(params["max_cost"], "max_cost"),
+            early_stopping=bool(params["early_stopping"]),
+        ),
+        n_workers=n_workers,
+        n_shards=n_shards,
+        seed=seed,
+        compression=params["compression"],
+        wire_dtype=params["wire_dtype"],
+        gradient_threshold=_number_or_none(params["gradient_threshold"], "gradient_threshold"),
+        checkpoint_seconds=_number_or_none(checkpoint_seconds, "checkpoint_seconds"),
+        checkpoint_url=None if params["checkpoint_url"] is None else str(params["checkpoint_url"]),
+        resume_url=None if start is None else start.url,
+        resume_ledger=start is not None and start.with_ledger,
+        dollars_per_hour=dollars_per_hour,
+        model_metadata={} if metadata is None else metadata,
+    )
+
+
+def check_supported(params: Mapping[str, Any]) -> None:
+    """Refuse what this version knows by name only.
+
+    Raises:
+        ConfigError: ``mode``, ``staleness`` or ``worker_memory_mb`` cannot be honoured.
+    """
+    if params["mode"] != "sgd":
+        raise ConfigError("mode", f'must be "sgd"; {params["mode"]!r} comes with a later version')
+    if params["staleness"] is not None:
+        raise ConfigError("staleness", "must be None; bounded staleness comes with a later version")
+    least, most = WORKER_MEMORY_MB
+    memory = _whole(params["worker_memory_mb"], "worker_memory_mb")
+    if not least <= memory <= most:
+        raise ConfigError("worker_memory_mb", f"must be between {least} and {most}, got {memory}")
+
+
+def _optimizer(params: Mapping[str, Any]) -> OptimizerConfig:
+    name = params["optimizer"]
+    if name == "add" or name not in OPTIMIZER_PARAMS:
+        known = ", ".join(known for known in OPTIMIZER_PARAMS if known != "add")
+        raise ConfigError("optimizer", f"must be one of {known}, got {name!r}")
+    extra = params["optimizer_params"]
+    if extra is not None and not isinstance(extra, Mapping):
+        raise ConfigError("optimizer_params", f"must be a dict or None, got {extra!r}")
+    return OptimizerConfig(
+        name=name,
+        learning_rate=_number(params["learning_rate"], "learning_rate"),
+        l1=_number(params["l1"], "l1"),
+        l2=_number(params["l2"], "l2"),
+        params={key: _number(value, f"optimizer_params[{key!r}]") for key, value in (extra or {}).items()},
+    )
+
+
+def _table(
+    spec: TableSpec, optimizer: OptimizerConfig, manifest: Manifest, n_shards: int, batch_size: int
+) -> TableConfig:
+    if not spec.regularised:
+        optimizer = OptimizerConfig(
+            name=optimizer.name, learning_rate=optimizer.learning_rate, params=optimizer.params
+        )
+    if spec.n_rows == manifest.n_features:
+        boundaries = cut_boundaries(manifest, spec.n_rows, n_shards, batch_size)
+    else:
+        boundaries = tuple(spec.n_rows * k // n_shards for k in range(n_shards + 1))
+    return TableConfig(
+        name=spec.name,
+        n_rows=spec.n_rows,
+        width=spec.width,
+        optimizer=optimizer,
+        boundaries=boundaries,
+        initial_scale=spec.initial_scale,
+    )
+
+
+def _auto(value: Any, name: str, automatic: int) -> int:
+    if isinstance(value, str):
+        if value == "auto":
+            return automatic
+        raise ConfigError(name, f'must be a whole number >= 1 or "auto", got {value!r}')
+    return _whole(value, name)
+
+
+def _whole(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+        raise ConfigError(name, f"must be a whole number >= 1, got {value!r}")
+    return int(value)
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise ConfigError(name, f"must be a number, got {value!r}")
+    return float(value)
+
+
+def _number_or_none(value: Any, name: str) -> float | None:
+    return None if value is None else _number(value, name)

@@ -1,0 +1,184 @@
+"""The live line: what a run is doing, on one line of a terminal, or a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from cirrus.errors import ConfigError
+from cirrus.metrics import RunStatus
+
+#: Rates are taken over this long.
+RATE_SECONDS = 3.0
+#: Where the output is not a terminal, a line is printed at most this often (and at each epoch's end).
+PLAIN_SECONDS = 5.0
+
+Listener = Callable[[RunStatus], None]
+
+
+class RateMeter:
+    """Samples and updates a second over the last moments, from cumulative counts."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int]] = deque()
+
+    def add(self, status: RunStatus) -> None:
+        """Take note of a status."""
+        if self._seen and status.seconds <= self._seen[-1][0]:
+            return
+        self._seen.append((status.seconds, status.samples, status.updates))
+        while len(self._seen) > 2 and status.seconds - self._seen[1][0] >= RATE_SECONDS:
+            self._seen.popleft()
+
+    @property
+    def samples_per_second(self) -> float:
+        """Rows trained on a second."""
+        return self._rate(1)
+
+    @property
+    def updates_per_second(self) -> float:
+        """Minibatches applied a second."""
+        return self._rate(2)
+
+    def _rate(self, which: int) -> float:
+        if not self._seen:
+            return 0.0
+        last = self._seen[-1]
+        first = self._seen[0] if len(self._seen) > 1 else (0.0, 0, 0)
+        seconds = last[0] - first[0]
+        return (last[which] - first[which]) / seconds if seconds > 0 else 0.0
+
+
+class LiveLine:
+    """Shows a run's progress; pass :meth:`show` as a listener, inside ``with``.
+
+    Args:
+        out: Where to; standard error by default, so that output can be piped.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console(file=out if out is not None else sys.stderr, highlight=False)
+        self._clock = clock
+        self._meter = RateMeter()
+        self._live: Live | None = None
+        self._last: RunStatus | None = None
+        self._shown_at = -PLAIN_SECONDS
+        self._shown_epoch = 0
+
+    def __enter__(self) -> LiveLine:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=False)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+        elif self._last is not None:
+            self._print(self._last)
+
+    def show(self, status: RunStatus) -> None:
+        """Show the newest status."""
+        self._meter.add(status)
+        self._last = status
+        if self._live is not None:
+            self._live.update(Text(self._line(status), no_wrap=True, overflow="ellipsis"), refresh=True)
+            return
+        due = self._clock() - self._shown_at >= PLAIN_SECONDS
+        if status.updates and (due or status.epoch > self._shown_epoch):
+            self._print(status)
+
+    def _print(self, status: RunStatus) -> None:
+        self._shown_at = self._clock()
+        self._shown_epoch = status.epoch
+        self._last = None
+        self._console.print(self._line(status), soft_wrap=True)
+
+    def _line(self, status: RunStatus) -> str:
+        return status_line(status, self._meter)
+
+
+def status_line(status: RunStatus, meter: RateMeter) -> str:
+    """Return one line about a run: progress, loss, speed, workers, time, cost."""
+    parts = [_progress(status)]
+    if status.train_loss is not None:
+        parts.append(f"loss {status.train_loss:.4f}")
+    if status.validation_loss is not None:
+        parts.append(f"validation {status.validation_loss:.4f}")
+    parts.append(f"{short_number(meter.samples_per_second)} samples/s")
+    parts.append(f"{short_number(meter.updates_per_second)} updates/s")
+    parts.append(f"{status.n_workers} worker{'' if status.n_workers == 1 else 's'}")
+    parts.append(clock_time(status.seconds))
+    parts.append(f"${status.cost:.2f}" if status.cost >= 0.01 or not status.cost else f"${status.cost:.4f}")
+    return "  ".join(parts)
+
+
+def _progress(status: RunStatus) -> str:
+    if status.state.ended:
+        reason = f" ({status.stop_reason})" if status.stop_reason else ""
+        return f"{status.state.value}{reason} after {status.epoch} epoch{'' if status.epoch == 1 else 's'}"
+    if not status.samples_per_epoch or not status.updates:
+        return "starting"
+    done = status.samples / status.samples_per_epoch - status.epoch
+    epoch = min(status.epoch + 1, max(status.epochs, 1))
+    return f"epoch {epoch}/{status.epochs} {min(max(done, 0.0), 1.0):4.0%}"
+
+
+def short_number(value: float) -> str:
+    """Return a number with three figures or so: ``1,234``, ``123 k``, ``1.23 M``."""
+    if value >= 1e6:
+        return f"{value / 1e6:.2f} M"
+    if value >= 1e4:
+        return f"{value / 1e3:.0f} k"
+    return f"{value:,.0f}"
+
+
+def clock_time(seconds: float) -> str:
+    """Return ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """What an estimator's ``progress`` parameter stands for, as a listener inside ``with``.
+
+    Args:
+        progress: None or False: silent. True: a live line. Else a function of :class:`RunStatus`.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+
+    def __init__(self, progress: bool | Listener | None) -> None:
+        self._line = LiveLine() if progress is True else None
+        if self._line is not None:
+            self.listener: Listener | None = self._line.show
+        elif progress is None or progress is False:
+            self.listener = None
+        elif callable(progress):
+            self.listener = progress
+        else:
+            raise ConfigError("progress", f"must be None, True or a function, got {progress!r}")
+
+    def __enter__(self) -> Progress:
+        if self._line is not None:
+            self._line.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._line is not None:
+            self._line.__exit__(kind, error, trace)

@@ -1,0 +1,38 @@
+"""Storage for what a training job needs only while it runs: arrays as datasets, a model to start from."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from cirrus.storage import drop_memory_store
+
+
+class Scratch:
+    """A place of its own in memory or in the temporary folder; gone when closed, or when the program ends.
+
+    Args:
+        in_memory: True where shards and workers are threads of this process; else they are given a folder.
+    """
+
+    def __init__(self, *, in_memory: bool) -> None:
+        if in_memory:
+            name = f"scratch-{secrets.token_hex(8)}"
+            self._root = f"memory://{name}"
+            self._remove = weakref.finalize(self, drop_memory_store, name)
+        else:
+            self._root = tempfile.mkdtemp(prefix="cirrus-")
+            self._remove = weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
+
+    def url(self, name: str) -> str:
+        """Return the object-store URL for something called ``name``."""
+        if self._root.startswith("memory://"):
+            return f"{self._root}/{name}"
+        return str(Path(self._root) / name)
+
+    def close(self) -> None:
+        """Remove everything. Closing twice is harmless."""
+        self._remove()

@@ -1,0 +1,161 @@
+"""A run seen from the estimator that it will fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from cirrus.client_backend.runs import Run
+from cirrus.config import RunConfig
+from cirrus.errors import RunError, RunInterruptedError
+from cirrus.frontend.progress import Listener, Progress
+from cirrus.frontend.scratch import Scratch
+from cirrus.metrics import MetricPoint, RunState, RunStatus
+from cirrus.paramserver.checkpoint import Checkpoint, read_checkpoint
+from cirrus.storage import open_store
+
+MODEL_PREFIX = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run leaves."""
+
+    status: RunStatus
+    points: list[MetricPoint]
+    checkpoint: Checkpoint
+
+
+def read_outcome(run: Run, status: RunStatus) -> Outcome:
+    """Read the model of a run that has finished."""
+    checkpoint = read_checkpoint(open_store(run.url).child(MODEL_PREFIX))
+    return Outcome(status=status, points=run.metrics(), checkpoint=checkpoint)
+
+
+def check_finished(run_id: str, status: RunStatus) -> None:
+    """Refuse a run that ended without a model.
+
+    Raises:
+        RunInterruptedError: Its client went away; it can be attached.
+        RunError: It was killed or failed.
+    """
+    if status.state is RunState.INTERRUPTED:
+        raise RunInterruptedError(f"run {run_id} was interrupted; go on with: cirrus attach {run_id}")
+    if status.state is not RunState.FINISHED:
+        raise RunError(f"run {run_id} {status.state.value}" + (f": {status.error}" if status.error else ""))
+
+
+class TrainingRun:
+    """A run that fits an estimator when it ends: what :meth:`LogisticRegression.start` returns.
+
+    Use :meth:`wait` (or leave a ``with`` block) to have the estimator fitted; a run that nobody waits for
+    ends with this process.
+
+    Args:
+        run: The supervised run.
+        scratch: What is to be removed once the run has ended.
+        adopt: Called with what the run left, once, when it has finished.
+        progress: The estimator's parameter.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        scratch: Scratch,
+        adopt: Callable[[Outcome], None],
+        progress: bool | Listener | None = None,
+    ) -> None:
+        self._run = run
+        self._scratch = scratch
+        self._adopt = adopt
+        self._progress = progress
+        self._points: list[MetricPoint] | None = None
+        self._final: RunStatus | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's name, as ``cirrus runs`` lists it."""
+        return self._run.run_id
+
+    @property
+    def url(self) -> str:
+        """The run folder."""
+        return self._run.url
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's frozen description."""
+        return self._run.config
+
+    @property
+    def status(self) -> RunStatus:
+        """How far the run is."""
+        return self._run.status if self._final is None else self._final
+
+    def metrics(self) -> list[MetricPoint]:
+        """Return all points of the run's curves so far."""
+        return self._run.metrics() if self._points is None else list(self._points)
+
+    def stop(self) -> None:
+        """Ask the run to finish now and keep its model; :meth:`wait` for it."""
+        self._run.stop()
+
+    def snapshot(self) -> None:
+        """Ask for a checkpoint."""
+        self._run.snapshot()
+
+    def kill(self) -> None:
+        """End the run without a model. Returns when its shards and workers are gone."""
+        if self._final is None:
+            self._run.kill()
+
+    def wait(self, timeout: float | None = None) -> RunStatus:
+        """Wait for the end of the run, then fit the estimator if the run finished.
+
+        Args:
+            timeout: Seconds to wait at most; None: as long as it takes.
+
+        Returns:
+            The status; ``state`` tells whether the run has ended and how. A run that was killed or
+            interrupted leaves the estimator as it was.
+
+        Raises:
+            RunError: The run failed.
+        """
+        if self._final is not None:
+            return self._final
+        try:
+            with Progress(self._progress) as progress:
+                status = self._run.wait(timeout, progress.listener)
+            if status.state.ended:
+                self._finish(status)
+        except BaseException:
+            self.close()
+            raise
+        return status
+
+    def close(self) -> None:
+        """End the run if it has not ended, and remove what it needed. Closing twice is harmless."""
+        self._run.close()
+        self._scratch.close()
+
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.wait()
+        self.close()
+
+    def _finish(self, status: RunStatus) -> None:
+        if status.state is RunState.FINISHED:
+            outcome = read_outcome(self._run, status)
+            self._points = outcome.points
+            self._adopt(outcome)
+        else:
+            self._points = self._run.metrics()
+        self._final = status
+        self.close()
