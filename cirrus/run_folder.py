@@ -101,10 +101,19 @@ class RunFolder:
         """Read the run's secret."""
         return self.store.get("token").decode()
 
+    def remove(self) -> None:
+        """Delete all that the folder holds."""
+        parent, _, name = self.url.rstrip("/").rpartition("/")
+        open_store(parent).delete_prefix(name)
+
     # Supervision.
 
-    def claim(self, claim: ClientClaim) -> None:
+    def claim(self, claim: ClientClaim, *, dead_client: str | None = None) -> None:
         """Become the supervisor, or renew the claim.
+
+        Args:
+            claim: Who wants it.
+            dead_client: The id of a client that is known to be dead, however fresh its claim.
 
         Raises:
             ConflictError: Another living client holds the claim.
@@ -117,6 +126,7 @@ class RunFolder:
             return
         held = from_plain(ClientClaim, _parse(raw, "client.json"), "client.json")
         alive = not held.released and time.time() - held.renewed_at < CLAIM_SECONDS
+        alive = alive and held.client_id != dead_client
         if held.client_id != claim.client_id and alive:
             raise ConflictError(f"{self.url} is supervised by process {held.pid} on {held.host}")
         self.store.put("client.json", data, if_match=etag)
@@ -124,7 +134,9 @@ class RunFolder:
     def claim_holder(self) -> ClientClaim | None:
         """Return who supervises the run, or None if nobody ever did."""
         try:
-            return from_plain(ClientClaim, _parse(self.store.get("client.json"), "client.json"), "client.json")
+            return from_plain(
+                ClientClaim, _parse(self.store.get("client.json"), "client.json"), "client.json"
+            )
         except NotFoundError:
             return None
 

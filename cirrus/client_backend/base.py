@@ -1,0 +1,102 @@
+"""What a backend is: it starts runs, and takes over those that lost their client."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+
+from cirrus.client_backend.claims import new_claim, take_claim
+from cirrus.client_backend.runs import Run, judge_status, open_folder, run_url
+from cirrus.client_backend.supervisor import Launcher, Supervisor
+from cirrus.config import RunConfig
+from cirrus.errors import RunError
+from cirrus.metrics import RunState
+from cirrus.run_folder import ClientClaim, RunFolder
+
+#: Worker generations of a client begin at this number times the generation of shard 0: above those of the
+#: clients before, who cannot have invoked a worker this often.
+GENERATIONS_PER_CLIENT = 1_000_000
+
+
+class Backend(ABC):
+    """Where shards and workers run.
+
+    A subclass says how one of them is run (:meth:`launcher`); starting, supervising and taking over runs is
+    the same for all.
+
+    Attributes:
+        root: Object-store URL under which the run folders (``runs/RUN/``) lie.
+        generation_seconds: Lifetime of a worker's generation where the run's config names none; None: until
+            the run is over.
+        runs_are_temporary: A run's folder is removed with its :class:`~cirrus.client_backend.runs.Run`.
+    """
+
+    root: str
+    generation_seconds: float | None = None
+    runs_are_temporary: bool = False
+
+    @abstractmethod
+    def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
+        """Return how the shards and workers of this run are run here."""
+
+    def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
+        """Return what a run of this size costs while it runs."""
+        return 0.0
+
+    def start(self, config: RunConfig) -> Run:
+        """Create a run and start its shards and workers; does not wait for them.
+
+        Raises:
+            ConflictError: There is a run of this id.
+            StorageError: The run folder cannot be written.
+        """
+        folder = RunFolder(run_url(self.root, config.run_id))
+        folder.create(config)
+        claim = new_claim()
+        folder.claim(claim)
+        return self._supervise(folder, config, claim)
+
+    def attach(self, run_id: str) -> Run:
+        """Become the supervisor of a run whose client went away, and go on with it.
+
+        Its shards restore themselves from their newest snapshots under a new generation; any that still live
+        from before are superseded.
+
+        Raises:
+            NotFoundError: There is no such run.
+            ConflictError: Another living client supervises it.
+            RunError: It has ended.
+        """
+        folder = open_folder(self.root, run_id)
+        config = folder.config()
+        self._check_resumable(folder)
+        claim = new_claim()
+        take_claim(folder, claim)
+        self._check_resumable(folder)
+        return self._supervise(folder, config, claim)
+
+    def _check_resumable(self, folder: RunFolder) -> None:
+        status = judge_status(folder.status(), folder.claim_holder(), time.time())
+        if status.state.ended and status.state is not RunState.INTERRUPTED:
+            raise RunError(f"run {folder.config().run_id} has ended: it is {status.state}")
+
+    def _supervise(self, folder: RunFolder, config: RunConfig, claim: ClientClaim) -> Run:
+        addresses = [folder.shard_address(shard) for shard in range(config.n_shards)]
+        generations = tuple(1 if address is None else address.generation + 1 for address in addresses)
+        supervisor = Supervisor(
+            folder,
+            config,
+            self.launcher(folder, config),
+            claim,
+            shard_generations=generations,
+            worker_generation=generations[0] * GENERATIONS_PER_CLIENT,
+            deadline_seconds=config.generation_seconds or self.generation_seconds,
+            is_temporary=self.runs_are_temporary,
+        )
+        run = Run(folder, config, supervisor=supervisor)
+        try:
+            supervisor.start()
+        except BaseException:
+            run.close()
+            raise
+        return run

@@ -1,0 +1,192 @@
+"""The local backend: shards and workers are processes of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.parse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cirrus.client_backend.base import Backend
+from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
+from cirrus.client_backend.processes import ChildExit, ChildSet
+from cirrus.client_backend.supervisor import Launcher
+from cirrus.config import RunConfig
+from cirrus.errors import CirrusError, ConfigError
+from cirrus.run_folder import RunFolder
+
+#: Environment variable with the default root of runs.
+HOME_VARIABLE = "CIRRUS_HOME"
+DEFAULT_HOME = "~/.cirrus"
+#: Workers hold nothing that is worth saving, and end at once when they are asked to.
+WORKER_GRACE_SECONDS = 0.3
+#: Shards write a last snapshot. One that takes longer is lost, and the one before it stands.
+SHARD_GRACE_SECONDS = 1.5
+
+
+def default_home() -> str:
+    """Return where runs are kept unless told otherwise."""
+    return os.path.expanduser(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME)
+
+
+def shard_command(run_url: str, shard: int, generation: int) -> list[str]:
+    """Return the command line of a shard process."""
+    arguments = ["--run-url", run_url, "--shard", str(shard), "--generation", str(generation)]
+    return [*_python(run_url), "-m", "cirrus.paramserver", *arguments]
+
+
+def worker_command(run_url: str) -> list[str]:
+    """Return the command line of a worker process, which gets everything else as its event."""
+    return [*_python(run_url), "-m", "cirrus.worker_runtime"]
+
+
+def _python(run_url: str) -> list[str]:
+    # The -X option does nothing but show in a process list which run a process belongs to.
+    return [sys.executable, "-P", "-X", f"cirrus_run={run_url}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCommands:
+    """What the local backend runs as its shards and workers."""
+
+    shard: Callable[[str, int, int], Sequence[str]] = shard_command
+    """Command line for (run url, shard, generation)."""
+    worker: Callable[[str], Sequence[str]] = worker_command
+    """Command line for (run url)."""
+
+
+class LocalBackend(Backend):
+    """Runs shards and workers as processes of this machine, which end with this one.
+
+    Args:
+        root: Where the run folders go, as an object-store URL that other processes can open. None: the folder
+            named by the environment variable ``CIRRUS_HOME``, else ``~/.cirrus``.
+        dollars_per_hour: What this machine costs while a run works, for ``cost_`` and ``max_cost``.
+        generation_seconds: Lifetime of a worker process; None: until the run is over.
+        commands: What to run instead of Cirrus' own shards and workers, for tests of failures.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        dollars_per_hour: float = 0.0,
+        generation_seconds: float | None = None,
+        commands: LocalCommands | None = None,
+    ) -> None:
+        self.root = default_home() if root is None else os.fspath(root)
+        if self.root.startswith("memory:"):
+            raise ConfigError("root", "other processes cannot open memory://; give a folder")
+        check_backend_numbers(dollars_per_hour, generation_seconds)
+        if folder := local_folder(self.root):
+            self.root = str(folder.absolute())
+        self.generation_seconds = generation_seconds
+        self._dollars_per_hour = dollars_per_hour
+        self._commands = commands or LocalCommands()
+
+    def __repr__(self) -> str:
+        return f"LocalBackend(root={self.root!r})"
+
+    def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
+        """Return what this machine costs, whatever the size of the run."""
+        return self._dollars_per_hour
+
+    def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
+        """See :meth:`Backend.launcher`."""
+        return LocalLauncher(folder.url, self._commands)
+
+
+class LocalLauncher(Launcher):
+    """Runs the shards and workers of one run as child processes.
+
+    Args:
+        run_url: The run folder. Where it is a folder of this machine, what the processes write on standard
+            error goes into its ``logs/``.
+        commands: What to run.
+    """
+
+    def __init__(self, run_url: str, commands: LocalCommands) -> None:
+        self._run_url = run_url
+        self._commands = commands
+        folder = local_folder(run_url)
+        self._logs = None if folder is None else folder / "logs"
+        self.shards = ChildSet()
+        self.workers = ChildSet()
+
+    def _log_path(self, name: str) -> Path | None:
+        return None if self._logs is None else self._logs / f"{name}.log"
+
+    def run_shard(self, shard: int, generation: int) -> None:
+        """See :meth:`Launcher.run_shard`."""
+        command = self._commands.shard(self._run_url, shard, generation)
+        end = self.shards.run(command, log_path=self._log_path(f"shard-{shard}"))
+        if end.returncode != 0:
+            raise _child_error(f"shard {shard}", end)
+
+    def invoke(self, event: WorkerEvent) -> WorkerResult:
+        """See :meth:`Launcher.invoke`."""
+        name = f"{'worker' if event.role == 'train' else 'evaluator'} {event.worker_id}"
+        end = self.workers.run(
+            self._commands.worker(self._run_url),
+            input_line=event.to_json(),
+            log_path=self._log_path(name.replace(" ", "-")),
+        )
+        if end.returncode != 0:
+            raise _child_error(name, end)
+        try:
+            return WorkerResult.from_plain(json.loads(end.last_line))
+        except (ValueError, CirrusError) as error:
+            text = end.last_line[:200].decode(errors="replace")
+            raise AttemptError(f"{name} ended without a result; its last line was {text!r}") from error
+
+    def close(self) -> None:
+        """See :meth:`Launcher.close`."""
+        self.workers.close(WORKER_GRACE_SECONDS)
+        self.shards.close(SHARD_GRACE_SECONDS)
+
+    def kill(self) -> None:
+        """See :meth:`Launcher.kill`."""
+        self.workers.kill()
+        self.shards.kill()
+
+
+def check_backend_numbers(dollars_per_hour: float, generation_seconds: float | None) -> None:
+    """Check the numbers that backends of this machine share.
+
+    Raises:
+        ConfigError: One cannot work.
+    """
+    if dollars_per_hour < 0:
+        raise ConfigError("dollars_per_hour", f"must be >= 0, got {dollars_per_hour!r}")
+    if generation_seconds is not None and generation_seconds <= 0:
+        raise ConfigError("generation_seconds", f"must be > 0 or None, got {generation_seconds!r}")
+
+
+def local_folder(url: str) -> Path | None:
+    """Return the folder that an object-store URL names, or None where it is not on this machine's disk."""
+    if url.startswith("file://"):
+        return Path(urllib.parse.unquote(url.removeprefix("file://")))
+    return None if "://" in url else Path(url).expanduser()
+
+
+def _child_error(name: str, end: ChildExit) -> AttemptError:
+    """Return the error of a child that failed: what it reported in its last line, else how it ended."""
+    report = _error_report(end.last_line)
+    if report is not None:
+        return AttemptError.of_kind(f"{name}: {report[0]}", report[1])
+    tail = f"; its last words:\n{end.stderr_tail}" if end.stderr_tail else ""
+    return AttemptError(f"{name} {end.reason}{tail}")
+
+
+def _error_report(line: bytes) -> tuple[str, str] | None:
+    """Return the text and the kind of an error that a child reported as JSON, or None if the line is none."""
+    try:
+        raw = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(raw, dict) or not isinstance(raw.get("error"), str):
+        return None
+    return raw["error"], str(raw.get("type", ""))

@@ -1,0 +1,350 @@
+"""The supervisor: what the client does for its run as long as it lives.
+
+It holds the claim on the run, keeps every shard and every worker alive, and ends them all when the run is
+over, when it fails, or when the client wants. How a shard or a worker is run on a backend is a
+:class:`Launcher`; everything else is here, the same for all backends.
+
+Threads: one for each shard, one for each slot of the fleet, and the watcher. All that ends a run goes through
+the watcher's mailbox, so that there is one order of events and no locks between the threads.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import os
+import queue
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from cirrus.client_backend.fleet import AttemptError, Fleet, WorkerEvent, WorkerResult
+from cirrus.client_backend.retries import RetryBudget, RetryPolicy
+from cirrus.config import RunConfig
+from cirrus.errors import CirrusError, ConflictError
+from cirrus.metrics import RunState, RunStatus
+from cirrus.run_folder import ClientClaim, ControlRequest, RunFolder
+
+#: The claim on a run is renewed this often; it lapses after ``run_folder.CLAIM_SECONDS``.
+CLAIM_RENEW_SECONDS = 3.0
+#: A shard that crashes this often in a row without progress of the run fails the run.
+SHARD_RETRIES = RetryPolicy(failures=6, base_seconds=0.1, cap_seconds=2.0)
+#: How long shard 0 may take to end a run that failed; then the client ends it.
+FAIL_SECONDS = 3.0
+#: How long :meth:`Supervisor.close` waits for the end of everything. Ctrl-C promises 3 seconds.
+CLOSE_SECONDS = 4.0
+#: How long the threads may take to end once their shards and workers are gone.
+JOIN_SECONDS = 1.0
+
+
+class Launcher(ABC):
+    """How a backend runs the shards and workers of one run.
+
+    ``run_shard`` and ``invoke`` are called from many threads at once, and block. ``close`` makes all of them
+    return.
+    """
+
+    @abstractmethod
+    def run_shard(self, shard: int, generation: int) -> None:
+        """Run one incarnation of a shard; return when it ended in order.
+
+        Raises:
+            CirrusError: It crashed, or could not be started.
+        """
+
+    @abstractmethod
+    def invoke(self, event: WorkerEvent) -> WorkerResult:
+        """Run one generation of a worker.
+
+        Raises:
+            CirrusError: It failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all workers, then all shards, who snapshot; takes 2.5 s at most and may be called again."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End everything now; does not wait."""
+
+
+@dataclass(frozen=True)
+class _ShardEnded:
+    shard: int
+
+
+@dataclass(frozen=True)
+class _Failed:
+    pass
+
+
+@dataclass(frozen=True)
+class _Close:
+    pass
+
+
+@dataclass(frozen=True)
+class _Remove:
+    pass
+
+
+#: What the watcher is told.
+_Message = _ShardEnded | _Failed | _Close | _Remove
+
+
+class Supervisor:
+    """Keeps one run alive from this process.
+
+    Args:
+        folder: The run folder; this client holds the claim on it already.
+        config: The run's config.
+        launcher: How shards and workers are run.
+        claim: This client's claim.
+        shard_generations: The generation that each shard starts with.
+        worker_generation: The generation that the workers start with.
+        deadline_seconds: Lifetime of a worker's generation; None: until the run is over.
+        is_temporary: The run folder goes away with :meth:`remove`, or with the run's last reference.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        launcher: Launcher,
+        claim: ClientClaim,
+        *,
+        shard_generations: tuple[int, ...],
+        worker_generation: int = 1,
+        deadline_seconds: float | None = None,
+        is_temporary: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._launcher = launcher
+        self._claim = claim
+        self._claim_lost = False
+        self.is_temporary = is_temporary
+        self._process_id = os.getpid()
+        self._rng = random.Random()
+        self._mailbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._failure_lock = threading.Lock()
+        self._failure: CirrusError | None = None
+        self._live_shards = set(range(config.n_shards))
+        self._fleet = Fleet(
+            config.n_workers,
+            launcher.invoke,
+            self._is_over,
+            self._fail,
+            run_url=folder.url,
+            with_evaluator=config.validation_url is not None,
+            deadline_seconds=deadline_seconds,
+            first_generation=worker_generation,
+            progress=self._progress,
+        )
+        self._shard_threads = [
+            threading.Thread(
+                target=self._keep_shard, args=(shard, generation), name=f"cirrus-shard-{shard}", daemon=True
+            )
+            for shard, generation in enumerate(shard_generations)
+        ]
+        self._watcher = threading.Thread(target=self._watch, name="cirrus-watcher", daemon=True)
+
+    @property
+    def fleet(self) -> Fleet:
+        """The workers."""
+        return self._fleet
+
+    @property
+    def failure(self) -> CirrusError | None:
+        """The error that this client failed the run with, if it did."""
+        return self._failure
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing of the run is left in this process' care."""
+        return self._ended.is_set()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until nothing is left in this process' care; return whether that is so."""
+        return self._ended.wait(timeout)
+
+    def start(self) -> None:
+        """Start everything; returns at once."""
+        self._watcher.start()
+        atexit.register(self.close)
+        for thread in self._shard_threads:
+            thread.start()
+        self._fleet.start()
+
+    def close_soon(self) -> None:
+        """End everything and remove what is temporary, without waiting; a finalizer may call this."""
+        self._mailbox.put(_Close())
+        self._mailbox.put(_Remove())
+
+    def close(self) -> None:
+        """End everything and wait for that; nothing happens when it has ended already."""
+        if os.getpid() != self._process_id:  # a fork of the client inherits the object, but not the run
+            return
+        self._mailbox.put(_Close())
+        if self._watcher.ident is None:  # it never started
+            return
+        try:
+            self._ended.wait(CLOSE_SECONDS)
+            if not self.is_temporary:
+                self._watcher.join(CLOSE_SECONDS)
+        finally:  # also after a second Ctrl-C
+            self._launcher.kill()
+
+    def remove(self) -> None:
+        """Remove the folder of a temporary run that has ended."""
+        self._mailbox.put(_Remove())
+        self._watcher.join(CLOSE_SECONDS)
+
+    # What the threads of the shards do.
+
+    def _keep_shard(self, shard: int, generation: int) -> None:
+        """Keep one shard alive until it ends in order."""
+        budget = RetryBudget(SHARD_RETRIES, self._progress, self._rng)
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._launcher.run_shard(shard, generation)
+                except Exception as raised:  # noqa: BLE001 (a thread that died of a bug would go unseen)
+                    error = AttemptError.of(f"shard {shard}", raised)
+                else:
+                    return
+                wait_seconds = budget.fail()
+                if self._stopping.is_set() or self._is_over():
+                    return
+                if error.is_permanent or wait_seconds is None:
+                    self._fail(error)
+                    return
+                generation += 1
+                self._stopping.wait(wait_seconds)
+        finally:
+            self._mailbox.put(_ShardEnded(shard))
+
+    # What all threads ask and tell.
+
+    def _read_status(self) -> RunStatus | None:
+        """Return the status, or None where there is none that can be read."""
+        try:
+            return self._folder.status()
+        except CirrusError:
+            return None
+
+    def _is_over(self) -> bool:
+        """Tell whether the run needs no workers; one that was interrupted and attached does need them."""
+        status = self._read_status()
+        return status is not None and status.state.ended and status.state is not RunState.INTERRUPTED
+
+    def _progress(self) -> int:
+        status = self._read_status()
+        return 0 if status is None else status.updates
+
+    def _fail(self, error: AttemptError) -> None:
+        """Fail the run, once: ask shard 0 to end it so, and tell the watcher in case that shard 0 cannot."""
+        with self._failure_lock:
+            if self._failure is not None or self._stopping.is_set():
+                return
+            self._failure = error
+        with contextlib.suppress(CirrusError):  # then the watcher ends the run, when shard 0 has not
+            self._folder.request(ControlRequest(action="fail", reason=str(error)))
+        self._mailbox.put(_Failed())
+
+    # What the watcher does.
+
+    def _watch(self) -> None:
+        """Renew the claim until there is a reason to end; then end everything."""
+        try:
+            self._watch_until_end()
+        finally:
+            try:
+                self._end_all()
+            finally:
+                atexit.unregister(self.close)
+                self._ended.set()
+        while self.is_temporary:
+            if isinstance(self._mailbox.get(), _Remove):
+                self._folder.remove()
+                return
+
+    def _watch_until_end(self) -> None:
+        renew_at = time.monotonic() + CLAIM_RENEW_SECONDS
+        give_up_at = float("inf")
+        while True:
+            now = time.monotonic()
+            if now >= give_up_at:
+                return
+            if now >= renew_at:
+                if not self._renew_claim():
+                    return
+                renew_at = now + CLAIM_RENEW_SECONDS
+            try:
+                message = self._mailbox.get(timeout=max(0.0, min(renew_at, give_up_at) - now))
+            except queue.Empty:
+                continue
+            match message:
+                case _Close():
+                    return
+                case _Failed():
+                    give_up_at = time.monotonic() + FAIL_SECONDS
+                case _ShardEnded(shard):
+                    self._live_shards.discard(shard)
+            if not self._live_shards or (self._failure is not None and 0 not in self._live_shards):
+                return
+
+    def _renew_claim(self) -> bool:
+        """Renew the claim; return False when it is lost to another client."""
+        self._claim = dataclasses.replace(self._claim, renewed_at=time.time())
+        try:
+            self._folder.claim(self._claim)
+        except ConflictError:
+            holder = self._folder.claim_holder()
+            self._claim_lost = holder is None or holder.client_id != self._claim.client_id
+            return not self._claim_lost
+        except CirrusError:
+            # A store that fails for a moment takes no claim away; the next renewal may succeed.
+            return True
+        return True
+
+    def _end_all(self) -> None:
+        self._stopping.set()
+        self._fleet.stop()
+        self._launcher.close()
+        for thread in self._shard_threads:
+            thread.join(JOIN_SECONDS)
+        self._fleet.join(JOIN_SECONDS)
+        if self._claim_lost:
+            return
+        try:
+            self._settle_status()
+            self._release_claim()
+        except CirrusError as error:
+            self._failure = self._failure or error
+
+    def _settle_status(self) -> None:
+        """Write how the run ended where shard 0 could not."""
+        status = self._read_status() or RunStatus(state=RunState.STARTING, started_at=time.time())
+        if status.state.ended and status.state is not RunState.INTERRUPTED:
+            return
+        failed = self._failure is not None
+        self._folder.write_status(
+            dataclasses.replace(
+                status,
+                state=RunState.FAILED if failed else RunState.INTERRUPTED,
+                error=str(self._failure) if failed else status.error,
+                stop_reason="failed" if failed else "interrupted",
+                n_workers=0,
+                heartbeat_at=time.time(),
+            )
+        )
+
+    def _release_claim(self) -> None:
+        self._claim = dataclasses.replace(self._claim, renewed_at=time.time(), released=True)
+        self._folder.claim(self._claim)
