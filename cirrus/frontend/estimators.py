@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from cirrus.chunks import Block, Manifest
+from cirrus.chunks import Block
 from cirrus.client_backend.backend import Backend, resolve_backend
 from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.runs import new_run_id
 from cirrus.config import ModelConfig
 from cirrus.errors import ConfigError, CorruptDataError, DataError
 from cirrus.frontend import labels
-from cirrus.frontend.datasets import Dataset, load_arrays
+from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.intake import TrainingData, check_width, take_arrays, take_dataset, take_validation
 from cirrus.frontend.model_files import (
     ModelCard,
     class_array,
@@ -41,17 +40,6 @@ from cirrus.paramserver.checkpoint import Checkpoint, read_manifest, write_check
 from cirrus.storage import open_store
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TrainingData:
-    """A dataset that workers can read, and what its labels mean."""
-
-    url: str
-    manifest: Manifest
-    classes: Array
-    codes: labels.Codes
-    class_factors: tuple[float, float] | None
 
 
 class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -277,8 +265,13 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         scratch = Scratch(in_memory=isinstance(backend, InlineBackend))
         try:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            data = self._training_data(train, y, sample_weight, scratch, seed, classes, reset)
-            validation_url = self._validation_url(validation, data, scratch)
+            if isinstance(train, Dataset):
+                data = take_dataset(self, train, y, sample_weight, classes=classes, reset=reset)
+            else:
+                data = take_arrays(
+                    self, train, y, sample_weight, scratch=scratch, seed=seed, classes=classes, reset=reset
+                )
+            validation_url = take_validation(self, validation, data, scratch)
             start = self._write_start(data, scratch) if goes_on else None
             if params["resume_from"] is not None:
                 read_manifest(open_store(params["resume_from"]))
@@ -310,106 +303,18 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
         return TrainingRun(run, scratch, adopt, self.progress)
 
-    def _training_data(
-        self,
-        train: Any,
-        y: Any,
-        sample_weight: Any,
-        scratch: Scratch,
-        seed: int,
-        classes: Array | None,
-        reset: bool,
-    ) -> _TrainingData:
-        if isinstance(train, Dataset):
-            if y is not None or sample_weight is not None:
-                raise ConfigError(
-                    "y" if y is not None else "sample_weight", "must be None: a Dataset holds its own"
-                )
-            self._check_width(train, reset)
-            if classes is None:
-                classes = labels.dataset_classes(train.manifest, train.url)
-            codes = labels.dataset_codes(train.manifest, classes, train.url)
-            totals = tuple(labels.label_weight(train.manifest, code) for code in codes)
-            return self._labelled(train, classes, codes, (totals[0], totals[1]))
-        X, y, weights, classes = self._check_arrays(train, y, sample_weight, classes, reset)
-        codes = labels.array_codes(classes)
-        coded = labels.encode(y, classes, codes, "y")
-        dataset = load_arrays(X, coded, scratch.url("train"), sample_weight=weights, random_state=seed)
-        row_weights = np.ones(len(coded)) if weights is None else weights
-        positive = coded == np.float32(codes[1])
-        return self._labelled(
-            dataset, classes, codes, (float(row_weights[~positive].sum()), float(row_weights[positive].sum()))
-        )
-
-    def _labelled(
-        self, dataset: Dataset, classes: Array, codes: labels.Codes, totals: tuple[float, float]
-    ) -> _TrainingData:
-        return _TrainingData(
-            url=dataset.url,
-            manifest=dataset.manifest,
-            classes=classes,
-            codes=codes,
-            class_factors=labels.class_factors(self.class_weight, classes, totals),
-        )
-
-    def _check_arrays(
-        self, X: Any, y: Any, sample_weight: Any, classes: Array | None, reset: bool
-    ) -> tuple[Any, Array, Array | None, Array]:
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], reset=reset)
-        check_classification_targets(y)
-        kind = type_of_target(y, input_name="y", raise_unknown=True)
-        if kind != "binary":
-            raise DataError(f"Only binary classification is supported. The type of the target is {kind}.")
-        weights = None
-        if sample_weight is not None:
-            weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-            if not weights.any():
-                raise DataError("sample_weight: every row has weight 0")
-        if classes is None:
-            classes = np.unique(y)
-            labels.check_two_classes(classes, "y")
-        return X, y, weights, classes
-
-    def _check_width(self, dataset: Dataset, reset: bool) -> None:
-        if reset:
-            self.n_features_in_ = dataset.n_features
-            if hasattr(self, "feature_names_in_"):
-                del self.feature_names_in_
-        elif dataset.n_features > self.n_features_in_:
-            raise DataError(
-                f"{dataset.url}: has {dataset.n_features} features, the model has {self.n_features_in_}; "
-                f"load it with n_features={self.n_features_in_}"
-            )
-
-    def _validation_url(self, validation: Any, data: _TrainingData, scratch: Scratch) -> str | None:
-        if validation is None:
-            return None
-        if isinstance(validation, Dataset):
-            self._check_width(validation, reset=False)
-            if labels.dataset_codes(validation.manifest, data.classes, validation.url) != data.codes:
-                raise DataError(
-                    f"{validation.url}: codes its labels otherwise than {data.url}; load both alike"
-                )
-            return validation.url
-        if not isinstance(validation, tuple) or len(validation) != 2:
-            raise ConfigError("validation", "must be a Dataset or a pair (X, y)")
-        X, y = validate_data(
-            self, *validation, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False
-        )
-        coded = labels.encode(y, data.classes, data.codes, "validation")
-        return load_arrays(X, coded, scratch.url("validation"), shuffle=False).url
-
-    def _model_config(self, data: _TrainingData) -> ModelConfig:
+    def _model_config(self, data: TrainingData) -> ModelConfig:
+        factors = labels.class_factors(self.class_weight, data.classes, data.totals)
         return ModelConfig(
             name=LogisticModel.name,
             params={
                 "classes": list(data.codes),
                 "fit_intercept": bool(self.fit_intercept),
-                "class_weight": None if data.class_factors is None else list(data.class_factors),
+                "class_weight": None if factors is None else list(factors),
             },
         )
 
-    def _write_start(self, data: _TrainingData, scratch: Scratch) -> Start:
+    def _write_start(self, data: TrainingData, scratch: Scratch) -> Start:
         if data.manifest.n_features != self.coef_.shape[1]:
             raise DataError(
                 f"{data.url}: has {data.manifest.n_features} features, "
@@ -479,19 +384,29 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         """
         if not isinstance(X, Dataset):
             return float(super().score(X, y, sample_weight=sample_weight))
-        check_is_fitted(self)
-        codes = labels.dataset_codes(X.manifest, self.classes_, X.url)
         correct = total = 0.0
-        for block, decisions in self._dataset_decisions(X):
-            hits = (decisions > 0) == (block.labels == np.float32(codes[1]))
+        for block, decisions, positive in self.labelled_decisions(X):
             weights = np.ones(block.n_rows) if block.weights is None else block.weights.astype(np.float64)
-            correct += float(weights @ hits)
+            correct += float(weights @ ((decisions > 0) == positive))
             total += float(weights.sum())
         return correct / total
 
+    def labelled_decisions(self, dataset: Dataset) -> Iterator[tuple[Block, Array, Array]]:
+        """Yield each block of a dataset with its decisions and whether its rows are of the positive class.
+
+        Yields:
+            The block, float64 of shape (n_rows,), bool of shape (n_rows,).
+
+        Raises:
+            DataError: The dataset has more features, or other labels, than the model.
+        """
+        check_is_fitted(self)
+        positive_code = np.float32(labels.dataset_codes(dataset.manifest, self.classes_, dataset.url)[1])
+        for block, decisions in self._dataset_decisions(dataset):
+            yield block, decisions, block.labels == positive_code
+
     def _dataset_decisions(self, dataset: Dataset) -> Iterator[tuple[Block, Array]]:
-        """Yield each block of a dataset with its decisions, float64 of shape (n_rows,)."""
-        self._check_width(dataset, reset=False)
+        check_width(self, dataset, reset=False)
         weights = self.coef_[0].astype(np.float32)
         for block in dataset.blocks():
             yield block, block.matvec(weights[block.ids]).astype(np.float64) + self.intercept_[0]
