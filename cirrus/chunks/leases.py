@@ -1,0 +1,112 @@
+"""Cutting a dataset into leases, and reading the blocks of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cirrus.chunks.block import Block
+from cirrus.chunks.codec import StoredBlock, decode_block
+from cirrus.chunks.manifest import ChunkInfo, Manifest
+from cirrus.config import LeaseRange
+from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
+from cirrus.storage import ObjectStore
+
+#: Leases a worker and epoch, where there are blocks enough: so that a slow worker holds up the end of an
+#: epoch by little, and a dead one loses little.
+LEASES_PER_WORKER = 16
+
+
+def plan_leases(manifest: Manifest, n_workers: int, batch_size: int) -> tuple[LeaseRange, ...]:
+    """Cut a dataset into leases: consecutive blocks of one chunk each.
+
+    There are at least :data:`LEASES_PER_WORKER` a worker where the blocks allow that and a lease still holds
+    a whole minibatch. Of the sizes that do, the one is taken whose last minibatch is fullest.
+
+    Args:
+        manifest: The dataset.
+        n_workers: Workers that will share it.
+        batch_size: Rows of a minibatch.
+    """
+    for name, value in (("n_workers", n_workers), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(name, f"must be a whole number >= 1, got {value!r}")
+    most_rows = manifest.n_rows // (LEASES_PER_WORKER * n_workers)
+    leases: list[LeaseRange] = []
+    for number, chunk in enumerate(manifest.chunks):
+        leases += _plan_chunk(number, chunk, most_rows, batch_size)
+    return tuple(leases)
+
+
+def _plan_chunk(number: int, chunk: ChunkInfo, most_rows: int, batch_size: int) -> Iterator[LeaseRange]:
+    n_blocks = _blocks_per_lease(max(chunk.block_rows), most_rows, batch_size)
+    first = 0
+    while first < chunk.n_blocks:
+        stop = min(first + n_blocks, chunk.n_blocks)
+        if sum(chunk.block_rows[stop:]) < batch_size:  # too little for a lease of its own
+            stop = chunk.n_blocks
+        n_rows = sum(chunk.block_rows[first:stop])
+        yield LeaseRange(
+            chunk=number,
+            first_block=first,
+            n_blocks=stop - first,
+            n_rows=n_rows,
+            n_steps=-(-n_rows // batch_size),
+        )
+        first = stop
+
+
+def _blocks_per_lease(block_rows: int, most_rows: int, batch_size: int) -> int:
+    least = -(-batch_size // block_rows)
+    most = max(most_rows // block_rows, least)
+
+    def waste(n_blocks: int) -> tuple[float, int]:
+        n_rows = n_blocks * block_rows
+        return -n_rows % batch_size / n_rows, -n_blocks
+
+    return min(range(least, most + 1), key=waste)
+
+
+def read_lease(store: ObjectStore, manifest: Manifest, lease: LeaseRange) -> list[StoredBlock]:
+    """Read the blocks of a lease, in one request; :func:`decode_block` takes each of them.
+
+    Args:
+        store: The store at the dataset's URL.
+        manifest: The dataset.
+        lease: A range of blocks of one chunk.
+
+    Raises:
+        CorruptDataError: The chunk is missing or truncated.
+        StorageError: The store refused or failed.
+    """
+    chunk = manifest.chunks[lease.chunk]
+    last = lease.first_block + lease.n_blocks
+    if not 0 <= lease.first_block < last <= chunk.n_blocks:
+        raise DataError(f"{store.url}/{chunk.key}: has no blocks {lease.first_block} to {last}")
+    offsets = chunk.block_offsets[lease.first_block : last + 1]
+    try:
+        data = memoryview(store.get_range(chunk.key, offsets[0], offsets[-1] - offsets[0]))
+    except NotFoundError as error:
+        raise CorruptDataError(
+            f"{store.url}/{chunk.key}: the chunk is missing: load the data again"
+        ) from error
+    return [
+        StoredBlock(
+            data=data[start - offsets[0] : stop - offsets[0]],
+            name=f"{store.url}/{chunk.key}, block {lease.first_block + i}",
+            n_features=manifest.n_features,
+        )
+        for i, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False))
+    ]
+
+
+def iterate_blocks(store: ObjectStore, manifest: Manifest) -> Iterator[Block]:
+    """Yield every block of a dataset, in order; one chunk is in memory at a time."""
+    for number, chunk in enumerate(manifest.chunks):
+        whole = LeaseRange(
+            chunk=number, first_block=0, n_blocks=chunk.n_blocks, n_rows=chunk.n_rows, n_steps=chunk.n_blocks
+        )
+        for stored, n_rows in zip(read_lease(store, manifest, whole), chunk.block_rows, strict=True):
+            block = decode_block(stored)
+            if block.n_rows != n_rows:
+                raise CorruptDataError(f"{stored.name}: has {block.n_rows} rows, the manifest says {n_rows}")
+            yield block

@@ -1,0 +1,223 @@
+"""Writing a dataset: blocks into chunks, chunks into a store, and the manifest last."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cirrus.chunks.block import Block
+from cirrus.chunks.codec import encode_block
+from cirrus.chunks.manifest import MANIFEST_KEY, MAX_LABEL_VALUES, ChunkInfo, Manifest, fingerprint
+from cirrus.chunks.touches import TouchCounter
+from cirrus.errors import DataError
+from cirrus.storage import ObjectStore
+
+#: Rows of a block, but for the last one of a chunk. A power of two, so that usual batch sizes divide it.
+BLOCK_ROWS = 1024
+#: A chunk is closed when it has reached this size.
+CHUNK_BYTES = 12 * 2**20
+#: Keys of chunks begin with this; what follows is unique to one load.
+CHUNK_PREFIX = "chunks-"
+#: More blocks of a single label than chance explains, by this part of all blocks, are worth a warning.
+SINGLE_LABEL_PART = 0.2
+
+
+class DatasetSummary:
+    """What a manifest says besides where the chunks are; collected block by block, and mergeable."""
+
+    def __init__(self) -> None:
+        self.touches = TouchCounter()
+        self.label_counts: dict[float, int] = {}
+        self.too_many_labels = False
+        self.single_label_blocks = 0
+        self.n_features = 0
+        """One more than the highest id."""
+        self.has_weights = False
+
+    def add(self, block: Block) -> None:
+        """Count a block."""
+        entries = block.local.ravel()
+        counts = np.bincount(entries, minlength=block.ids.size + 1)[: block.ids.size]
+        self.touches.add(block.ids, counts)
+        if block.ids.size:
+            self.n_features = max(self.n_features, int(block.ids[-1]) + 1)
+        labels, label_counts = np.unique(block.labels, return_counts=True)
+        self.single_label_blocks += labels.size == 1
+        self._add_labels(zip(labels.tolist(), label_counts.tolist(), strict=True))
+        self.has_weights |= block.weights is not None
+
+    def _add_labels(self, counts: Iterable[tuple[float, int]]) -> None:
+        if self.too_many_labels:
+            return
+        for label, count in counts:
+            self.label_counts[label] = self.label_counts.get(label, 0) + count
+        if len(self.label_counts) > MAX_LABEL_VALUES:
+            self.too_many_labels = True
+            self.label_counts = {}
+
+    def merge(self, other: DatasetSummary) -> None:
+        """Add what another summary counted."""
+        self.touches.merge(other.touches)
+        if other.too_many_labels:
+            self.too_many_labels = True
+            self.label_counts = {}
+        self._add_labels(other.label_counts.items())
+        self.single_label_blocks += other.single_label_blocks
+        self.n_features = max(self.n_features, other.n_features)
+        self.has_weights |= other.has_weights
+
+
+class ChunkWriter:
+    """Writes blocks as chunks of about :data:`CHUNK_BYTES`, and sums up what it wrote.
+
+    Args:
+        store: Where to.
+        prefix: What the chunks' keys begin with; a number follows.
+        chunk_bytes: When to close a chunk.
+    """
+
+    def __init__(self, store: ObjectStore, prefix: str, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self.summary = DatasetSummary()
+        self.chunks: list[ChunkInfo] = []
+        self._store = store
+        self._prefix = prefix
+        self._chunk_bytes = chunk_bytes
+        self._parts: list[bytes] = []
+        self._rows: list[int] = []
+        self._n_bytes = 0
+
+    def add(self, block: Block) -> None:
+        """Append a block of at least one row."""
+        self.summary.add(block)
+        part = encode_block(block)
+        self._parts.append(part)
+        self._rows.append(block.n_rows)
+        self._n_bytes += len(part)
+        if self._n_bytes >= self._chunk_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what there is as a chunk."""
+        if not self._parts:
+            return
+        key = f"{self._prefix}{len(self.chunks):06}"
+        data = b"".join(self._parts)
+        offsets = np.cumsum([0, *(len(part) for part in self._parts)]).tolist()
+        self._store.put(key, data)
+        self.chunks.append(
+            ChunkInfo(
+                key=key, crc32=zlib.crc32(data), block_rows=tuple(self._rows), block_offsets=tuple(offsets)
+            )
+        )
+        self._parts, self._rows, self._n_bytes = [], [], 0
+
+
+class BlockBuilder:
+    """Cuts rows that come in pieces of any size into blocks of :data:`BLOCK_ROWS`."""
+
+    def __init__(self, writer: ChunkWriter, *, block_rows: int = BLOCK_ROWS) -> None:
+        self._writer = writer
+        self._block_rows = block_rows
+        self._pending: list[Block] = []
+        self._n_pending = 0
+
+    def add(self, rows: Block) -> None:
+        """Append rows."""
+        start = 0
+        while rows.n_rows - start >= self._block_rows - self._n_pending:
+            stop = start + self._block_rows - self._n_pending
+            self._keep(rows.rows(start, stop))
+            self._write()
+            start = stop
+        if start < rows.n_rows:
+            self._keep(rows.rows(start, rows.n_rows))
+
+    def _keep(self, rows: Block) -> None:
+        self._pending.append(rows)
+        self._n_pending += rows.n_rows
+
+    def _write(self) -> None:
+        self._writer.add(Block.merge(self._pending))
+        self._pending, self._n_pending = [], 0
+
+    def flush(self) -> None:
+        """Write the rows that are left as a smaller block, and end the chunk."""
+        if self._pending:
+            self._write()
+        self._writer.flush()
+
+
+def new_chunk_prefix() -> str:
+    """Return a key prefix that no other load uses: nobody reads there before the manifest is written."""
+    return f"{CHUNK_PREFIX}{secrets.token_hex(6)}/"
+
+
+def commit_dataset(
+    store: ObjectStore,
+    prefix: str,
+    chunks: Iterable[ChunkInfo],
+    summary: DatasetSummary,
+    *,
+    n_features: int | None = None,
+    label_names: tuple[str, ...] | None = None,
+    encoding: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write the manifest over chunks that are in the store, and then delete those of the dataset it replaces.
+
+    Args:
+        store: The store at the dataset's URL.
+        prefix: What :func:`new_chunk_prefix` gave; other chunks are deleted.
+        chunks: The chunks, in order.
+        summary: What is in them.
+        n_features: None: one more than the highest id.
+        label_names: Names of the labels 0, 1, ..., where they were text.
+        encoding: How raw rows became columns.
+
+    Raises:
+        DataError: There are no rows.
+    """
+    chunks = tuple(chunks)
+    if not chunks:
+        raise DataError(f"{store.url}: there are no rows to store")
+    features = max(summary.n_features if n_features is None else n_features, 1)
+    labels = sorted(summary.label_counts)
+    several = summary.too_many_labels or len(labels) > 1
+    manifest = Manifest(
+        n_rows=sum(chunk.n_rows for chunk in chunks),
+        n_features=features,
+        chunks=chunks,
+        label_values=tuple(labels),
+        label_counts=tuple(summary.label_counts[label] for label in labels),
+        touches=summary.touches.histogram(features),
+        fingerprint=fingerprint(chunks, features, label_names),
+        label_names=label_names,
+        single_label_blocks=summary.single_label_blocks if several else 0,
+        has_weights=summary.has_weights,
+        encoding=dict(encoding or {}),
+    )
+    _warn_of_single_labels(manifest)
+    store.put(MANIFEST_KEY, manifest.to_json())
+    for key in store.list(CHUNK_PREFIX):
+        if not key.startswith(prefix):
+            store.delete(key)
+    return manifest
+
+
+def _warn_of_single_labels(manifest: Manifest) -> None:
+    # Rare labels are missing from many blocks of well shuffled rows too: with frequencies p, a block of n rows
+    # holds one label alone with probability sum(p ** n).
+    p = np.asarray(manifest.label_counts, np.float64) / manifest.n_rows
+    rows = np.asarray([n for chunk in manifest.chunks for n in chunk.block_rows])
+    expected = sum(float((share**rows).sum()) for share in p)
+    if manifest.single_label_blocks > expected + SINGLE_LABEL_PART * manifest.n_blocks:
+        warnings.warn(
+            f"{manifest.single_label_blocks} of {manifest.n_blocks} blocks hold rows of one label alone: "
+            "training goes worse on sorted data; load it with shuffle=True",
+            UserWarning,
+            stacklevel=4,
+        )
