@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus.config import from_plain
-from cirrus.errors import ConfigError, CorruptDataError
-from cirrus.storage import ObjectStore
+from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
+from cirrus.storage import ObjectStore, open_store
 
 Floats = NDArray[np.float32]
 
@@ -146,6 +146,41 @@ def write_part(store: ObjectStore, key: str, part: Part) -> PartInfo:
     data = encode_part(part)
     store.put(key, data)
     return PartInfo(key=key, n_bytes=len(data), crc32=zlib.crc32(data))
+
+
+def write_part_info(store: ObjectStore, shard: int, info: PartInfo) -> None:
+    """Leave a part's checksum for shard 0, which writes the manifest."""
+    store.put(f"part-{shard}.json", json.dumps(asdict(info)).encode())
+
+
+def read_part_infos(store: ObjectStore, n_shards: int) -> list[PartInfo]:
+    """Read what the shards left, and take it away: the manifest will hold it."""
+    infos = []
+    for shard in range(n_shards):
+        key = f"part-{shard}.json"
+        infos.append(from_plain(PartInfo, json.loads(store.get(key)), f"{store.url}/{key}"))
+        store.delete(key)
+    return infos
+
+
+def write_latest(store: ObjectStore, name: str) -> None:
+    """Note which of the checkpoints in a folder is the newest."""
+    store.put("latest", name.encode())
+
+
+def resolve(url: str) -> str:
+    """Return the URL of a checkpoint, given it or a folder of checkpoints (of which the newest is meant).
+
+    Raises:
+        NotFoundError: There is neither.
+    """
+    store = open_store(url)
+    if store.exists(MANIFEST_KEY):
+        return url
+    try:
+        return f"{url.rstrip('/')}/{store.get('latest').decode()}"
+    except NotFoundError as error:
+        raise NotFoundError(f"{url}: there is no checkpoint ({MANIFEST_KEY} or latest)") from error
 
 
 def write_manifest(store: ObjectStore, parts: Sequence[PartInfo], extra: Mapping[str, Any]) -> None:

@@ -1,0 +1,66 @@
+"""Runs one shard as a process: ``python -m cirrus.paramserver --run-url URL --shard 0 --generation 1``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from cirrus.errors import CirrusError
+from cirrus.paramserver.server import Shard
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until the run ends, standard input closes, or SIGTERM comes.
+
+    Standard input is the leash: whoever started this process holds the other end, and when that process dies,
+    by whatever means, the kernel closes it.
+
+    Returns:
+        The exit code: 0 when the run ended or its client went away, 1 on an error.
+    """
+    parser = argparse.ArgumentParser(prog="cirrus.paramserver", description=__doc__)
+    parser.add_argument("--run-url", required=True, help="the run folder")
+    parser.add_argument("--shard", type=int, required=True)
+    parser.add_argument("--generation", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (loopback)")
+    parser.add_argument("--port", type=int, default=0, help="0: the kernel chooses")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    try:
+        shard = Shard(
+            options.run_url,
+            shard=options.shard,
+            generation=options.generation,
+            host=options.host,
+            port=options.port,
+        )
+        address = shard.start()
+    except (CirrusError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{address.host}:{address.port}", flush=True)
+    leash = threading.Thread(target=_watch, args=(shard, sys.stdin.buffer), daemon=True)
+    leash.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: threading.Thread(target=shard.stop, daemon=True).start())
+    shard.wait()
+    return 0
+
+
+def _watch(shard: Shard, leash: BinaryIO) -> None:
+    while leash.read(1):
+        pass
+    shard.stop()
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # Threads that still wait on a socket must not keep the process.
+    os._exit(code)

@@ -1,0 +1,480 @@
+"""One client's connection to a shard: a thread that receives, applies and answers.
+
+Large buffers are received at once, and all plain pushes in them applied by one call of a kernel that does not hold the
+interpreter lock; everything else is dealt with frame by frame in Python. A push is applied under the connection's
+``gate``; whoever takes all gates (a snapshot) or one (another connection that takes over a lease) knows that no push of
+these connections is half applied.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import lz4.block
+import numpy as np
+
+from cirrus.errors import (
+    AuthenticationError,
+    CirrusError,
+    LeaseLostError,
+    ProtocolError,
+    RegistrationError,
+    SupersededError,
+    VersionMismatchError,
+)
+from cirrus.paramserver import kernels
+from cirrus.paramserver.codec import Buffer, Header, decode, decode_header, encode, encode_parts
+from cirrus.paramserver.protocol import (
+    ALIGNMENT_BYTES,
+    COMPRESSED,
+    HEADER,
+    MAGIC,
+    MAX_FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    PULL_COMPRESSED,
+    PULL_FLOAT16,
+    PULL_HEAD,
+    REMEMBERED_PULLS,
+    SECTION,
+    VERSION,
+    Ack,
+    Attach,
+    Attached,
+    Error,
+    ErrorCode,
+    Hello,
+    IdEncoding,
+    Kind,
+    Message,
+    NeedIds,
+    Push,
+    Section,
+    ValueEncoding,
+    ValuesReply,
+    Welcome,
+)
+from cirrus.paramserver.sockets import close, configure, send_parts, set_timeout
+
+if TYPE_CHECKING:
+    from cirrus.paramserver.server import Shard
+
+log = logging.getLogger(__name__)
+
+#: A peer has this long to show the token.
+HELLO_SECONDS = 10.0
+#: A peer that is silent for longer, or does not take its answer, is dropped.
+IDLE_SECONDS = 3600.0
+SEND_SECONDS = 60.0
+BUFFER_BYTES = 1 << 20
+#: Pulls of more rows are answered but not remembered.
+MAX_REMEMBERED_ROWS = 1 << 20
+
+_ERROR_CODES: dict[type[CirrusError], ErrorCode] = {
+    VersionMismatchError: ErrorCode.VERSION,
+    ProtocolError: ErrorCode.PROTOCOL,
+    AuthenticationError: ErrorCode.AUTHENTICATION,
+    SupersededError: ErrorCode.SUPERSEDED,
+    RegistrationError: ErrorCode.REGISTRATION,
+    LeaseLostError: ErrorCode.LEASE_LOST,
+}
+_PUSH_PROBLEMS = {
+    kernels.BAD_PUSH: "a malformed push",
+    kernels.ID_OUT_OF_RANGE: "a push of a row that this shard does not own",
+    kernels.IDS_NOT_ASCENDING: "a push whose ids are not sorted and unique",
+    kernels.GAP: "a push that leaves out a position",
+}
+_DELTA_BYTES = {IdEncoding.DELTA8: 1, IdEncoding.DELTA16: 2, IdEncoding.DELTA32: 4}
+
+
+class Connection(threading.Thread):
+    """Serves one socket until it ends.
+
+    Args:
+        shard: Whose tables these are.
+        sock: The accepted socket, which the connection owns from now on.
+        number: Unique in this shard.
+    """
+
+    def __init__(self, shard: Shard, sock: socket.socket, number: int) -> None:
+        super().__init__(name=f"shard{shard.shard}-connection{number}", daemon=True)
+        self.number = number
+        self.gate = threading.Lock()
+        """Held while pushes of this connection are applied."""
+        self.counters = np.zeros(kernels.N_COUNTERS, np.int64)
+        self.rows_pulled = 0
+        self.attached: tuple[int, int] | None = None
+        """Epoch and lease whose steps this connection pushes; changed under the gate."""
+        self._shard = shard
+        self._sock = sock
+        self._buffer = np.empty(BUFFER_BYTES, np.uint8)
+        self._view = memoryview(self._buffer)
+        self._start = 0
+        self._end = 0
+        self._marks = np.zeros(1, np.int32)
+        self._scratch = np.empty(BUFFER_BYTES // 4, np.uint32)
+        n_tables = len(shard.tables.tables)
+        self._remembered_keys = np.full((REMEMBERED_PULLS, 1 + 2 * n_tables), -1, np.int64)
+        self._remembered = np.empty((REMEMBERED_PULLS, 1024), np.uint32)
+        self._next_slot = 0
+        self._out = np.zeros(4, np.int64)
+        self._ack: int | None = None
+        self._lease_lost = False
+        self._skipping = False
+
+    # Life.
+
+    def run(self) -> None:
+        """Serve until the peer or the shard ends the connection."""
+        try:
+            configure(self._sock, HELLO_SECONDS)
+            self._serve()
+        except CirrusError as error:
+            self._refuse(error)
+        except (OSError, struct.error) as error:
+            log.debug("connection %d of shard %d ended: %s", self.number, self._shard.shard, error)
+        finally:
+            self._shard.forget(self)
+            close(self._sock)
+
+    def end(self) -> None:
+        """Close the socket, which ends the thread."""
+        close(self._sock)
+
+    def _refuse(self, error: CirrusError) -> None:
+        log.info("connection %d of shard %d refused: %s", self.number, self._shard.shard, error)
+        code = _ERROR_CODES.get(type(error), ErrorCode.INTERNAL)
+        try:
+            self._sock.sendall(encode(Error(code=code, message=str(error)), 0))
+        except OSError as lost:
+            log.debug("the refused peer had gone: %s", lost)
+
+    def _serve(self) -> None:
+        hello, request = self._receive_hello()
+        self._check_hello(hello)
+        set_timeout(self._sock, IDLE_SECONDS)
+        welcome = Welcome(shard=self._shard.shard, generation=self._shard.generation)
+        self._send([encode(welcome, request)])
+        while True:
+            if not self._process():
+                self._make_room()
+                self._flush_ack()
+                received = self._sock.recv_into(self._view[self._end :])
+                if received == 0:
+                    return
+                self._end += received
+
+    def _receive_hello(self) -> tuple[Hello, int]:
+        while True:
+            available = self._end - self._start
+            if available >= HEADER.size:
+                header = decode_header(self._view[: self._end])
+                if header.kind != Kind.HELLO or header.length > MAX_HELLO_BYTES:
+                    raise AuthenticationError("the first frame must be a hello with the run's token")
+                if available >= HEADER.size + header.length:
+                    break
+            received = self._sock.recv_into(self._view[self._end : HEADER.size + MAX_HELLO_BYTES])
+            if received == 0:
+                raise ConnectionResetError("closed before saying hello")
+            self._end += received
+        stop = HEADER.size + header.length
+        message = decode(header.kind, self._view[HEADER.size : stop])
+        self._start = stop
+        if not isinstance(message, Hello):
+            raise AuthenticationError("the first frame must be a hello with the run's token")
+        return message, header.request
+
+    def _check_hello(self, hello: Hello) -> None:
+        if not hmac.compare_digest(hello.token.encode(), self._shard.token.encode()):
+            raise AuthenticationError("the token is wrong")
+        if hello.shard != self._shard.shard:
+            raise ProtocolError(f"this is shard {self._shard.shard}, not {hello.shard}")
+        if hello.generation > self._shard.generation:
+            self._shard.superseded()
+        if hello.generation != self._shard.generation:
+            raise SupersededError(
+                f"this is generation {self._shard.generation} of shard {hello.shard}, not {hello.generation}"
+            )
+
+    # Receiving.
+
+    def _make_room(self) -> None:
+        """Move what is left to the front; grow the buffer when one frame needs more."""
+        left = self._end - self._start
+        if left and self._start:
+            self._buffer[:left] = self._buffer[self._start : self._end].copy()
+        self._start, self._end = 0, left
+        if left < HEADER.size:
+            return
+        needed = HEADER.size + decode_header(self._view).length
+        if needed > len(self._buffer):
+            larger = np.empty(needed, np.uint8)
+            larger[:left] = self._buffer[:left]
+            self._buffer, self._view = larger, memoryview(larger)
+            self._scratch = np.empty(needed // 4 + 1, np.uint32)
+
+    def _process(self) -> bool:
+        """Deal with one run of pushes or one other frame; False when more bytes are needed."""
+        if self._end - self._start < HEADER.size:
+            return False
+        if self._buffer[self._start + 3] == Kind.PUSH:
+            return self._apply_pushes()
+        header = decode_header(self._view[self._start : self._end])
+        stop = self._start + HEADER.size + header.length
+        if stop > self._end:
+            return False
+        body = self._view[self._start + HEADER.size : stop]
+        self._start = stop
+        if header.kind == Kind.PULL:
+            self._pull(header, body)
+        else:
+            self._answer(header, decode(header.kind, body))
+        return True
+
+    def _answer(self, header: Header, message: Message) -> None:
+        """Deal with a frame that is neither pull nor push."""
+        if isinstance(message, Attach):
+            reply: Message = Attached(position=self._attach(message))
+        else:
+            try:
+                reply = self._shard.answer(self, message)
+            except (RegistrationError, LeaseLostError) as error:
+                reply = Error(code=_ERROR_CODES[type(error)], message=str(error))
+        self._send([encode(reply, header.request)])
+
+    def _send(self, parts: list[Buffer]) -> None:
+        if self._ack is not None:
+            parts.insert(0, self._take_ack())
+        send_parts(self._sock, parts)
+
+    def _flush_ack(self) -> None:
+        if self._ack is not None:
+            self._sock.sendall(self._take_ack())
+
+    def _take_ack(self) -> bytes:
+        assert self._ack is not None
+        frame = encode(Ack(lease_lost=self._lease_lost), self._ack)
+        self._ack = None
+        return frame
+
+    # Pushes.
+
+    def _attach(self, message: Attach) -> int:
+        """Make this the one connection that pushes a lease; return the first position wanted."""
+        marks = self._shard.attach(self, message)
+        with self.gate:
+            self._marks = marks
+            self.attached = (message.epoch, message.lease)
+            self._lease_lost = False
+            self._skipping = False
+            return int(marks[message.lease])
+
+    def detach(self, lease: tuple[int, int]) -> None:
+        """Another connection took the lease over: pushes of it are dropped here from now on."""
+        with self.gate:
+            if self.attached == lease:
+                self.attached = None
+
+    def _apply_pushes(self) -> bool:
+        status = self._run_kernel(self._buffer, self._start, self._end)
+        out = self._out
+        self._start = int(out[kernels.OUT_POSITION])
+        if out[kernels.OUT_FRAMES]:
+            self._ack = int(out[kernels.OUT_REQUEST])
+            self._skipping = False
+        if status == kernels.NEED_MORE:
+            if self._end - self._start >= HEADER.size:
+                decode_header(self._view[self._start : self._end])  # refuses one that is too long
+            return False
+        if status == kernels.OTHER_FRAME:
+            if self._buffer[self._start + 3] != Kind.PUSH:
+                return True
+            return self._one_push(self._apply_encoded)
+        if status == kernels.NOT_ATTACHED:
+            return self._one_push(self._drop)
+        if status == kernels.NEED_IDS:
+            return self._one_push(self._ask_for_ids)
+        if status == kernels.GAP and self._skipping:
+            return self._one_push(lambda _header, _body: None)
+        raise ProtocolError(_PUSH_PROBLEMS[status])
+
+    def _run_kernel(self, buffer: kernels.NDArray[np.uint8], start: int, end: int) -> int:
+        tables = self._shard.tables
+        with self.gate:
+            epoch, lease = self.attached or (-1, -1)
+            kernels.apply_pushes(
+                buffer,
+                start,
+                end,
+                tables.layout,
+                tables.hyper,
+                tables.weights,
+                tables.states[0],
+                tables.states[1],
+                self._marks,
+                epoch,
+                lease,
+                self._remembered_keys,
+                self._remembered,
+                self._scratch,
+                self.counters,
+                True,
+                self._out,
+            )
+        return int(self._out[kernels.OUT_STATUS])
+
+    def _one_push(self, deal: Callable[[Header, memoryview], None]) -> bool:
+        header = decode_header(self._view[self._start : self._end])
+        stop = self._start + HEADER.size + header.length
+        if stop > self._end:
+            return False
+        body = self._view[self._start + HEADER.size : stop]
+        self._start = stop
+        deal(header, body)
+        return True
+
+    def _apply_encoded(self, header: Header, body: memoryview) -> None:
+        """A push with compressed or float16 payloads: expand it, then as the others."""
+        push = decode(Kind.PUSH, body)
+        assert isinstance(push, Push)
+        plain = np.frombuffer(encode(push, header.request), np.uint8)
+        if len(plain) // 4 >= len(self._scratch):
+            self._scratch = np.empty(len(plain) // 4 + 1, np.uint32)
+        status = self._run_kernel(plain, 0, len(plain))
+        if self._out[kernels.OUT_FRAMES]:
+            self._ack = header.request
+            self._skipping = False
+        elif status == kernels.NEED_IDS:
+            self._ask_for_ids(header, body)
+        elif not (status == kernels.GAP and self._skipping):
+            raise ProtocolError(_PUSH_PROBLEMS.get(status, "a malformed push"))
+
+    def _drop(self, header: Header, _: memoryview) -> None:
+        self._lease_lost = True
+        self._ack = header.request
+
+    def _ask_for_ids(self, header: Header, _: memoryview) -> None:
+        self._skipping = True
+        self._send([encode(NeedIds(), header.request)])
+
+    # Pulls.
+
+    def _pull(self, header: Header, body: memoryview) -> None:
+        if len(body) < PULL_HEAD.size:
+            raise ProtocolError("a truncated pull")
+        n_sections, flags, _ = PULL_HEAD.unpack_from(body)
+        float16, compressed = bool(flags & PULL_FLOAT16), bool(flags & PULL_COMPRESSED)
+        requests = self._parse_pull(body, n_sections)
+        values_wanted = sum(count * self._width(table) for table, count, *_ in requests)
+        if values_wanted * 4 + n_sections * SECTION.size > MAX_FRAME_BYTES - 4096:
+            raise ProtocolError(f"a pull of {values_wanted} values is too large for one frame")
+        rows = self._remember(header.request, requests)
+        if float16 or compressed or len(requests) != 1:
+            sections = []
+            for (table, *_), table_rows in zip(requests, rows, strict=True):
+                values = np.empty(len(table_rows) * self._width(table), np.float32)
+                self._gather(table, table_rows, values)
+                sections.append(Section(table=table, values=values))
+            reply = ValuesReply(sections=tuple(sections))
+            self._send(encode_parts(reply, header.request, float16=float16, compressed=compressed))
+            return
+        # The common case, gathered straight into the frame.
+        n_bytes = 4 * values_wanted
+        padded = n_bytes + -n_bytes % ALIGNMENT_BYTES
+        head = HEADER.size + PULL_HEAD.size + SECTION.size
+        frame = np.empty(head + padded, np.uint8)
+        length = len(frame) - HEADER.size
+        HEADER.pack_into(frame, 0, MAGIC, VERSION, Kind.VALUES, header.request, length, 0)
+        PULL_HEAD.pack_into(frame, HEADER.size, 1, 0, 0)
+        table = requests[0][0]
+        SECTION.pack_into(
+            frame, head - SECTION.size, table, IdEncoding.NONE, ValueEncoding.FLOAT32, 0, 0, 0, n_bytes, n_bytes
+        )
+        self._gather(table, rows[0], frame[head : head + n_bytes].view(np.float32))
+        frame[head + n_bytes :] = 0
+        self._send([frame.data])
+
+    def _width(self, table: int) -> int:
+        return self._shard.tables.tables[table].width
+
+    def _gather(self, table: int, rows: kernels.NDArray[np.uint32], out: kernels.NDArray[np.float32]) -> None:
+        tables = self._shard.tables
+        base, width = int(tables.layout[table, 0]), int(tables.layout[table, 3])
+        kernels.gather_rows(base, width, tables.weights, rows, out)
+        self.rows_pulled += len(rows)
+
+    def _parse_pull(
+        self, body: memoryview, n_sections: int
+    ) -> list[tuple[int, int, int, int, kernels.NDArray[np.uint8]]]:
+        """Return table, count, first id, encoding and payload of each section, lengths checked."""
+        found = []
+        offset = PULL_HEAD.size
+        for _ in range(n_sections):
+            if offset + SECTION.size > len(body):
+                raise ProtocolError("a truncated pull")
+            table, encoding, _, count, first, id_bytes, value_bytes, _ = SECTION.unpack_from(body, offset)
+            offset += SECTION.size
+            if table >= len(self._shard.tables.tables) or value_bytes or offset + id_bytes > len(body):
+                raise ProtocolError("a malformed pull")
+            if count * 4 * self._width(table) > MAX_FRAME_BYTES:
+                raise ProtocolError(f"a pull of {count} rows is too large for one frame")
+            payload = np.frombuffer(body[offset : offset + id_bytes], np.uint8)
+            offset += id_bytes + -id_bytes % ALIGNMENT_BYTES
+            if encoding & COMPRESSED:
+                encoding &= ~COMPRESSED
+                payload = self._decompress_ids(encoding, count, payload)
+            found.append((table, count, first, encoding, payload))
+        return found
+
+    @staticmethod
+    def _decompress_ids(
+        encoding: int, count: int, payload: kernels.NDArray[np.uint8]
+    ) -> kernels.NDArray[np.uint8]:
+        width = _DELTA_BYTES.get(IdEncoding(encoding)) if encoding <= IdEncoding.NONE else None
+        if width is None or count == 0:
+            raise ProtocolError("a malformed pull")
+        try:
+            raw = lz4.block.decompress(payload.data, uncompressed_size=(count - 1) * width)
+        except lz4.block.LZ4BlockError as error:
+            raise ProtocolError(f"ids are not LZ4: {error}") from error
+        return np.frombuffer(raw, np.uint8)
+
+    def _remember(
+        self, request: int, requests: list[tuple[int, int, int, int, kernels.NDArray[np.uint8]]]
+    ) -> list[kernels.NDArray[np.uint32]]:
+        """Decode the ids into the next slot, so that a push can name this pull; return local rows a section."""
+        total = sum(count for _, count, *_ in requests)
+        keys = self._remembered_keys[self._next_slot]
+        keys[:] = -1
+        keys[2::2] = 0
+        if total <= MAX_REMEMBERED_ROWS:
+            if total > self._remembered.shape[1]:
+                larger = np.empty((REMEMBERED_PULLS, 2 * total), np.uint32)
+                larger[:, : self._remembered.shape[1]] = self._remembered
+                self._remembered = larger
+            target = self._remembered[self._next_slot]
+        else:
+            target = np.empty(total, np.uint32)
+        start = 0
+        rows = []
+        layout = self._shard.tables.layout
+        for table, count, first, encoding, payload in requests:
+            part = target[start : start + count]
+            status = kernels.decode_rows(
+                payload, 0, len(payload), encoding, count, first, layout[table, 1], layout[table, 2], part
+            )
+            if status != kernels.NEED_MORE:
+                raise ProtocolError(_PUSH_PROBLEMS[status].replace("push", "pull"))
+            keys[1 + 2 * table] = start
+            keys[2 + 2 * table] = count
+            rows.append(part)
+            start += count
+        if total <= MAX_REMEMBERED_ROWS:
+            keys[0] = request
+            self._next_slot = (self._next_slot + 1) % REMEMBERED_PULLS
+        return rows

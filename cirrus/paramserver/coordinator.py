@@ -1,0 +1,522 @@
+"""Shard 0's second job: who works on what, how far the run is, and when it ends.
+
+This is policy, with no sockets, threads or clock in it: every method that needs the time is given it, and the shard
+calls all of them under one lock. What must outlive a crash is in :meth:`Coordinator.to_plain`, which goes into the same
+recovery snapshot as shard 0's tables and marks, so that the two always fit each other.
+
+Life of a run::
+
+    RUNNING --(a stop criterion)--> DRAINING --(no lease open)--> EVALUATING --(reported)--> SAVING --> ENDED
+
+A stop in the middle of an epoch drops the leases that nobody has begun; those in work are finished. A shard that comes
+back with steps missing takes the run from EVALUATING or SAVING back to DRAINING, in which lost leases are done again.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cirrus.config import PATIENCE_EPOCHS, RunConfig
+from cirrus.errors import RegistrationError
+from cirrus.metrics import MetricPoint, RunState, RunStatus
+from cirrus.paramserver.ledger import Ledger, LeaseKey
+from cirrus.paramserver.protocol import Complete, Evaluation, Task
+
+#: Between two points of the training curve.
+METRIC_SECONDS = 0.25
+#: In a long epoch the evaluator is asked this often.
+EVALUATION_SECONDS = 10.0
+#: An evaluator that has not reported after this long is given up for this time.
+EVALUATION_TIMEOUT_SECONDS = 300.0
+#: After so many evaluations that failed in a row, the run goes on without.
+MAX_FAILED_EVALUATIONS = 3
+#: Leases a worker may hold: the one it works on and the one it fetches meanwhile.
+MAX_LEASES_PER_WORKER = 2
+#: Grants of one generation of shard 0 are numbered below this, so that a later generation's are all higher.
+GRANTS_PER_GENERATION = 2**40
+
+#: Of a shard that has not reported yet what it holds.
+UNKNOWN_GENERATION = -1
+
+TRAIN, EVALUATE = "train", "evaluate"
+
+
+class Phase(enum.Enum):
+    """Where the run is."""
+
+    RUNNING = "running"
+    DRAINING = "draining"
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+    ENDED = "ended"
+
+
+@dataclass(slots=True)
+class _Worker:
+    worker: int
+    generation: int
+    role: str
+    connection: int
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What leases reported since some moment."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    fetch: float = 0.0
+    pull: float = 0.0
+    compute: float = 0.0
+    push: float = 0.0
+
+    def add(self, done: Complete) -> None:
+        self.loss += done.loss_sum
+        self.weight += done.weight_sum
+        self.fetch += done.fetch_seconds
+        self.pull += done.pull_seconds
+        self.compute += done.compute_seconds
+        self.push += done.push_seconds
+
+    @property
+    def mean_loss(self) -> float | None:
+        return self.loss / self.weight if self.weight > 0 else None
+
+
+@dataclass(slots=True)
+class _Patience:
+    """scikit-learn's rule: stop after PATIENCE_EPOCHS without an improvement of ``tol``."""
+
+    best: float = math.inf
+    waited: int = 0
+
+    def is_over(self, loss: float, tol: float) -> bool:
+        if loss > self.best - tol:
+            self.waited += 1
+        else:
+            self.waited = 0
+        self.best = min(self.best, loss)
+        return self.waited >= PATIENCE_EPOCHS
+
+
+@dataclass(slots=True)
+class _EvaluationState:
+    wanted: bool = False
+    worker: int | None = None
+    grant: int = 0
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    failures: int = 0
+    asked_updates: int = -1
+    """Updates when the evaluation under way was given out, -1 when others were under way."""
+    updates: int = -1
+    """Updates of the model that was last reported on, -1 when it was changing meanwhile."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What a snapshot keeps beside the ledger."""
+
+    samples: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+    completed_epochs: int = 0
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    patience: _Patience = field(default_factory=_Patience)
+    epoch_sums: _Sums = field(default_factory=_Sums)
+
+
+class Coordinator:
+    """Leases, registration, metrics and the end of the run.
+
+    Args:
+        config: The run.
+        generation: Of shard 0.
+        now: Monotonic seconds.
+        started_at: Unix time of the run's first start.
+    """
+
+    def __init__(self, config: RunConfig, generation: int, now: float, started_at: float) -> None:
+        self.config = config
+        self.ledger = Ledger(config.leases, config.stop.epochs, config.seed)
+        self.phase = Phase.RUNNING
+        self.final_state: RunState | None = None
+        self.stop_reason: str | None = None
+        self.error: str | None = None
+        self.points: list[MetricPoint] = []
+        """Points not yet taken by the shard."""
+        self.checkpoint_wanted = False
+        """True holds new leases back until those begun are done and a checkpoint was cut."""
+        self._started_at = started_at
+        self._base_now = now
+        self._grant = generation * GRANTS_PER_GENERATION
+        self._workers: dict[int, _Worker] = {}
+        self._shard_generations = [UNKNOWN_GENERATION] * config.n_shards
+        self._shard_generations[0] = generation
+        self._progress = _Progress()
+        self._since_point = _Sums()
+        self._last_point_at = now
+        self._evaluation = _EvaluationState(finished_at=now)
+
+    # Registration.
+
+    def register(self, connection: int, worker: int, generation: int, role: str) -> None:
+        """Take a worker on.
+
+        Raises:
+            RegistrationError: This id works already, under this or a newer generation.
+        """
+        for other in list(self._workers.values()):
+            if other.worker == worker and other.role == role:
+                if other.generation >= generation:
+                    raise RegistrationError(
+                        f"worker {worker} is registered already, generation {other.generation}"
+                    )
+                self.disconnect(other.connection)
+        self._workers[connection] = _Worker(worker, generation, role, connection)
+
+    def disconnect(self, connection: int) -> None:
+        """A worker's control connection ended: whatever it held is given again."""
+        worker = self._workers.pop(connection, None)
+        if worker is None:
+            return
+        if worker.role == EVALUATE:
+            if self._evaluation.worker == connection:
+                self._evaluation_failed()
+            return
+        for key, holder in list(self.ledger.open.items()):
+            if holder.worker == connection:
+                self.ledger.give_again(key)
+
+    @property
+    def n_workers(self) -> int:
+        """Workers that train."""
+        return sum(worker.role == TRAIN for worker in self._workers.values())
+
+    @property
+    def n_registered(self) -> int:
+        """Workers and evaluators."""
+        return len(self._workers)
+
+    # Tasks.
+
+    def next_task(self, connection: int, now: float) -> Task | None:
+        """Return what a worker shall do, or None when it shall wait."""
+        worker = self._workers.get(connection)
+        if self.phase == Phase.ENDED:
+            return Task(action="end")
+        if worker is None:
+            raise RegistrationError("a task was asked for before registering")
+        if self.phase == Phase.SAVING:
+            return None
+        if worker.role == EVALUATE:
+            return self._next_evaluation(connection, now)
+        if UNKNOWN_GENERATION in self._shard_generations:
+            return None
+        held = sum(holder.worker == connection for holder in self.ledger.open.values())
+        if held >= MAX_LEASES_PER_WORKER:
+            return None
+        self._grant += 1
+        key = self.ledger.grant(connection, self._grant, now, only_begun=self.checkpoint_wanted)
+        if key is None:
+            return None
+        return Task(
+            action=TRAIN,
+            epoch=key[0],
+            lease=key[1],
+            grant=self._grant,
+            first_step=self.ledger.first_step(key),
+        )
+
+    def complete(self, connection: int, done: Complete, own_mark_full: bool, now: float) -> bool:
+        """A worker says that all shards acknowledged every step of a lease.
+
+        Returns:
+            False when a shard was replaced meanwhile or steps are missing here: the lease is given again.
+        """
+        key = (done.epoch, done.lease)
+        if not own_mark_full or list(done.generations) != self._shard_generations:
+            self.ledger.give_again(key)
+            return False
+        if self.ledger.finish(key):
+            self._progress.samples += self.config.leases[done.lease].n_rows
+            self._progress.updates += self.config.leases[done.lease].n_steps
+            self._since_point.add(done)
+            if done.epoch == self._progress.completed_epochs:
+                self._progress.epoch_sums.add(done)
+        for holder in self.ledger.open.values():
+            if holder.worker == connection:
+                holder.progress_at = now
+        self._settle(now)
+        return True
+
+    def release(self, connection: int, key: LeaseKey) -> None:
+        """A worker gives a lease back."""
+        holder = self.ledger.open.get(key)
+        if holder is not None and holder.worker == connection:
+            self.ledger.give_again(key)
+
+    def shard_started(
+        self, shard: int, generation: int, completed_epochs: int, marks: Mapping[str, Sequence[int]]
+    ) -> int:
+        """A shard says what it holds; return how many leases it lost steps of."""
+        self._shard_generations[shard] = max(generation, self._shard_generations[shard])
+        lost = self.ledger.reopen_lost(completed_epochs, marks)
+        if lost and self.phase in (Phase.EVALUATING, Phase.SAVING):
+            self.phase = Phase.DRAINING
+        return lost
+
+    # Evaluation.
+
+    @property
+    def _evaluates(self) -> bool:
+        return (
+            self.config.validation_url is not None and self._evaluation.failures < MAX_FAILED_EVALUATIONS
+        )
+
+    def _next_evaluation(self, connection: int, now: float) -> Task | None:
+        state = self._evaluation
+        if not state.wanted or state.worker is not None:
+            return None
+        self._grant += 1
+        state.wanted, state.worker, state.grant, state.started_at = False, connection, self._grant, now
+        state.asked_updates = -1 if self.ledger.open else self._progress.updates
+        return Task(action=EVALUATE, epoch=self._progress.completed_epochs, grant=self._grant)
+
+    def evaluated(self, report: Evaluation, now: float) -> None:
+        """The evaluator found a loss."""
+        state = self._evaluation
+        if report.grant != state.grant or state.worker is None:
+            return
+        state.worker, state.failures, state.finished_at = None, 0, now
+        state.updates = state.asked_updates if state.asked_updates == self._progress.updates else -1
+        self._progress.validation_loss = report.loss
+        self._point(now, validation=report)
+        self._settle(now)
+
+    def _evaluation_failed(self) -> None:
+        self._evaluation.worker = None
+        self._evaluation.failures += 1
+        self._evaluation.wanted = True
+
+    # Time.
+
+    @property
+    def updates(self) -> int:
+        """Steps done so far."""
+        return self._progress.updates
+
+    def seconds(self, now: float) -> float:
+        """Return how long the run has worked, over all generations of shard 0."""
+        return self._progress.seconds + now - self._base_now
+
+    def cost(self, now: float) -> float:
+        """Return what the run has cost so far, in dollars."""
+        return self.seconds(now) / 3600.0 * self.config.dollars_per_hour
+
+    def tick(self, now: float, mark_of: Callable[[LeaseKey], int]) -> None:
+        """Look at the clock: expired leases, limits, curve points.
+
+        Args:
+            now: Monotonic seconds.
+            mark_of: The next position of a lease on this shard, which tells whether it makes progress.
+        """
+        self._expire(now, mark_of)
+        stop = self.config.stop
+        if self.phase == Phase.RUNNING:
+            if stop.max_seconds is not None and self.seconds(now) >= stop.max_seconds:
+                self.end("max_seconds")
+            elif stop.max_cost is not None and self.cost(now) >= stop.max_cost:
+                self.end("max_cost")
+        state = self._evaluation
+        if state.worker is not None and now - state.started_at > EVALUATION_TIMEOUT_SECONDS:
+            self._evaluation_failed()
+        idle = state.worker is None and not state.wanted
+        if self._evaluates and idle and now - state.finished_at > EVALUATION_SECONDS:
+            state.wanted = self.phase == Phase.RUNNING
+        if now - self._last_point_at >= METRIC_SECONDS and self._since_point.weight > 0:
+            self._point(now)
+        self._settle(now)
+
+    def _expire(self, now: float, mark_of: Callable[[LeaseKey], int]) -> None:
+        active: dict[int, float] = {}
+        for key, holder in self.ledger.open.items():
+            mark = mark_of(key)
+            if mark != holder.mark:
+                holder.mark, holder.progress_at = mark, now
+            active[holder.worker] = max(active.get(holder.worker, 0.0), holder.progress_at)
+        for key, holder in list(self.ledger.open.items()):
+            if now - active[holder.worker] > self.config.lease_seconds:
+                self.ledger.give_again(key)
+
+    # Ends.
+
+    def end(self, reason: str, state: RunState = RunState.FINISHED, error: str | None = None) -> None:
+        """End the run. Killed and failed ones save no model and wait for nobody."""
+        if self.phase in (Phase.SAVING, Phase.ENDED) and state == RunState.FINISHED:
+            return
+        self.stop_reason, self.final_state, self.error = reason, state, error
+        if state == RunState.FINISHED:
+            self.ledger.drop_rest()
+            self.phase = Phase.DRAINING
+        else:
+            self.phase = Phase.ENDED
+
+    def saved(self) -> None:
+        """The model is in the run folder; unless a shard lost steps meanwhile, the run is over."""
+        if self.phase == Phase.SAVING:
+            self.phase = Phase.ENDED
+
+    def _settle(self, now: float) -> None:
+        """Move on as far as the state allows."""
+        if self.phase == Phase.RUNNING and self.ledger.epoch_complete:
+            self._close_epoch(now)
+        evaluation = self._evaluation
+        if self.phase == Phase.DRAINING and self.ledger.epoch_complete:
+            self.phase = Phase.EVALUATING
+            if self._since_point.weight > 0:
+                self._point(now)
+            if self._evaluates and evaluation.updates != self._progress.updates:
+                # One under way has seen an older model; its report will not fit the next grant.
+                evaluation.wanted, evaluation.worker = True, None
+        if self.phase == Phase.EVALUATING and (
+            not self._evaluates or evaluation.updates == self._progress.updates
+        ):
+            self.phase = Phase.SAVING
+
+    def _close_epoch(self, now: float) -> None:
+        progress, stop = self._progress, self.config.stop
+        if progress.completed_epochs <= self.ledger.epoch:
+            progress.completed_epochs = self.ledger.epoch + 1
+            progress.train_loss = progress.epoch_sums.mean_loss
+            self._point(now, end_of_epoch=True)
+            progress.epoch_sums = _Sums()
+            if self._evaluates:
+                self._evaluation.wanted, self._evaluation.worker = True, None
+        if progress.completed_epochs >= stop.epochs:
+            self.end("epochs")
+            return
+        decides = self._evaluates and (stop.early_stopping or stop.target_loss is not None)
+        if decides and self._evaluation.updates != progress.updates:
+            return
+        if self._reached_target(decides):
+            self.end("target_loss")
+            return
+        watched = progress.validation_loss if decides and stop.early_stopping else progress.train_loss
+        if stop.tol is not None and watched is not None and progress.patience.is_over(watched, stop.tol):
+            self.end("early_stopping" if stop.early_stopping else "tol")
+            return
+        self.ledger.advance()
+
+    def _reached_target(self, decides: bool) -> bool:
+        loss = self._progress.validation_loss if decides else self._progress.train_loss
+        target = self.config.stop.target_loss
+        return target is not None and loss is not None and loss <= target
+
+    # Reports.
+
+    def _point(self, now: float, *, end_of_epoch: bool = False, validation: Evaluation | None = None) -> None:
+        sums, progress = self._since_point, self._progress
+        loss = progress.train_loss if end_of_epoch else sums.mean_loss
+        if not end_of_epoch and loss is not None:
+            progress.train_loss = loss
+        self.points.append(
+            MetricPoint(
+                seconds=self.seconds(now),
+                epoch=progress.completed_epochs,
+                updates=progress.updates,
+                samples=progress.samples,
+                train_loss=loss,
+                validation_loss=None if validation is None else validation.loss,
+                validation_metrics={} if validation is None else dict(validation.metrics),
+                cost=self.cost(now),
+                n_workers=self.n_workers,
+                end_of_epoch=end_of_epoch,
+                fetch_seconds=sums.fetch,
+                pull_seconds=sums.pull,
+                compute_seconds=sums.compute,
+                push_seconds=sums.push,
+            )
+        )
+        self._since_point = _Sums()
+        self._last_point_at = now
+
+    def status(self, now: float, unix_now: float, counts: Mapping[str, int]) -> RunStatus:
+        """Return the run's summary."""
+        progress = self._progress
+        if self.phase == Phase.ENDED and self.final_state is not None:
+            state = self.final_state
+        else:
+            state = RunState.RUNNING if progress.updates or self._workers else RunState.STARTING
+        return RunStatus(
+            state=state,
+            epoch=progress.completed_epochs,
+            epochs=self.config.stop.epochs,
+            updates=progress.updates,
+            samples=progress.samples,
+            samples_per_epoch=self.config.rows_per_epoch,
+            train_loss=progress.train_loss,
+            validation_loss=progress.validation_loss,
+            cost=self.cost(now),
+            n_workers=self.n_workers,
+            seconds=self.seconds(now),
+            started_at=self._started_at,
+            heartbeat_at=unix_now,
+            stop_reason=self.stop_reason,
+            error=self.error,
+            counts={**counts, "leases_given_again": self.ledger.given_again},
+        )
+
+    # What outlives a crash.
+
+    def to_plain(self, now: float) -> dict[str, Any]:
+        """Return what a later generation needs, as JSON."""
+        progress = self._progress
+        return {
+            "ledger": self.ledger.to_plain(),
+            "samples": progress.samples,
+            "updates": progress.updates,
+            "seconds": self.seconds(now),
+            "started_at": self._started_at,
+            "completed_epochs": progress.completed_epochs,
+            "train_loss": progress.train_loss,
+            "validation_loss": progress.validation_loss,
+            "best": None if math.isinf(progress.patience.best) else progress.patience.best,
+            "waited": progress.patience.waited,
+            "epoch_loss": progress.epoch_sums.loss,
+            "epoch_weight": progress.epoch_sums.weight,
+            "stop_reason": self.stop_reason if self.phase != Phase.RUNNING else None,
+        }
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`to_plain` returned."""
+        self.ledger.restore(plain["ledger"])
+        best = plain["best"]
+        self._started_at = float(plain["started_at"])
+        self._progress = _Progress(
+            samples=int(plain["samples"]),
+            updates=int(plain["updates"]),
+            seconds=float(plain["seconds"]),
+            completed_epochs=int(plain["completed_epochs"]),
+            train_loss=plain["train_loss"],
+            validation_loss=plain["validation_loss"],
+            patience=_Patience(math.inf if best is None else float(best), int(plain["waited"])),
+            epoch_sums=_Sums(loss=float(plain["epoch_loss"]), weight=float(plain["epoch_weight"])),
+        )
+        if plain["stop_reason"] is not None:
+            self.stop_reason, self.final_state = plain["stop_reason"], RunState.FINISHED
+            self.phase = Phase.DRAINING
+
+    def resume(self, plain: Mapping[str, Any]) -> None:
+        """Begin a new run where a checkpoint of another left off: its place in the schedule, not its limits.
+
+        A checkpoint that was cut at the very end of an epoch opens the next one.
+        """
+        self.restore({**plain, "stop_reason": None, "seconds": 0.0, "best": None, "waited": 0})
+        self.phase = Phase.RUNNING
+        self.stop_reason = self.final_state = None

@@ -1,0 +1,190 @@
+"""The ledger of leases: which parts of which epoch are to do, in work, or done. Pure state, no clock of its own.
+
+Epochs follow each other strictly: the next one opens when every lease of this one, and every lease of an earlier one
+that had to be given again, is done. Within an epoch the leases are permuted by (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus.config import LeaseRange
+
+LeaseKey = tuple[int, int]
+"""Epoch and lease."""
+
+
+@dataclass(slots=True)
+class Holder:
+    """Who works on an open lease, and since when nothing has been heard of it."""
+
+    worker: int
+    grant: int
+    progress_at: float
+    mark: int = 0
+
+
+class Ledger:
+    """Which leases are left.
+
+    Args:
+        leases: The leases of every epoch.
+        epochs: How many epochs there shall be at most.
+        seed: For the order of the leases.
+    """
+
+    def __init__(self, leases: Sequence[LeaseRange], epochs: int, seed: int) -> None:
+        self.leases = tuple(leases)
+        self.epochs = epochs
+        self._seed = seed
+        self._steps_per_epoch = sum(lease.n_steps for lease in leases)
+        self.epoch = 0
+        self.open: dict[LeaseKey, Holder] = {}
+        self.given_again = 0
+        """How many leases were taken back from a worker or had lost steps."""
+        self._begun: set[LeaseKey] = set()
+        self._dropped: set[LeaseKey] = set()
+        self._orders: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._todo: list[tuple[int, int, int]] = []
+        self._open_epoch()
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return rank and first step (within the epoch) of every lease."""
+        if epoch not in self._orders:
+            order = np.random.default_rng((self._seed, epoch)).permutation(len(self.leases))
+            steps = np.array([self.leases[lease].n_steps for lease in order])
+            rank = np.empty(len(order), np.int64)
+            rank[order] = np.arange(len(order))
+            first = np.empty(len(order), np.int64)
+            first[order] = np.cumsum(steps) - steps
+            if len(self._orders) > 4:
+                self._orders.clear()
+            self._orders[epoch] = (rank, first)
+        return self._orders[epoch]
+
+    def _open_epoch(self) -> None:
+        rank, _ = self._order(self.epoch)
+        self._todo = [(self.epoch, int(rank[lease]), lease) for lease in range(len(self.leases))]
+        heapq.heapify(self._todo)
+
+    def first_step(self, key: LeaseKey) -> int:
+        """Return the run's clock at position 0 of a lease."""
+        epoch, lease = key
+        return epoch * self._steps_per_epoch + int(self._order(epoch)[1][lease])
+
+    @property
+    def epoch_complete(self) -> bool:
+        """True when everything given out so far, and all of the current epoch, is done."""
+        return not self._todo and not self.open
+
+    @property
+    def has_work(self) -> bool:
+        """True when a lease can be granted."""
+        return bool(self._todo)
+
+    def advance(self) -> None:
+        """Open the next epoch; the current one is complete."""
+        self.epoch += 1
+        self._open_epoch()
+
+    @property
+    def at_rest(self) -> bool:
+        """True when every lease that was ever granted is done: all shards hold the same steps."""
+        return not self.open and not self._begun
+
+    def grant(
+        self, worker: int, grant: int, now: float, *, only_begun: bool = False
+    ) -> LeaseKey | None:
+        """Give out the oldest lease that is to do (and was begun before, if so asked), or None."""
+        entry = self._pop_begun() if only_begun else heapq.heappop(self._todo) if self._todo else None
+        if entry is None:
+            return None
+        key = (entry[0], entry[2])
+        self._begun.add(key)
+        self.open[key] = Holder(worker, grant, now)
+        return key
+
+    def _pop_begun(self) -> tuple[int, int, int] | None:
+        entry = min((e for e in self._todo if (e[0], e[2]) in self._begun), default=None)
+        if entry is not None:
+            self._todo.remove(entry)
+            heapq.heapify(self._todo)
+        return entry
+
+    def drop_rest(self) -> None:
+        """Leave out the leases that nobody has begun: the run stops in the middle of an epoch."""
+        rest = {(e, lease) for e, _, lease in self._todo} - self._begun
+        self._dropped |= rest
+        self._todo = [entry for entry in self._todo if (entry[0], entry[2]) not in rest]
+        heapq.heapify(self._todo)
+
+    def finish(self, key: LeaseKey) -> bool:
+        """Mark a lease as done; False when it was done already."""
+        self._begun.discard(key)
+        if self.open.pop(key, None) is not None:
+            return True
+        entry = self._entry(key)
+        if entry in self._todo:
+            self._todo.remove(entry)
+            heapq.heapify(self._todo)
+            return True
+        return False
+
+    def give_again(self, key: LeaseKey) -> None:
+        """Put a lease back: its worker died, gave up or was too slow, or a shard lost steps of it."""
+        self.open.pop(key, None)
+        self._begun.add(key)
+        entry = self._entry(key)
+        if entry not in self._todo:
+            heapq.heappush(self._todo, entry)
+            self.given_again += 1
+
+    def _entry(self, key: LeaseKey) -> tuple[int, int, int]:
+        epoch, lease = key
+        return epoch, int(self._order(epoch)[0][lease]), lease
+
+    def reopen_lost(self, completed_epochs: int, marks: Mapping[str, Sequence[int]]) -> int:
+        """Give again what is done here but not on a shard that came back; return how many leases.
+
+        Args:
+            completed_epochs: Epochs that the shard holds whole.
+            marks: Of the others, epoch (as text) to the next position of every lease.
+        """
+        missing = {(e, lease) for e, _, lease in self._todo} | set(self.open) | self._dropped
+        lost = 0
+        for epoch in range(completed_epochs, self.epoch + 1):
+            held = marks.get(str(epoch))
+            for lease, lease_range in enumerate(self.leases):
+                complete = held is not None and held[lease] >= lease_range.n_steps
+                if not complete and (epoch, lease) not in missing:
+                    self.give_again((epoch, lease))
+                    lost += 1
+        return lost
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the state as JSON; open leases count as to do."""
+        todo = sorted({(e, lease) for e, _, lease in self._todo} | set(self.open))
+        return {
+            "epoch": self.epoch,
+            "todo": [list(key) for key in todo],
+            "begun": [list(key) for key in sorted(self._begun)],
+            "dropped": [list(key) for key in sorted(self._dropped)],
+            "given_again": self.given_again,
+        }
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Go back to what :meth:`to_plain` returned."""
+        self.epoch = int(plain["epoch"])
+        self.given_again = int(plain["given_again"])
+        self.open.clear()
+        self._begun = {(int(e), int(lease)) for e, lease in plain["begun"]}
+        self._dropped = {(int(e), int(lease)) for e, lease in plain["dropped"]}
+        keys: Iterable[LeaseKey] = ((int(e), int(lease)) for e, lease in plain["todo"])
+        self._todo = [self._entry(key) for key in keys]
+        heapq.heapify(self._todo)

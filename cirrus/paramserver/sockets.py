@@ -1,0 +1,64 @@
+"""Plain TCP, for both ends: options, timeouts, and sending many pieces at once."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+
+from cirrus.paramserver.codec import Buffer
+
+#: Below this, pieces are joined and sent with one call; above, the kernel gathers them.
+JOIN_BYTES = 16 * 1024
+#: Linux takes at most this many pieces in one call.
+MAX_PIECES = 512
+
+
+def configure(sock: socket.socket, timeout_seconds: float) -> None:
+    """Set what every connection of ours has.
+
+    The timeout is the kernel's (``SO_RCVTIMEO``): Python's own would cost a ``poll`` before every call.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setblocking(True)
+    set_timeout(sock, timeout_seconds)
+
+
+def set_timeout(sock: socket.socket, seconds: float) -> None:
+    """Make receiving and sending fail with ``BlockingIOError`` after so long."""
+    whole = int(seconds)
+    value = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+def send_parts(sock: socket.socket, parts: Sequence[Buffer]) -> None:
+    """Send all pieces, blocking."""
+    if sum(len(part) for part in parts) <= JOIN_BYTES:
+        sock.sendall(b"".join(parts))
+        return
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
+    while views:
+        sent = sock.sendmsg(views[:MAX_PIECES])
+        views = skip(views, sent)
+
+
+def skip(views: list[memoryview], n_bytes: int) -> list[memoryview]:
+    """Return what is left of some pieces after the first ``n_bytes``."""
+    for i, view in enumerate(views):
+        if n_bytes < len(view):
+            return [view[n_bytes:], *views[i + 1 :]]
+        n_bytes -= len(view)
+    return []
+
+
+def close(sock: socket.socket) -> None:
+    """Close a socket and wake whoever is blocked on it."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        # The peer was faster; there is nobody left to wake.
+        pass
+    finally:
+        sock.close()
