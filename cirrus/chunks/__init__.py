@@ -23,6 +23,7 @@ from cirrus.chunks.manifest import MANIFEST_KEY, ChunkInfo, Manifest, read_manif
 from cirrus.chunks.touches import Touches
 from cirrus.chunks.writer import (
     BLOCK_ROWS,
+    DERIVED_FOLDER,
     BlockBuilder,
     ChunkWriter,
     DatasetSummary,
@@ -32,6 +33,7 @@ from cirrus.chunks.writer import (
 
 __all__ = [
     "BLOCK_ROWS",
+    "DERIVED_FOLDER",
     "MANIFEST_KEY",
     "MAX_BLOCK_BYTES",
     "Block",

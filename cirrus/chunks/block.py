@@ -164,6 +164,21 @@ class Block:
         weights = None if self.weights is None else self.weights[start:stop]
         return _renumbered(self.ids, self.labels[start:stop], local, row_starts, values, weights)
 
+    def select(self, rows: Positions) -> Block:
+        """Return the rows with these numbers, in that order, with the ids that occur in them."""
+        labels = self.labels[rows]
+        weights = None if self.weights is None else self.weights[rows]
+        if self.row_starts is None:
+            values = None if self.values is None else self.values[:, rows]
+            return _renumbered(self.ids, labels, self.local[:, rows], None, values, weights)
+        lengths = np.diff(self.row_starts)[rows]
+        row_starts = np.zeros(rows.size + 1, np.intp)
+        np.cumsum(lengths, out=row_starts[1:])
+        # Where each chosen entry lies: its row's start, and its place in the row.
+        entries = np.repeat(self.row_starts[rows] - row_starts[:-1], lengths) + np.arange(row_starts[-1])
+        values = None if self.values is None else self.values[entries]
+        return _renumbered(self.ids, labels, self.local[entries], row_starts, values, weights)
+
     def squared(self) -> Block:
         """Return the block with every value squared, as factorization machines need it."""
         return self if self.values is None else replace(self, values=self.values * self.values)

@@ -14,15 +14,19 @@ from cirrus.chunks.block import Block
 from cirrus.chunks.codec import encode_block
 from cirrus.chunks.manifest import MANIFEST_KEY, MAX_LABEL_VALUES, ChunkInfo, Manifest, fingerprint
 from cirrus.chunks.touches import TouchCounter
-from cirrus.errors import DataError
+from cirrus.errors import CorruptDataError, DataError, NotFoundError
 from cirrus.storage import ObjectStore
 
 #: Rows of a block, but for the last one of a chunk. A power of two, so that usual batch sizes divide it.
 BLOCK_ROWS = 1024
+#: A block with more entries than this is halved, as long as it has several rows: about 8 MB.
+MAX_BLOCK_ENTRIES = 2**20
 #: A chunk is closed when it has reached this size.
 CHUNK_BYTES = 12 * 2**20
 #: Keys of chunks begin with this; what follows is unique to one load.
 CHUNK_PREFIX = "chunks-"
+#: Datasets made from this one, such as its splits, lie below this folder of it.
+DERIVED_FOLDER = "splits"
 #: More blocks of a single label than chance explains, by this part of all blocks, are worth a warning.
 SINGLE_LABEL_PART = 0.2
 
@@ -92,7 +96,16 @@ class ChunkWriter:
         self._n_bytes = 0
 
     def add(self, block: Block) -> None:
-        """Append a block of at least one row."""
+        """Append a block of at least one row, in several parts where it has very many entries.
+
+        Raises:
+            DataError: A single row is too large.
+        """
+        if block.n_rows > 1 and block.local.size > MAX_BLOCK_ENTRIES and block.nnz > MAX_BLOCK_ENTRIES:
+            middle = block.n_rows // 2
+            self.add(block.rows(0, middle))
+            self.add(block.rows(middle, block.n_rows))
+            return
         self.summary.add(block)
         part = encode_block(block)
         self._parts.append(part)
@@ -169,6 +182,8 @@ def commit_dataset(
 ) -> Manifest:
     """Write the manifest over chunks that are in the store, and then delete those of the dataset it replaces.
 
+    What was derived from other data that was here (:data:`DERIVED_FOLDER`) is deleted too.
+
     Args:
         store: The store at the dataset's URL.
         prefix: What :func:`new_chunk_prefix` gave; other chunks are deleted.
@@ -201,19 +216,31 @@ def commit_dataset(
         encoding=dict(encoding or {}),
     )
     _warn_of_single_labels(manifest)
+    replaced = _fingerprint_of_existing(store)
     store.put(MANIFEST_KEY, manifest.to_json())
+    if replaced not in (None, manifest.fingerprint):
+        store.delete_prefix(DERIVED_FOLDER)
     for key in store.list(CHUNK_PREFIX):
         if not key.startswith(prefix):
             store.delete(key)
     return manifest
 
 
+def _fingerprint_of_existing(store: ObjectStore) -> str | None:
+    try:
+        return Manifest.from_json(store.get(MANIFEST_KEY)).fingerprint
+    except NotFoundError:
+        return None
+    except CorruptDataError:
+        return ""  # what is about to be replaced need not be readable
+
+
 def _warn_of_single_labels(manifest: Manifest) -> None:
-    # Rare labels are missing from many blocks of well shuffled rows too: with frequencies p, a block of n rows
-    # holds one label alone with probability sum(p ** n).
-    p = np.asarray(manifest.label_counts, np.float64) / manifest.n_rows
+    # Rare labels are missing from many blocks of well shuffled rows too: with frequencies p, a block of n
+    # rows holds one label alone with probability sum(p ** n).
+    shares = np.asarray(manifest.label_counts, np.float64) / manifest.n_rows
     rows = np.asarray([n for chunk in manifest.chunks for n in chunk.block_rows])
-    expected = sum(float((share**rows).sum()) for share in p)
+    expected = sum(float((share**rows).sum()) for share in shares)
     if manifest.single_label_blocks > expected + SINGLE_LABEL_PART * manifest.n_blocks:
         warnings.warn(
             f"{manifest.single_label_blocks} of {manifest.n_blocks} blocks hold rows of one label alone: "
