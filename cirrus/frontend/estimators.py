@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from cirrus.chunks import Block
 from cirrus.client_backend.backend import Backend, resolve_backend
 from cirrus.client_backend.inline import InlineBackend
-from cirrus.client_backend.runs import new_run_id
+from cirrus.client_backend.runs import Run, new_run_id
 from cirrus.config import ModelConfig
 from cirrus.errors import ConfigError, CorruptDataError, DataError
 from cirrus.frontend import labels
@@ -23,6 +23,7 @@ from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.intake import TrainingData, check_width, take_arrays, take_dataset, take_validation
 from cirrus.frontend.model_files import (
     ModelCard,
+    RunNotes,
     class_array,
     class_labels,
     portable_params,
@@ -30,13 +31,14 @@ from cirrus.frontend.model_files import (
     restored_params,
     save_model_files,
 )
-from cirrus.frontend.planning import Start, plan_run
+from cirrus.frontend.planning import Start, check_params, plan_run
 from cirrus.frontend.progress import Listener
 from cirrus.frontend.scratch import Scratch
-from cirrus.frontend.starting import starting_tables
-from cirrus.frontend.training import Outcome, TrainingRun, check_finished
+from cirrus.frontend.starting import resume_point, starting_tables
+from cirrus.frontend.training import Outcome, TrainingRun, check_finished, read_outcome
+from cirrus.metrics import MetricPoint, RunStatus
 from cirrus.models.logistic import INTERCEPT, WEIGHTS, LogisticModel
-from cirrus.paramserver.checkpoint import Checkpoint, read_manifest, write_checkpoint
+from cirrus.paramserver.checkpoint import Checkpoint, write_checkpoint
 from cirrus.storage import open_store
 
 Array = npt.NDArray[Any]
@@ -96,6 +98,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         history_: List of :class:`cirrus.MetricPoint`: seconds, updates, samples, train loss, validation loss,
             cost.
         cost_: Dollars.
+        encoding_: How raw rows became the columns of the dataset trained on; empty for arrays.
 
     Example:
         >>> import cirrus
@@ -104,6 +107,15 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         >>> est.fit(train, validation=test).score(test)  # doctest: +SKIP
         0.849
     """
+
+    classes_: Array
+    coef_: Array
+    intercept_: Array
+    n_features_in_: int
+    n_iter_: int
+    history_: list[MetricPoint]
+    cost_: float
+    encoding_: dict[str, Any]
 
     def __init__(
         self,
@@ -260,7 +272,9 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         classes: Array | None = None,
         reset: bool = True,
         save_url: str | None = None,
+        scratch_url: str | None = None,
     ) -> TrainingRun:
+        check_params(params)
         backend = resolve_backend(self.backend)
         scratch = Scratch(in_memory=isinstance(backend, InlineBackend))
         try:
@@ -274,7 +288,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             validation_url = take_validation(self, validation, data, scratch)
             start = self._write_start(data, scratch) if goes_on else None
             if params["resume_from"] is not None:
-                read_manifest(open_store(params["resume_from"]))
+                start = resume_point(str(params["resume_from"]))
             card = self._card(data.classes, data.manifest.n_features, data.manifest.encoding)
             config = plan_run(
                 params,
@@ -286,7 +300,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 seed=seed,
                 start=start,
                 dollars_per_hour=backend.dollars_per_hour(self.n_workers, self.n_shards),
-                metadata=card.to_plain(),
+                metadata=RunNotes(card=card, save_url=save_url, scratch_url=scratch_url).to_plain(),
             )
             run = backend.start(config)
         except BaseException:
@@ -295,7 +309,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
 
         def adopt(outcome: Outcome) -> None:
             self.classes_ = data.classes
-            self._encoding = dict(data.manifest.encoding)
+            self.encoding_ = dict(data.manifest.encoding)
             self._take_tables(outcome.checkpoint)
             self.n_iter_ = outcome.status.epoch
             self.history_ = outcome.points
@@ -326,7 +340,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             )
         url = scratch.url("start")
         write_checkpoint(open_store(url), starting_tables(self._checkpoint, self.get_params(deep=False)))
-        return Start(url=url, with_ledger=False)
+        return Start(url=url)
 
     def _take_tables(self, checkpoint: Checkpoint) -> None:
         """Set ``coef_`` and ``intercept_``, and keep the optimizer's state for going on."""
@@ -347,7 +361,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         """
         check_is_fitted(self)
         if isinstance(X, Dataset):
-            parts = [decision for _, decision in self._dataset_decisions(X)]
+            parts = [decision for _, decision in self.iter_decisions(X)]
             return np.concatenate(parts) if parts else np.zeros(0)
         X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
         decisions: Array = np.asarray(X @ self.coef_[0], dtype=np.float64) + self.intercept_[0]
@@ -402,10 +416,16 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         """
         check_is_fitted(self)
         positive_code = np.float32(labels.dataset_codes(dataset.manifest, self.classes_, dataset.url)[1])
-        for block, decisions in self._dataset_decisions(dataset):
+        for block, decisions in self.iter_decisions(dataset):
             yield block, decisions, block.labels == positive_code
 
-    def _dataset_decisions(self, dataset: Dataset) -> Iterator[tuple[Block, Array]]:
+    def iter_decisions(self, dataset: Dataset) -> Iterator[tuple[Block, Array]]:
+        """Yield each block of a dataset with its decisions, float64 of shape (n_rows,), in order.
+
+        Raises:
+            DataError: The dataset has more features than the model.
+        """
+        check_is_fitted(self)
         check_width(self, dataset, reset=False)
         weights = self.coef_[0].astype(np.float32)
         for block in dataset.blocks():
@@ -422,7 +442,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             StorageError: The object store refused.
         """
         check_is_fitted(self)
-        card = self._card(self.classes_, self.n_features_in_, self._encoding)
+        card = self._card(self.classes_, self.n_features_in_, self.encoding_)
         save_model_files(url, card, self._checkpoint)
 
     def _card(self, classes: Array, n_features: int, encoding: Mapping[str, Any]) -> ModelCard:
@@ -445,7 +465,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self.n_features_in_ = card.n_features
         if card.feature_names is not None:
             self.feature_names_in_ = np.array(card.feature_names, dtype=object)
-        self._encoding = dict(card.encoding)
+        self.encoding_ = dict(card.encoding)
         self._take_tables(checkpoint)
         if self.coef_.shape != (1, card.n_features):
             raise DataError(f"the parameters are of shape {self.coef_.shape}, not (1, {card.n_features})")
@@ -478,6 +498,47 @@ def load_model(url: str | os.PathLike[str]) -> LogisticRegression:
     """
     card, checkpoint = read_model_files(url)
     return estimator_from(card, checkpoint, str(url))
+
+
+def start_job(
+    estimator: LogisticRegression,
+    train: Dataset,
+    validation: Dataset | None,
+    *,
+    save_url: str | None,
+    scratch_url: str | None,
+) -> TrainingRun:
+    """Begin to train, leaving notes for a client that may have to finish the job.
+
+    Args:
+        estimator: What to fit.
+        train: The rows.
+        validation: Rows whose loss is watched.
+        save_url: Where the model is to be saved.
+        scratch_url: What is to be removed when the run is over.
+    """
+    params = estimator.get_params(deep=False)
+    return estimator._begin(
+        train, None, None, validation, params, goes_on=False, save_url=save_url, scratch_url=scratch_url
+    )
+
+
+def finish_job(run: Run, status: RunStatus) -> LogisticRegression:
+    """Return the fitted estimator of a run that another process began.
+
+    Raises:
+        RunError: The run has ended without a model.
+        CorruptDataError: The run folder does not hold what it should.
+    """
+    check_finished(run.run_id, status)
+    outcome = read_outcome(run, status)
+    estimator = estimator_from(
+        RunNotes.from_plain(run.config.model_metadata).card, outcome.checkpoint, run.url
+    )
+    estimator.n_iter_ = status.epoch
+    estimator.history_ = outcome.points
+    estimator.cost_ = status.cost
+    return estimator
 
 
 def estimator_from(card: ModelCard, checkpoint: Checkpoint, where: str) -> LogisticRegression:

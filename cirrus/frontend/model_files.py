@@ -51,9 +51,29 @@ class ModelCard:
     cost: float = 0.0
     history: tuple[MetricPoint, ...] = ()
 
+
+@dataclass(frozen=True, kw_only=True)
+class RunNotes:
+    """What the client that started a run leaves for whoever finishes it: :attr:`RunConfig.model_metadata`."""
+
+    card: ModelCard
+    save_url: str | None = None
+    """Where to save the model."""
+    scratch_url: str | None = None
+    """What to remove when the run is over."""
+
     def to_plain(self) -> dict[str, Any]:
-        """Return the card as what JSON can hold."""
+        """Return the notes as what JSON can hold."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> RunNotes:
+        """Read notes back.
+
+        Raises:
+            ConfigError: They are not what :meth:`to_plain` returned.
+        """
+        return from_plain(cls, json.loads(json.dumps(raw)), "model_metadata")
 
 
 @dataclass(frozen=True, kw_only=True)

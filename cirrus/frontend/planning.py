@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from cirrus.chunks import Manifest, cut_boundaries, plan_leases
-from cirrus.config import OPTIMIZER_PARAMS, ModelConfig, OptimizerConfig, RunConfig, StopConfig, TableConfig
+from cirrus.config import (
+    COMPRESSIONS,
+    OPTIMIZER_PARAMS,
+    WIRE_DTYPES,
+    LeaseRange,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    StopConfig,
+    TableConfig,
+)
 from cirrus.errors import ConfigError
 from cirrus.models import TableSpec, create_model
 
@@ -34,13 +44,22 @@ WORKER_MEMORY_MB = (128, 10_240)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The order in which a run goes through its data, as a checkpoint records it."""
+
+    fingerprint: str
+    batch_size: int
+    leases: tuple[LeaseRange, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """What the shards begin with, other than zeros."""
 
     url: str
     """A checkpoint."""
-    with_ledger: bool
-    """True: go on where the checkpoint was cut. False: take its tables and begin at epoch 0."""
+    schedule: Schedule | None = None
+    """Go on in the midst of this. None: take the checkpoint's tables and begin at epoch 0."""
 
 
 def auto_batch_size(n_rows: int) -> int:
@@ -51,7 +70,7 @@ def auto_batch_size(n_rows: int) -> int:
     """
     if n_rows <= ONE_BATCH_ROWS:
         return max(1, n_rows)
-    wanted = 2 ** round(math.log2(n_rows / AUTO_UPDATES_PER_EPOCH))
+    wanted = 1 << max(0, round(math.log2(n_rows / AUTO_UPDATES_PER_EPOCH)))
     return min(MAX_AUTO_BATCH_ROWS, max(MIN_AUTO_BATCH_ROWS, wanted))
 
 
@@ -83,14 +102,14 @@ def plan_run(
         manifest: The dataset's manifest.
         validation_url: Another dataset whose loss is watched.
         seed: Decides the order of leases and any initial values.
-        start: A checkpoint to begin with; ``params["resume_from"]`` is one too.
+        start: A checkpoint to begin with.
         dollars_per_hour: What the backend says the job costs.
         metadata: What a client that attaches later needs to know.
 
     Raises:
         ConfigError: A parameter is wrong; it is named.
     """
-    check_supported(params)
+    check_params(params)
     if params["early_stopping"] and validation_url is None:
         raise ConfigError("early_stopping", "needs data to watch: fit(..., validation=...)")
     if params["early_stopping"] and params["tol"] is None:
@@ -99,13 +118,15 @@ def plan_run(
     n_workers = _whole(params["n_workers"], "n_workers")
     batch_size = _auto(params["batch_size"], "batch_size", auto_batch_size(manifest.n_rows))
     batch_size = min(batch_size, manifest.n_rows)
+    leases = plan_leases(manifest, n_workers, batch_size)
+    if start is not None and start.schedule is not None:
+        batch_size = _resumed_batch_size(start.schedule, manifest, params["batch_size"])
+        leases = start.schedule.leases
     optimizer = _optimizer(params)
     tables = tuple(
         _table(spec, optimizer, manifest, n_shards, batch_size)
         for spec in create_model(model).tables(manifest.n_features)
     )
-    if params["resume_from"] is not None:
-        start = Start(url=str(params["resume_from"]), with_ledger=True)
     checkpoint_seconds = params["checkpoint_seconds"]
     if checkpoint_seconds is None and params["checkpoint_url"] is not None:
         checkpoint_seconds = DEFAULT_CHECKPOINT_SECONDS
@@ -118,15 +139,8 @@ def plan_run(
         validation_url=validation_url,
         n_features=manifest.n_features,
         batch_size=batch_size,
-        leases=plan_leases(manifest, n_workers, batch_size),
-        stop=StopConfig(
-            epochs=_auto(params["epochs"], "epochs", auto_epochs(manifest.n_rows)),
-            tol=_number_or_none(params["tol"], "tol"),
-            target_loss=_number_or_none(params["target_loss"], "target_loss"),
-            max_seconds=_number_or_none(params["max_seconds"], "max_seconds"),
-            max_cost=_number_or_none(params["max_cost"], "max_cost"),
-            early_stopping=bool(params["early_stopping"]),
-        ),
+        leases=leases,
+        stop=_stop(params, manifest.n_rows),
         n_workers=n_workers,
         n_shards=n_shards,
         seed=seed,
@@ -136,18 +150,29 @@ def plan_run(
         checkpoint_seconds=_number_or_none(checkpoint_seconds, "checkpoint_seconds"),
         checkpoint_url=None if params["checkpoint_url"] is None else str(params["checkpoint_url"]),
         resume_url=None if start is None else start.url,
-        resume_ledger=start is not None and start.with_ledger,
+        resume_ledger=start is not None and start.schedule is not None,
         dollars_per_hour=dollars_per_hour,
         model_metadata={} if metadata is None else metadata,
     )
 
 
-def check_supported(params: Mapping[str, Any]) -> None:
-    """Refuse what this version knows by name only.
+def check_params(params: Mapping[str, Any]) -> None:
+    """Check what can be checked without data, so that a mistake is found before a long load.
+
+    Args:
+        params: An estimator's ``get_params()``.
 
     Raises:
-        ConfigError: ``mode``, ``staleness`` or ``worker_memory_mb`` cannot be honoured.
+        ConfigError: A parameter is wrong, or comes with a later version; it is named.
     """
+    _optimizer(params)
+    _stop(params, 1)
+    _auto(params["batch_size"], "batch_size", 1)
+    for name in ("n_workers", "n_shards"):
+        _whole(params[name], name)
+    for name, known in (("compression", COMPRESSIONS), ("wire_dtype", WIRE_DTYPES)):
+        if params[name] not in known:
+            raise ConfigError(name, f"must be one of {', '.join(known)}, got {params[name]!r}")
     if params["mode"] != "sgd":
         raise ConfigError("mode", f'must be "sgd"; {params["mode"]!r} comes with a later version')
     if params["staleness"] is not None:
@@ -173,6 +198,27 @@ def _optimizer(params: Mapping[str, Any]) -> OptimizerConfig:
         l2=_number(params["l2"], "l2"),
         params={key: _number(value, f"optimizer_params[{key!r}]") for key, value in (extra or {}).items()},
     )
+
+
+def _stop(params: Mapping[str, Any], n_rows: int) -> StopConfig:
+    return StopConfig(
+        epochs=_auto(params["epochs"], "epochs", auto_epochs(n_rows)),
+        tol=_number_or_none(params["tol"], "tol"),
+        target_loss=_number_or_none(params["target_loss"], "target_loss"),
+        max_seconds=_number_or_none(params["max_seconds"], "max_seconds"),
+        max_cost=_number_or_none(params["max_cost"], "max_cost"),
+        early_stopping=bool(params["early_stopping"]),
+    )
+
+
+def _resumed_batch_size(schedule: Schedule, manifest: Manifest, wanted: Any) -> int:
+    if schedule.fingerprint != manifest.fingerprint:
+        raise ConfigError("resume_from", "the checkpoint was cut from a run over other data")
+    if wanted not in ("auto", schedule.batch_size):
+        raise ConfigError(
+            "batch_size", f"the checkpoint was cut at batch_size={schedule.batch_size}, got {wanted!r}"
+        )
+    return schedule.batch_size
 
 
 def _table(

@@ -7,8 +7,39 @@ from typing import Any
 
 import numpy as np
 
-from cirrus.config import OPTIMIZER_PARAMS
-from cirrus.paramserver.checkpoint import Checkpoint, Floats
+from cirrus.config import OPTIMIZER_PARAMS, LeaseRange
+from cirrus.errors import ConfigError, CorruptDataError
+from cirrus.frontend.planning import Schedule, Start
+from cirrus.paramserver.checkpoint import Checkpoint, Floats, read_manifest, resolve
+from cirrus.storage import open_store
+
+
+def resume_point(url: str) -> Start:
+    """Return where a checkpoint that a run cut leaves off.
+
+    Args:
+        url: A checkpoint, or the folder of a run's checkpoints (the newest is taken).
+
+    Raises:
+        NotFoundError: There is no checkpoint.
+        CorruptDataError: It is damaged, or does not say where it was cut.
+    """
+    found = resolve(url)
+    extra = read_manifest(open_store(found)).extra
+    try:
+        schedule = Schedule(
+            fingerprint=str(extra["fingerprint"]),
+            batch_size=int(extra["batch_size"]),
+            leases=tuple(_lease(raw) for raw in extra["leases"]),
+        )
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CorruptDataError(f"{found}: does not say where in a run it was cut: {error}") from error
+    return Start(url=found, schedule=schedule)
+
+
+def _lease(raw: Any) -> LeaseRange:
+    chunk, first_block, n_blocks, n_rows, n_steps = (int(number) for number in raw)
+    return LeaseRange(chunk=chunk, first_block=first_block, n_blocks=n_blocks, n_rows=n_rows, n_steps=n_steps)
 
 
 def starting_tables(checkpoint: Checkpoint, params: Mapping[str, Any]) -> Checkpoint:
@@ -38,4 +69,5 @@ def _ftrl_z(weights: Floats, params: Mapping[str, Any], l1: float, l2: float) ->
     beta = extra.get("beta", OPTIMIZER_PARAMS["ftrl"]["beta"])
     strength = beta / params["learning_rate"] + l2
     z = -strength * weights.astype(np.float64) - l1 * np.sign(weights)
-    return z.astype(np.float32)
+    single: Floats = z.astype(np.float32)
+    return single

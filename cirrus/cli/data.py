@@ -1,0 +1,192 @@
+"""``cirrus load``, ``describe`` and ``predict``."""
+
+from __future__ import annotations
+
+import csv
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import numpy as np
+import typer
+
+from cirrus.cli.console import bytes_text, say, show
+from cirrus.cli.sources import (
+    CategoricalOption,
+    DropOption,
+    FileOptions,
+    Format,
+    FormatOption,
+    HashFeaturesOption,
+    LabelAboveOption,
+    LabelOption,
+    NFeaturesOption,
+    NumericOption,
+    SeedOption,
+    SepOption,
+    is_dataset,
+    load_file,
+    load_file_like,
+)
+from cirrus.errors import ConfigError, NotFoundError
+from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.estimators import LogisticRegression, load_model
+from cirrus.frontend.model_files import MODEL_KEY
+from cirrus.frontend.scratch import Scratch
+from cirrus.storage import open_store
+
+
+def load(
+    data: Annotated[str, typer.Argument(help="An svmlight or CSV file, plain or .gz.")],
+    url: Annotated[str, typer.Argument(help="Where the dataset goes: a folder or s3://bucket/prefix.")],
+    format: FormatOption = Format.AUTO,  # noqa: A002 - the option's name
+    label: LabelOption = "0",
+    label_above: LabelAboveOption = None,
+    numeric: NumericOption = "",
+    categorical: CategoricalOption = "",
+    sep: SepOption = None,
+    hash_features: HashFeaturesOption = 2**20,
+    n_features: NFeaturesOption = None,
+    drop_missing_labels: DropOption = False,
+    shuffle: Annotated[
+        bool, typer.Option(help="Spread the rows at random; or keep the file's order.")
+    ] = True,
+    seed: SeedOption = 0,
+    processes: Annotated[int | None, typer.Option(help="Processes that parse; default: one a core.")] = None,
+) -> None:
+    """Parse a file once and store it as a dataset, to train on as often as you like.
+
+    Example: cirrus load clicks.csv data/clicks --label clicked --categorical site,device --numeric hour
+    """
+    if "://" not in data and Path(data).is_dir():
+        raise ConfigError("data", f"{data} is a folder; name a file")
+    options = FileOptions(
+        format=format,
+        label=label,
+        label_above=label_above,
+        numeric=numeric,
+        categorical=categorical,
+        sep=sep,
+        hash_features=hash_features,
+        n_features=n_features,
+        drop_missing_labels=drop_missing_labels,
+        shuffle=shuffle,
+        seed=seed,
+        n_processes=processes,
+    )
+    dataset = load_file(data, url, options)
+    show(f"dataset {dataset.url}")
+    say(f"next: cirrus train {url}")
+
+
+def describe(
+    url: Annotated[str, typer.Argument(help="A dataset or a saved model.")],
+) -> None:
+    """Say what a dataset or a saved model holds.
+
+    Example: cirrus describe data/clicks
+    """
+    if open_store(url).exists(MODEL_KEY):
+        _describe_model(url, load_model(url))
+        return
+    try:
+        dataset = Dataset.open(url)
+    except NotFoundError as error:
+        raise NotFoundError(f"{url}: there is neither a dataset nor a saved model here") from error
+    _describe_dataset(dataset)
+
+
+def _describe_dataset(dataset: Dataset) -> None:
+    manifest = dataset.manifest
+    show(f"dataset   {dataset.url}")
+    show(f"rows      {manifest.n_rows:,}")
+    show(f"features  {manifest.n_features:,}")
+    size = bytes_text(manifest.n_bytes)
+    show(f"stored    {size} in {len(manifest.chunks)} chunks, {manifest.n_blocks} blocks")
+    labels = []
+    for value, count in zip(manifest.label_values, manifest.label_counts, strict=True):
+        name = f"{value:g}" if manifest.label_names is None else manifest.label_names[int(value)]
+        labels.append(f"{name}: {count:,} ({count / manifest.n_rows:.1%})")
+    show(f"labels    {', '.join(labels[:20]) or 'numbers'}{' ...' if len(labels) > 20 else ''}")
+    if manifest.has_weights:
+        show("weights   yes")
+    if manifest.single_label_blocks:
+        show(f"warning   {manifest.single_label_blocks} blocks hold one label only: load with --shuffle")
+
+
+def _describe_model(url: str, estimator: LogisticRegression) -> None:
+    show(f"model     {url}")
+    show(f"kind      {type(estimator).__name__}")
+    show(f"classes   {', '.join(str(label) for label in estimator.classes_)}")
+    show(f"features  {estimator.n_features_in_:,}, {np.count_nonzero(estimator.coef_):,} with a weight")
+    show(f"trained   {estimator.n_iter_} epochs, ${estimator.cost_:.2f}")
+    changed = {
+        name: value
+        for name, value in estimator.get_params().items()
+        if value != LogisticRegression().get_params()[name]
+    }
+    show(f"params    {', '.join(f'{name}={value!r}' for name, value in changed.items()) or 'defaults'}")
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="A saved model.")],
+    data: Annotated[str, typer.Argument(help="A file like the one trained on, or a dataset.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="CSV file to write; - for standard output.")] = "-",
+) -> None:
+    """Predict the label of each row, in the order of the file, as CSV.
+
+    The columns are the likelier label and the probability of the second class.
+
+    Example: cirrus predict out/model new.svm --out predictions.csv
+    """
+    estimator = load_model(model)
+    scratch = Scratch(in_memory=False)
+    try:
+        if is_dataset(data):
+            dataset = Dataset.open(data)
+        else:
+            say(f"loading {data}")
+            dataset = load_file_like(data, scratch.url("rows"), estimator.encoding_, estimator.n_features_in_)
+        with _output(out) as file:
+            n_rows = _write_predictions(file, estimator, dataset)
+    finally:
+        scratch.close()
+    say(f"predicted {n_rows:,} rows" + ("" if out == "-" else f" into {out}"))
+
+
+def _write_predictions(file: TextIO, estimator: LogisticRegression, dataset: Dataset) -> int:
+    writer = csv.writer(file)
+    low, high = estimator.classes_.tolist()
+    writer.writerow(["label", f"probability_of_{high}"])
+    n_rows = 0
+    for _, decisions in estimator.iter_decisions(dataset):
+        n_rows += len(decisions)
+        probabilities = np.exp(-np.logaddexp(0.0, -decisions))
+        writer.writerows(
+            (high if decision > 0 else low, f"{probability:.6g}")
+            for decision, probability in zip(decisions.tolist(), probabilities.tolist(), strict=True)
+        )
+    return n_rows
+
+
+@contextmanager
+def _output(out: str) -> Iterator[TextIO]:
+    """Open a file that appears whole or not at all."""
+    if out == "-":
+        yield sys.stdout
+        return
+    target = Path(out)
+    if target.is_dir():
+        raise ConfigError("out", f"{out} is a folder; name a file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with unfinished.open("w", newline="") as file:
+            yield file
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)

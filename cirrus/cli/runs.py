@@ -1,0 +1,106 @@
+"""``cirrus runs``, ``attach`` and ``kill``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cirrus.cli.console import say, show, table
+from cirrus.cli.train import HomeOption
+from cirrus.client_backend.local import LocalBackend
+from cirrus.client_backend.runs import Run, RunSummary, list_runs, open_run
+from cirrus.errors import CirrusError
+from cirrus.frontend.estimators import finish_job
+from cirrus.frontend.model_files import RunNotes
+from cirrus.frontend.progress import LiveLine, clock_time
+from cirrus.metrics import RunState, RunStatus
+from cirrus.storage import open_store
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `cirrus runs` lists it.")]
+
+_HEAD = ["RUN", "STATE", "EPOCH", "LOSS", "VALIDATION", "WORKERS", "TIME", "COST", ""]
+
+
+def runs(home: HomeOption = None) -> None:
+    """List all runs, oldest first, live or long ended.
+
+    Example: cirrus runs
+    """
+    found = list_runs(LocalBackend(root=home).root)
+    if not found:
+        say("no runs yet; begin with: cirrus train DATA")
+        return
+    show(table([_HEAD, *(_cells(summary) for summary in found)], right=frozenset(range(2, 8))))
+
+
+def _cells(summary: RunSummary) -> list[str]:
+    status = summary.status
+    if status is None:
+        return [summary.run_id, "broken", *[""] * 6, summary.problem or ""]
+    return [
+        summary.run_id,
+        status.state.value,
+        f"{status.epoch}/{status.epochs}",
+        _loss(status.train_loss),
+        _loss(status.validation_loss),
+        str(status.n_workers),
+        clock_time(status.seconds),
+        f"${status.cost:.2f}",
+        status.error or status.stop_reason or "",
+    ]
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.4f}"
+
+
+def attach(run: RunArgument, home: HomeOption = None) -> None:
+    """Go on with a run whose terminal went away, to its end; its model goes where it was meant to.
+
+    Example: cirrus attach 20261123-101500-ab12cd
+    """
+    backend = LocalBackend(root=home)
+    watched = open_run(backend.root, run)
+    if watched.status.state is RunState.FINISHED:
+        _keep_model(watched, watched.status)
+        return
+    with backend.attach(run) as attached:
+        say(f"attached to run {run}")
+        with LiveLine() as line:
+            status = attached.wait(on_event=line.show)
+        _keep_model(attached, status)
+
+
+def _keep_model(run: Run, status: RunStatus) -> None:
+    estimator = finish_job(run, status)
+    notes = RunNotes.from_plain(run.config.model_metadata)
+    _remove_scratch(notes)
+    if notes.save_url is None:
+        show(f"model {run.url}/model (parameters only: the program that began the run named no place)")
+        return
+    estimator.save(notes.save_url)
+    show(f"model {notes.save_url}")
+
+
+def kill(run: RunArgument, home: HomeOption = None) -> None:
+    """End a run now; its model is not kept.
+
+    Example: cirrus kill 20261123-101500-ab12cd
+    """
+    killed = open_run(LocalBackend(root=home).root, run)
+    before = killed.status
+    if before.state.ended and before.state is not RunState.INTERRUPTED:
+        say(f"run {run} had ended already ({before.state.value})")
+        return
+    killed.kill()
+    try:
+        _remove_scratch(RunNotes.from_plain(killed.config.model_metadata))
+    except CirrusError as error:
+        say(f"warning: left some of its data behind: {error}")
+    show(f"killed {run}")
+
+
+def _remove_scratch(notes: RunNotes) -> None:
+    if notes.scratch_url is not None:
+        open_store(notes.scratch_url).delete_prefix("")

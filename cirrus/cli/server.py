@@ -1,0 +1,3 @@
+"""``cirrus ps``."""
+
+from __future__ import annotations
