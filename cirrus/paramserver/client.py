@@ -491,6 +491,15 @@ class ParameterClient:
             push = Push(epoch=epoch, lease=lease, position=position, step=step, sections=tuple(sections))
             link.push(push, {})
 
+    def call_coordinator(self, message: Message) -> Message:
+        """Ask shard 0 something, with nothing else under way.
+
+        Raises:
+            LeaseLostError: Shard 0 does not accept what the message says of a lease.
+        """
+        self._links[0].flush()
+        return self._links[0].channel.call(message)
+
     def flush(self) -> None:
         """Wait until every shard has acknowledged every push.
 

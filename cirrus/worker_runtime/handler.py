@@ -1,0 +1,106 @@
+"""The function's entry point: the same on a laptop, in Lambda and in a Ray task.
+
+The event is ``{"role": "train" | "evaluate", "run_url": ..., "worker_id": ..., "generation": ...,
+"deadline_seconds": ...}``; the result says how the generation ended. Secrets are never in it: the token is in the run
+folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from cirrus.config import from_plain
+from cirrus.errors import ConfigError, RegistrationError
+from cirrus.worker_runtime.evaluate import Evaluator
+from cirrus.worker_runtime.session import Clock, DeadlineError, Identity, RunOverError, Session
+from cirrus.worker_runtime.train import Trainer
+
+
+class Context(Protocol):
+    """What Lambda hands to a handler, as far as it is used here."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Return the milliseconds left until the function is ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What a function is invoked with."""
+
+    role: str
+    run_url: str
+    worker_id: int
+    generation: int
+    deadline_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a generation ended."""
+
+    outcome: str
+    """``finished`` (the run is over), ``deadline`` (start me again) or ``duplicate`` (another me is at work)."""
+    steps: int
+    rows: int
+    seconds: float
+
+
+def handler(event: Mapping[str, Any], context: Context | None = None) -> dict[str, Any]:
+    """Work for one generation.
+
+    Args:
+        event: See :class:`Event`.
+        context: Lambda's, which knows the deadline.
+
+    Returns:
+        See :class:`Result`.
+
+    Raises:
+        ConfigError: The event or the run's config is wrong.
+        CirrusError: The generation could not work on.
+    """
+    parsed = from_plain(Event, dict(event), "event")
+    if parsed.role not in ("train", "evaluate"):
+        raise ConfigError("role", f"must be train or evaluate, got {parsed.role!r}")
+    clock = Clock(_remaining(parsed, context))
+    identity = Identity(parsed.worker_id, parsed.generation, parsed.role)
+    session = Session(parsed.run_url, identity, clock)
+    steps = rows = 0
+    try:
+        if parsed.role == "evaluate":
+            evaluator = Evaluator(session)
+            try:
+                evaluator.run()
+            finally:
+                steps, rows = evaluator.steps, evaluator.rows
+        else:
+            trainer = Trainer(session)
+            try:
+                trainer.run()
+            finally:
+                steps, rows = trainer.totals.steps, trainer.totals.rows
+    except RunOverError:
+        outcome = "finished"
+    except DeadlineError:
+        outcome = "deadline"
+    except RegistrationError:
+        outcome = "duplicate"
+    finally:
+        session.stopping.set()
+    return asdict(Result(outcome=outcome, steps=steps, rows=rows, seconds=clock.seconds))
+
+
+def _remaining(event: Event, context: Context | None) -> Callable[[], float] | None:
+    """Return how much time is left: what the platform or the event says, whichever is less."""
+    if context is None and event.deadline_seconds is None:
+        return None
+
+    def remaining() -> float:
+        limits = [] if event.deadline_seconds is None else [event.deadline_seconds]
+        if context is not None:
+            limits.append(context.get_remaining_time_in_millis() / 1000.0)
+        return min(limits)
+
+    return remaining

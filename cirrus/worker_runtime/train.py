@@ -1,0 +1,224 @@
+"""The training loop: lease, minibatch, pull, gradient, push.
+
+The pull of the next minibatch is under way while the gradient of this one is computed, and pushes are not waited for;
+they are acknowledged at the end of the lease.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cirrus.chunks import Block
+from cirrus.errors import ConnectionLostError, LeaseLostError, SupersededError
+from cirrus.models import Gradients
+from cirrus.paramserver.client import ParameterClient, PullTicket
+from cirrus.paramserver.protocol import Complete, Ids, Values
+from cirrus.worker_runtime.batches import minibatches
+from cirrus.worker_runtime.fetch import FetchedLease, LeaseFetcher
+from cirrus.worker_runtime.gradient_filter import GradientFilter
+from cirrus.worker_runtime.session import DeadlineError, RunOverError, Session
+
+#: How long to wait for a lease before looking at the clock again.
+IDLE_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a generation, or a lease, has done."""
+
+    steps: int = 0
+    rows: int = 0
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    pull_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    push_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Trainer:
+    """Trains until the run or the generation is over.
+
+    Args:
+        session: The worker's dealings with the run.
+    """
+
+    session: Session
+    totals: Totals = field(default_factory=Totals)
+
+    def run(self) -> None:
+        """Work; returns by one of the exceptions.
+
+        Raises:
+            RunOverError: The run ended.
+            DeadlineError: This generation's time is over.
+            RegistrationError: Another worker of this id is at work.
+            ConnectionLostError: The shards cannot be reached any more.
+        """
+        store, manifest = self.session.open_dataset(self.session.config.train_url)
+        while True:
+            fetcher = LeaseFetcher(self.session.register(), store, manifest, self.session.config.leases)
+            try:
+                self._train_on(fetcher)
+            except (ConnectionLostError, SupersededError):
+                # Shard 0 is gone, and with it whatever this worker held: begin anew when it is back.
+                self.session.check_run()
+            finally:
+                fetcher.close()
+
+    def _train_on(self, fetcher: LeaseFetcher) -> None:
+        client = self.session.connect()
+        try:
+            while True:
+                if self.session.clock.is_over:
+                    raise DeadlineError("the deadline came")
+                lease = fetcher.get(IDLE_SECONDS)
+                if lease is None:
+                    continue
+                client = self._finish_lease(client, lease)
+        finally:
+            client.close()
+
+    def _finish_lease(self, client: ParameterClient, lease: FetchedLease) -> ParameterClient:
+        """Train a lease, through losses of shards; return a client that is in order."""
+        while True:
+            try:
+                totals = LeaseTrainer(self.session, client, lease).run()
+            except LeaseLostError:
+                # Answers to requests of that lease may still be under way: a fresh client has none.
+                client.close()
+                return self.session.connect()
+            except (ConnectionLostError, SupersededError):
+                client.close()
+                self.session.check_run()
+                client = self.session.connect()
+                continue
+            self.totals.steps += totals.steps
+            self.totals.rows += totals.rows
+            return client
+
+
+class LeaseTrainer:
+    """Trains the rest of one lease.
+
+    Args:
+        session: The worker's dealings with the run.
+        client: Connected to the shards, nothing under way.
+        lease: What to train on.
+    """
+
+    def __init__(self, session: Session, client: ParameterClient, lease: FetchedLease) -> None:
+        self._session = session
+        self._client = client
+        self._lease = lease
+        self._totals = Totals()
+        config = session.config
+        self._range = config.leases[lease.task.lease]
+        threshold = config.gradient_threshold
+        self._filters: dict[int, GradientFilter] | None = None
+        if threshold is not None:
+            self._filters = {i: GradientFilter(threshold, t.width) for i, t in enumerate(config.tables)}
+
+    def run(self) -> Totals:
+        """Train, and tell shard 0.
+
+        Raises:
+            LeaseLostError: Another worker has the lease now, or a shard lost steps of it.
+            ConnectionLostError: A shard went away.
+            DeadlineError: The generation's time is over; what was done so far is acknowledged.
+        """
+        task, config = self._lease.task, self._session.config
+        position = self._client.attach(task.epoch, task.lease, task.grant)
+        batches = minibatches(
+            self._lease.blocks, config.batch_size, position, (config.seed, task.epoch, task.lease)
+        )
+        clock = time.perf_counter
+        batch = next(batches, None)
+        ticket = None if batch is None else self._request(batch)
+        while batch is not None and ticket is not None:
+            following = next(batches, None)
+            next_ticket = None if following is None else self._request(following)
+            before = clock()
+            rows = self._client.wait(ticket)
+            pulled = clock()
+            gradients = self._gradient(batch, rows)
+            computed = clock()
+            # The deadline is looked at once, so that the filter's last push is truly the last.
+            over = self._session.clock.is_over
+            last = following is None or over
+            self._push(position, gradients, batch, ticket, last=last)
+            totals = self._totals
+            totals.pull_seconds += pulled - before
+            totals.compute_seconds += computed - pulled
+            totals.push_seconds += clock() - computed
+            position += 1
+            if over and following is not None:
+                self._client.flush()
+                raise DeadlineError("the deadline came")
+            batch, ticket = following, next_ticket
+        before = clock()
+        self._client.flush()
+        self._totals.push_seconds += clock() - before
+        self._complete()
+        return self._totals
+
+    def _request(self, batch: Block) -> PullTicket:
+        session = self._session
+        ids = {session.table(name)[0]: rows for name, rows in session.model.ids(batch).items()}
+        return self._client.pull(ids)
+
+    def _gradient(self, batch: Block, rows: dict[int, Values]) -> dict[int, Values]:
+        tables = self._session.config.tables
+        found: Gradients = self._session.model.gradient({tables[i].name: v for i, v in rows.items()}, batch)
+        totals = self._totals
+        totals.steps += 1
+        totals.rows += batch.n_rows
+        totals.loss_sum += found.loss_sum
+        totals.weight_sum += found.weight_sum
+        gradients = {}
+        for name, values in found.values.items():
+            number, table = self._session.table(name)
+            if not table.optimizer.sums_gradients and found.weight_sum > 0:
+                values = values / found.weight_sum
+            gradients[number] = np.ascontiguousarray(values, np.float32)
+        return gradients
+
+    def _push(
+        self, position: int, gradients: dict[int, Values], batch: Block, ticket: PullTicket, *, last: bool
+    ) -> None:
+        step = self._lease.task.first_step + position
+        if self._filters is None:
+            self._client.push(position, step, gradients, ticket)
+            return
+        ids: dict[int, Ids] = {}
+        values: dict[int, Values] = {}
+        for number, gradient in gradients.items():
+            ids[number], values[number] = self._filters[number].select(
+                ticket.ids[number], gradient, last=last
+            )
+        self._client.push_rows(position, step, ids, values)
+
+    def _complete(self) -> None:
+        task, totals = self._lease.task, self._totals
+        self._client.call_coordinator(
+            Complete(
+                epoch=task.epoch,
+                lease=task.lease,
+                grant=task.grant,
+                generations=self._client.generations,
+                loss_sum=totals.loss_sum,
+                weight_sum=totals.weight_sum,
+                n_rows=totals.rows,
+                n_steps=totals.steps,
+                fetch_seconds=self._lease.fetch_seconds,
+                pull_seconds=totals.pull_seconds,
+                compute_seconds=totals.compute_seconds,
+                push_seconds=totals.push_seconds,
+            )
+        )
+
+
+__all__ = ["LeaseTrainer", "RunOverError", "Totals", "Trainer"]
