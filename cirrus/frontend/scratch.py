@@ -25,7 +25,7 @@ class Scratch:
             self._remove = weakref.finalize(self, drop_memory_store, name)
         else:
             self._root = tempfile.mkdtemp(prefix="cirrus-")
-            self._remove = weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
+            self._remove = weakref.finalize(self, _remove_folder, self._root)
 
     def url(self, name: str) -> str:
         """Return the object-store URL for something called ``name``."""
@@ -36,3 +36,7 @@ class Scratch:
     def close(self) -> None:
         """Remove everything. Closing twice is harmless."""
         self._remove()
+
+
+def _remove_folder(path: str) -> None:
+    shutil.rmtree(path, ignore_errors=True)
