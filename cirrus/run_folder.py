@@ -260,6 +260,8 @@ class MetricsReader:
         """Return the points written since the last call."""
         new: list[MetricPoint] = []
         while True:
+            # Asked before reading: a segment that has a successor by now is written no more.
+            is_complete = self._store.exists(f"metrics/{self._segment + 1:08d}.jsonl")
             key = f"metrics/{self._segment:08d}.jsonl"
             try:
                 data = self._store.get(key)
@@ -268,9 +270,7 @@ class MetricsReader:
             points = [from_plain(MetricPoint, _parse(line, key), key) for line in data.splitlines()]
             new += points[self._points_read :]
             self._points_read = len(points)
-            if len(data) < METRICS_SEGMENT_BYTES and not self._store.exists(
-                f"metrics/{self._segment + 1:08d}.jsonl"
-            ):
+            if not is_complete:
                 return new
             self._segment += 1
             self._points_read = 0

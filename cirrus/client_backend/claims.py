@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import secrets
 import socket
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from cirrus.run_folder import CLAIM_SECONDS, ClientClaim, RunFolder
 
@@ -21,7 +24,7 @@ def new_claim() -> ClientClaim:
     """Return a claim of this process, with an identity of its own."""
     return ClientClaim(
         client_id=secrets.token_hex(8),
-        host=socket.gethostname(),
+        host=machine_name(),
         pid=os.getpid(),
         renewed_at=time.time(),
     )
@@ -36,21 +39,32 @@ def take_claim(folder: RunFolder, claim: ClientClaim) -> None:
         ConflictError: Another living client supervises the run.
     """
     holder = folder.claim_holder()
-    dead = holder is not None and is_local(holder) and not process_exists(holder.pid)
+    dead = holder is not None and is_known_dead(holder)
     folder.claim(claim, dead_client=holder.client_id if holder is not None and dead else None)
-    if holder is not None and is_local(holder):
+    if holder is not None and holder.host == machine_name():
         addresses = (folder.shard_address(shard) for shard in range(folder.config().n_shards))
         await_exit(address.pid for address in addresses if address is not None)
 
 
 def is_held(claim: ClientClaim | None, now: float) -> bool:
-    """Return whether a living client supervises the run, as its claim tells at the Unix time ``now``."""
-    return claim is not None and not claim.released and now - claim.renewed_at < CLAIM_SECONDS
+    """Return whether a living client supervises the run, as far as can be told at the Unix time ``now``."""
+    if claim is None or claim.released or is_known_dead(claim):
+        return False
+    return now - claim.renewed_at < CLAIM_SECONDS
 
 
-def is_local(claim: ClientClaim) -> bool:
-    """Return whether the claim's holder is, or was, a process of this machine."""
-    return claim.host == socket.gethostname()
+def is_known_dead(claim: ClientClaim) -> bool:
+    """Return whether the claim's holder was a process of this machine that has ended."""
+    return claim.host == machine_name() and not process_exists(claim.pid)
+
+
+def machine_name() -> str:
+    """Return the host's name with a mark of where process ids mean the same: this boot and this container."""
+    mark = hashlib.blake2b(digest_size=4)
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):  # not every system has them; then the name must do
+            mark.update(os.readlink(path).encode() if "/ns/" in path else Path(path).read_bytes())
+    return f"{socket.gethostname()}/{mark.hexdigest()}"
 
 
 def process_exists(pid: int) -> bool:

@@ -31,9 +31,7 @@ FOREVER_MILLISECONDS = 2**53
 class ShardThreads(Protocol):
     """A shard that runs as threads of this process."""
 
-    crashed: bool
-
-    def start(self) -> None:
+    def start(self) -> object:
         """Start the threads and announce the address."""
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -41,6 +39,9 @@ class ShardThreads(Protocol):
 
     def stop(self) -> None:
         """End it now, with a last snapshot."""
+
+    def crash(self) -> None:
+        """End it like a killed process: nothing is saved."""
 
 
 class WorkerContext:
@@ -137,13 +138,15 @@ class InlineLauncher(Launcher):
         self._parts = parts
         self._lock = threading.Lock()
         self._shards: dict[int, ShardThreads] = {}
+        self._crashed: set[ShardThreads] = set()
         self._stopped = threading.Event()
 
-    @property
-    def shards(self) -> dict[int, ShardThreads]:
-        """The shards that run, by number."""
+    def crash_shard(self, shard: int) -> None:
+        """Let a shard end like a killed process, to see it come back."""
         with self._lock:
-            return dict(self._shards)
+            threads = self._shards[shard]
+            self._crashed.add(threads)
+        threads.crash()
 
     def run_shard(self, shard: int, generation: int) -> None:
         """See :meth:`Launcher.run_shard`."""
@@ -152,14 +155,19 @@ class InlineLauncher(Launcher):
             if self._stopped.is_set():
                 raise RunError("the run is being ended")
             self._shards[shard] = threads
+        started = False
         try:
             threads.start()
+            started = True
             threads.wait()
         finally:
-            threads.stop()
+            # One that never came up holds nothing to save: its last snapshot would replace a good one.
+            (threads.stop if started else threads.crash)()
             with self._lock:
                 del self._shards[shard]
-        if threads.crashed:
+                crashed = threads in self._crashed
+                self._crashed.discard(threads)
+        if crashed:
             raise AttemptError(f"shard {shard} crashed")
 
     def invoke(self, event: WorkerEvent) -> WorkerResult:
@@ -170,7 +178,9 @@ class InlineLauncher(Launcher):
     def close(self) -> None:
         """See :meth:`Launcher.close`."""
         self._stopped.set()
-        for threads in self.shards.values():
+        with self._lock:
+            shards = list(self._shards.values())
+        for threads in shards:
             threads.stop()
 
     def kill(self) -> None:

@@ -216,19 +216,19 @@ class Run:
         self._request("stop")
 
     def snapshot(self, timeout: float = 60.0) -> None:
-        """Have a checkpoint of the run written, and wait for it.
+        """Ask for a checkpoint, which the run writes when no lease is open; returns when shard 0 knows.
 
         Args:
-            timeout: Most seconds to wait.
+            timeout: Most seconds to wait for that.
 
         Raises:
-            RunError: The run has ended, or did not write it in time.
+            RunError: The run has ended, or shard 0 did not take notice in time.
         """
         key = self._request("snapshot")
         end = time.monotonic() + timeout
         while self._folder.store.exists(key):
             if self._await_end(POLL_SECONDS) or time.monotonic() > end:
-                raise RunError(f"run {self.run_id} wrote no checkpoint ({self.status.state})")
+                raise RunError(f"run {self.run_id} took no notice of the request ({self.status.state})")
 
     def _request(self, action: str) -> str:
         state = self.status.state

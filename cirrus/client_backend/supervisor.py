@@ -160,6 +160,11 @@ class Supervisor:
         return self._fleet
 
     @property
+    def launcher(self) -> Launcher:
+        """How the shards and workers are run."""
+        return self._launcher
+
+    @property
     def failure(self) -> CirrusError | None:
         """The error that this client failed the run with, if it did."""
         return self._failure
@@ -320,7 +325,7 @@ class Supervisor:
         for thread in self._shard_threads:
             thread.join(JOIN_SECONDS)
         self._fleet.join(JOIN_SECONDS)
-        if self._claim_lost:
+        if self._claim_lost or not self._renew_claim():
             return
         try:
             self._settle_status()
