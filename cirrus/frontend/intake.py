@@ -137,7 +137,9 @@ def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch
         return None
     if isinstance(validation, Dataset):
         check_width(estimator, validation, reset=False)
-        if labels.dataset_codes(validation.manifest, data.classes, validation.url) != data.codes:
+        # A model knows its positive class by the code, and takes all others for the negative one.
+        codes = labels.dataset_codes(validation.manifest, data.classes, validation.url)
+        if codes[1] != data.codes[1]:
             raise DataError(f"{validation.url}: codes its labels otherwise than {data.url}; load both alike")
         return validation.url
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:

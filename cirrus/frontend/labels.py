@@ -3,6 +3,9 @@
 ``classes_`` holds the user's labels, sorted. A dataset holds float32 *codes*: a number is its own code where
 float32 can hold it exactly, so that a svmlight file with labels -1 and 1 needs no mapping; text is coded by
 its place.
+
+Files of one data set are known to write the negative class as -1 here and as 0 there (a9a and its test file
+do). Beside a positive class of 1, both are the negative class of a dataset.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from cirrus.errors import ConfigError, DataError
 Array = npt.NDArray[Any]
 Codes = tuple[float, float]
 
+#: Codes of the negative class where the positive one is 1.
+NEGATIVE_CODES = (-1.0, 0.0)
 #: A class of a model that does not occur in a dataset of named labels has this code: no row has it.
 ABSENT_CODE = -1.0
 
@@ -95,6 +100,9 @@ def dataset_codes(manifest: Manifest, classes: Array, where: str) -> Codes:
         low, high = (float(names.index(name)) if name in names else ABSENT_CODE for name in classes.tolist())
     elif classes.dtype.kind in "biuf":
         low, high = (float(np.float32(label)) for label in classes)
+        negatives = [value for value in manifest.label_values if value in NEGATIVE_CODES]
+        if high == 1.0 and low in NEGATIVE_CODES and len(negatives) == 1:
+            (low,) = negatives
     else:
         raise DataError(f"{where}: its labels are numbers, the model's classes are {classes.tolist()}")
     for value in manifest.label_values:
