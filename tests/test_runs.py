@@ -202,13 +202,13 @@ class TestInlineRuns:
     def test_a_crashed_shard_comes_back(self) -> None:
         """A shard that ends without notice is started again under the next generation."""
         with InlineBackend(parts=PARTS).start(make_config(n_shards=2)) as run:
-            eventually(lambda: run.folder.shard_address(1))
             assert run.supervisor is not None
             launcher = run.supervisor.launcher
             assert isinstance(launcher, InlineLauncher)
+            eventually(lambda: launcher.shards == {0, 1})
             launcher.crash_shard(1)
             eventually(lambda: (found := run.folder.shard_address(1)) and found.generation == 2)
-            assert run.status.state is RunState.RUNNING
+            eventually(lambda: run.status.state is RunState.RUNNING)
 
     @pytest.mark.parametrize(
         ("behaviour", "text"),

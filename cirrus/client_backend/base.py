@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from abc import ABC, abstractmethod
 
@@ -10,7 +11,7 @@ from cirrus.client_backend.runs import Run, judge_status, open_folder, run_url
 from cirrus.client_backend.supervisor import Launcher, Supervisor
 from cirrus.config import RunConfig
 from cirrus.errors import RunError
-from cirrus.metrics import RunState
+from cirrus.metrics import RunState, RunStatus
 from cirrus.run_folder import ClientClaim, RunFolder
 
 #: Worker generations of a client begin at this number times the generation of shard 0: above those of the
@@ -73,6 +74,12 @@ class Backend(ABC):
         claim = new_claim()
         take_claim(folder, claim)
         self._check_resumable(folder)
+        # Workers read the status too, and must not think that the run is over before shard 0 writes it anew.
+        status = folder.status() or RunStatus(state=RunState.STARTING)
+        starting = dataclasses.replace(
+            status, state=RunState.STARTING, stop_reason=None, error=None, heartbeat_at=time.time()
+        )
+        folder.write_status(starting)
         return self._supervise(folder, config, claim)
 
     def _check_resumable(self, folder: RunFolder) -> None:

@@ -18,7 +18,6 @@ from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.local import check_backend_numbers
 from cirrus.client_backend.supervisor import Launcher
 from cirrus.config import RunConfig
-from cirrus.errors import RunError
 from cirrus.run_folder import RunFolder
 
 #: Default root of inline runs. They share it, as they share the process; each run has a folder of its own in
@@ -141,6 +140,12 @@ class InlineLauncher(Launcher):
         self._crashed: set[ShardThreads] = set()
         self._stopped = threading.Event()
 
+    @property
+    def shards(self) -> frozenset[int]:
+        """The shards that serve."""
+        with self._lock:
+            return frozenset(self._shards)
+
     def crash_shard(self, shard: int) -> None:
         """Let a shard end like a killed process, to see it come back."""
         with self._lock:
@@ -151,18 +156,19 @@ class InlineLauncher(Launcher):
     def run_shard(self, shard: int, generation: int) -> None:
         """See :meth:`Launcher.run_shard`."""
         threads = self._parts.shard(self._run_url, shard, generation)
-        with self._lock:
-            if self._stopped.is_set():
-                raise RunError("the run is being ended")
-            self._shards[shard] = threads
-        started = False
         try:
             threads.start()
-            started = True
-            threads.wait()
-        finally:
+        except BaseException:
             # One that never came up holds nothing to save: its last snapshot would replace a good one.
-            (threads.stop if started else threads.crash)()
+            threads.crash()
+            raise
+        with self._lock:
+            self._shards[shard] = threads
+        try:
+            if not self._stopped.is_set():
+                threads.wait()
+        finally:
+            threads.stop()
             with self._lock:
                 del self._shards[shard]
                 crashed = threads in self._crashed

@@ -224,7 +224,8 @@ class Supervisor:
                 else:
                     return
                 wait_seconds = budget.fail()
-                if self._stopping.is_set() or self._is_over():
+                # Without the claim, another client's shard may be what replaced this one: leave that alone.
+                if self._stopping.is_set() or self._is_over() or not self._holds_claim():
                     return
                 if error.is_permanent or wait_seconds is None:
                     self._fail(error)
@@ -251,6 +252,14 @@ class Supervisor:
     def _progress(self) -> int:
         status = self._read_status()
         return 0 if status is None else status.updates
+
+    def _holds_claim(self) -> bool:
+        """Return whether this client still supervises the run, as far as can be read."""
+        try:
+            holder = self._folder.claim_holder()
+        except CirrusError:
+            return True
+        return holder is None or holder.client_id == self._claim.client_id
 
     def _fail(self, error: AttemptError) -> None:
         """Fail the run, once: ask shard 0 to end it so, and tell the watcher in case that shard 0 cannot."""
@@ -310,26 +319,29 @@ class Supervisor:
         try:
             self._folder.claim(self._claim)
         except ConflictError:
-            holder = self._folder.claim_holder()
-            self._claim_lost = holder is None or holder.client_id != self._claim.client_id
-            return not self._claim_lost
+            self._claim_lost = not self._holds_claim()
         except CirrusError:
             # A store that fails for a moment takes no claim away; the next renewal may succeed.
             return True
-        return True
+        return not self._claim_lost
 
     def _end_all(self) -> None:
         self._stopping.set()
         self._fleet.stop()
-        self._launcher.close()
-        for thread in self._shard_threads:
-            thread.join(JOIN_SECONDS)
-        self._fleet.join(JOIN_SECONDS)
-        if self._claim_lost or not self._renew_claim():
-            return
         try:
-            self._settle_status()
-            self._release_claim()
+            self._launcher.close()
+            for thread in self._shard_threads:
+                thread.join(JOIN_SECONDS)
+            self._fleet.join(JOIN_SECONDS)
+        finally:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Write how the run ended, and give the claim back, unless it is another client's by now."""
+        try:
+            if not self._claim_lost and self._renew_claim():
+                self._settle_status()
+                self._release_claim()
         except CirrusError as error:
             self._failure = self._failure or error
 
