@@ -313,9 +313,7 @@ class Connection(threading.Thread):
                 end,
                 tables.layout,
                 tables.hyper,
-                tables.weights,
-                tables.states[0],
-                tables.states[1],
+                tables.values,
                 self._marks,
                 epoch,
                 lease,
@@ -404,8 +402,7 @@ class Connection(threading.Thread):
 
     def _gather(self, table: int, rows: kernels.NDArray[np.uint32], out: kernels.NDArray[np.float32]) -> None:
         tables = self._shard.tables
-        base, width = int(tables.layout[table, 0]), int(tables.layout[table, 3])
-        kernels.gather_rows(base, width, tables.weights, rows, out)
+        kernels.gather_rows(tables.layout[table], tables.values, rows, out)
         self.rows_pulled += len(rows)
 
     def _parse_pull(

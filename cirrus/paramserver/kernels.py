@@ -1,10 +1,12 @@
 """The shard's inner loops, compiled by numba, all without the interpreter lock.
 
-All tables of a shard lie behind each other in three flat float32 arrays: ``weights`` and two arrays of optimizer
-state. Two small arrays describe them, so that one compiled kernel serves any number of tables:
+All tables of a shard lie behind each other in one flat float32 array. A weight and its optimizer state are neighbours,
+``stride`` floats together: a sparse push waits for memory, and so it waits once a weight and not once an array (measured:
+FTRL on 10,900 of 2**20 rows takes a third of the time). Two small arrays describe the tables, so that one compiled kernel
+serves any number of them:
 
-``layout`` int64 ``(n_tables, 5)``
-    first element, first row (global), number of rows here, width, optimizer code.
+``layout`` int64 ``(n_tables, 6)``
+    first element, first row (global), number of rows here, width, stride, optimizer code.
 ``hyper`` float32 ``(n_tables, 6)``
     learning rate, l1, l2, and up to three parameters of the optimizer.
 
@@ -34,7 +36,7 @@ from cirrus.paramserver.protocol import ValueEncoding as _Value
 _F = TypeVar("_F")
 
 # Columns of ``layout``.
-FIRST_ELEMENT, FIRST_ROW, N_ROWS, WIDTH, OPTIMIZER = range(5)
+FIRST_ELEMENT, FIRST_ROW, N_ROWS, WIDTH, STRIDE, OPTIMIZER = range(6)
 # Columns of ``hyper``.
 RATE, L1, L2, PARAM0, PARAM1, PARAM2 = range(6)
 # Optimizer codes.
@@ -46,6 +48,8 @@ NEED_MORE, OTHER_FRAME, NOT_ATTACHED, BAD_PUSH, ID_OUT_OF_RANGE, IDS_NOT_ASCENDI
 # Entries of the ``out`` array of apply_pushes.
 OUT_POSITION, OUT_REQUEST, OUT_FRAMES, OUT_STATUS = range(4)
 
+#: Values updated together: they and their states fit the first-level cache.
+_TILE = 512
 _HEADER_BYTES = HEADER.size
 _KEY_BYTES = PUSH_KEY.size
 _SECTION_BYTES = SECTION.size
@@ -134,37 +138,94 @@ def decode_rows(
 
 @_jit
 def all_finite(values: Any) -> bool:
-    """Tell whether no value is NaN or infinite. ``x * 0`` is 0 for finite x alone, and the loop vectorises."""
-    total = np.float32(0.0)
-    for i in range(values.size):
-        total += values[i] * np.float32(0.0)
-    return total == np.float32(0.0)
+    """Tell whether no float32 is NaN or infinite: these alone have all bits of the exponent set.
+
+    In integers, because a loop over those is vectorised where one over floats must keep its order.
+    """
+    bits = values.view(np.uint32)
+    largest = np.uint32(0)
+    for i in range(bits.size):
+        largest = max(largest, bits[i] & np.uint32(0x7F800000))
+    return largest != np.uint32(0x7F800000)
 
 
 @_jit
-def _shrink(weight: Any, threshold: Any) -> Any:
-    """Soft threshold, the proximal step of an L1 penalty."""
-    if weight > threshold:
-        return weight - threshold
-    if weight < -threshold:
-        return weight + threshold
-    return np.float32(0.0)
+def _update(code: int, h: Any, w: Any, a: Any, b: Any, g: Any, n: int, step: int) -> None:
+    """One optimizer step on ``n`` values that lie together: weights ``w``, states ``a`` and ``b``, gradient ``g``.
+
+    Each loop is free of branches, so that the compiler makes vector instructions of it: a square root and a division
+    a value otherwise cost more than all the rest.
+    """
+    zero, one = np.float32(0.0), np.float32(1.0)
+    rate, l1, l2 = h[RATE], h[L1], h[L2]
+    if code == SGD:
+        rate = rate / (one + h[PARAM0] * np.float32(step))
+        shrink = rate * l1
+        for i in range(n):
+            v = w[i] - rate * (g[i] + l2 * w[i])
+            w[i] = max(v - shrink, zero) + min(v + shrink, zero)
+    elif code == MOMENTUM or code == NESTEROV:
+        mu = h[PARAM0]
+        rate = rate / (one + h[PARAM1] * np.float32(step))
+        shrink = rate * l1
+        ahead, behind = (one, mu) if code == NESTEROV else (zero, one)
+        for i in range(n):
+            gradient = g[i] + l2 * w[i]
+            velocity = mu * a[i] + gradient
+            a[i] = velocity
+            v = w[i] - rate * (ahead * gradient + behind * velocity)
+            w[i] = max(v - shrink, zero) + min(v + shrink, zero)
+    elif code == ADAGRAD:
+        epsilon = h[PARAM0]
+        for i in range(n):
+            gradient = g[i] + l2 * w[i]
+            squares = a[i] + gradient * gradient
+            a[i] = squares
+            scaled = rate / (np.sqrt(squares) + epsilon)
+            v = w[i] - scaled * gradient
+            shrink = scaled * l1
+            w[i] = max(v - shrink, zero) + min(v + shrink, zero)
+    elif code == ADAM:
+        beta1, beta2, epsilon = h[PARAM0], h[PARAM1], h[PARAM2]
+        correction1 = np.float32(1.0 - float(beta1) ** (step + 1))
+        correction2 = np.float32(1.0 - float(beta2) ** (step + 1))
+        for i in range(n):
+            gradient = g[i] + l2 * w[i]
+            mean = beta1 * a[i] + (one - beta1) * gradient
+            variance = beta2 * b[i] + (one - beta2) * gradient * gradient
+            a[i] = mean
+            b[i] = variance
+            scaled = rate / (np.sqrt(variance / correction2) + epsilon)
+            v = w[i] - scaled * (mean / correction1)
+            shrink = scaled * l1
+            w[i] = max(v - shrink, zero) + min(v + shrink, zero)
+    elif code == FTRL:
+        beta = h[PARAM0]
+        inverse = one / rate
+        for i in range(n):
+            before = b[i]
+            after = before + g[i] * g[i]
+            root = np.sqrt(after)
+            z = a[i] + g[i] - (root - np.sqrt(before)) * inverse * w[i]
+            a[i] = z
+            b[i] = after
+            # max and min are the soft threshold of z at l1, which is 0 between -l1 and l1.
+            w[i] = -(max(z - l1, zero) + min(z + l1, zero)) / ((beta + root) * inverse + l2)
+    else:  # ADD
+        for i in range(n):
+            w[i] += g[i]
 
 
 @_jit
-def apply_rows(
-    code: int, h: Any, base: int, width: int, weights: Any, s0: Any, s1: Any, rows: Any, gradient: Any, step: int
-) -> None:
+def apply_rows(table: Any, h: Any, values: Any, rows: Any, gradient: Any, step: int) -> None:
     """Apply one optimizer step to some rows of one table.
 
+    Rows are gathered a tile at a time, updated where they lie together, and scattered back.
+
     Args:
-        code: Optimizer code.
-        h: This table's row of ``hyper``.
-        base: The table's first element in the flat arrays.
-        width: Values a row.
-        weights: Flat float32 weights of the shard.
-        s0: First flat state array.
-        s1: Second flat state array.
+        table: The table's row of ``layout``.
+        h: The table's row of ``hyper``.
+        values: The flat array.
         rows: Local row numbers, unique.
         gradient: Flat float32, ``len(rows) * width``.
         step: The run's clock, from 0.
@@ -173,90 +234,52 @@ def apply_rows(
     moments of untouched rows standing still), FTRL-proximal (McMahan et al., 2013, algorithm 1). L1 is a proximal step
     after the update, L2 is part of the gradient; FTRL has both in its closed form.
     """
-    one = np.float32(1.0)
-    rate, l1, l2 = h[RATE], h[L1], h[L2]
-    if code == SGD:
-        rate = rate / (one + h[PARAM0] * np.float32(step))
-        for i in range(rows.size):
-            for c in range(width):
-                e = base + int(rows[i]) * width + c
-                w = weights[e]
-                w -= rate * (gradient[i * width + c] + l2 * w)
-                weights[e] = _shrink(w, rate * l1) if l1 > 0 else w
-    elif code == MOMENTUM or code == NESTEROV:
-        mu = h[PARAM0]
-        rate = rate / (one + h[PARAM1] * np.float32(step))
-        for i in range(rows.size):
-            for c in range(width):
-                e = base + int(rows[i]) * width + c
-                w = weights[e]
-                g = gradient[i * width + c] + l2 * w
-                v = mu * s0[e] + g
-                s0[e] = v
-                w -= rate * (g + mu * v) if code == NESTEROV else rate * v
-                weights[e] = _shrink(w, rate * l1) if l1 > 0 else w
-    elif code == ADAGRAD:
-        epsilon = h[PARAM0]
-        for i in range(rows.size):
-            for c in range(width):
-                e = base + int(rows[i]) * width + c
-                w = weights[e]
-                g = gradient[i * width + c] + l2 * w
-                n = s0[e] + g * g
-                s0[e] = n
-                scaled = rate / (np.sqrt(n) + epsilon)
-                w -= scaled * g
-                weights[e] = _shrink(w, scaled * l1) if l1 > 0 else w
-    elif code == ADAM:
-        beta1, beta2, epsilon = h[PARAM0], h[PARAM1], h[PARAM2]
-        correction1 = np.float32(1.0 - float(beta1) ** (step + 1))
-        correction2 = np.float32(1.0 - float(beta2) ** (step + 1))
-        for i in range(rows.size):
-            for c in range(width):
-                e = base + int(rows[i]) * width + c
-                w = weights[e]
-                g = gradient[i * width + c] + l2 * w
-                m = beta1 * s0[e] + (one - beta1) * g
-                v = beta2 * s1[e] + (one - beta2) * g * g
-                s0[e] = m
-                s1[e] = v
-                scaled = rate / (np.sqrt(v / correction2) + epsilon)
-                w -= scaled * (m / correction1)
-                weights[e] = _shrink(w, scaled * l1) if l1 > 0 else w
-    elif code == FTRL:
-        beta = h[PARAM0]
-        inverse = one / rate
-        for i in range(rows.size):
-            for c in range(width):
-                e = base + int(rows[i]) * width + c
-                g = gradient[i * width + c]
-                n = s1[e]
-                grown = np.sqrt(n + g * g)
-                z = s0[e] + g - (grown - np.sqrt(n)) * inverse * weights[e]
-                s0[e] = z
-                s1[e] = n + g * g
-                if abs(z) <= l1:
-                    weights[e] = np.float32(0.0)
-                else:
-                    sign = one if z > 0 else -one
-                    weights[e] = -(z - sign * l1) / ((beta + grown) * inverse + l2)
-    else:  # ADD
-        for i in range(rows.size):
-            for c in range(width):
-                weights[base + int(rows[i]) * width + c] += gradient[i * width + c]
+    base, width, stride, code = table[FIRST_ELEMENT], table[WIDTH], table[STRIDE], table[OPTIMIZER]
+    at = np.empty(_TILE, np.int64)
+    w = np.empty(_TILE, np.float32)
+    a = np.empty(_TILE, np.float32)
+    b = np.empty(_TILE, np.float32)
+    total = rows.size * width
+    for start in range(0, total, _TILE):
+        n = min(_TILE, total - start)
+        if width == 1:
+            for i in range(n):
+                at[i] = base + np.int64(rows[start + i]) * stride
+        else:
+            for i in range(n):
+                row = (start + i) // width
+                at[i] = base + (np.int64(rows[row]) * width + (start + i - row * width)) * stride
+        for i in range(n):
+            w[i] = values[at[i]]
+        if stride > 1:
+            for i in range(n):
+                a[i] = values[at[i] + 1]
+        if stride > 2:
+            for i in range(n):
+                b[i] = values[at[i] + 2]
+        _update(code, h, w, a, b, gradient[start : start + n], n, step)
+        for i in range(n):
+            values[at[i]] = w[i]
+        if stride > 1:
+            for i in range(n):
+                values[at[i] + 1] = a[i]
+        if stride > 2:
+            for i in range(n):
+                values[at[i] + 2] = b[i]
 
 
 @_jit
-def gather_rows(base: int, width: int, weights: Any, rows: Any, out: Any) -> None:
-    """Copy rows of one table to ``out``, flat float32 ``len(rows) * width``."""
+def gather_rows(table: Any, values: Any, rows: Any, out: Any) -> None:
+    """Copy the weights of some rows of one table to ``out``, flat float32 ``len(rows) * width``."""
+    base, width, stride = table[FIRST_ELEMENT], table[WIDTH], table[STRIDE]
     if width == 1:
         for i in range(rows.size):
-            out[i] = weights[base + int(rows[i])]
+            out[i] = values[base + np.int64(rows[i]) * stride]
     else:
         for i in range(rows.size):
-            start = base + int(rows[i]) * width
+            start = base + np.int64(rows[i]) * width * stride
             for c in range(width):
-                out[i * width + c] = weights[start + c]
+                out[i * width + c] = values[start + c * stride]
 
 
 @_jit
@@ -328,9 +351,7 @@ def apply_pushes(
     end: int,
     layout: Any,
     hyper: Any,
-    weights: Any,
-    s0: Any,
-    s1: Any,
+    values: Any,
     marks: Any,
     epoch: int,
     lease: int,
@@ -349,9 +370,7 @@ def apply_pushes(
         end: One past the last byte received.
         layout: Tables, see the module.
         hyper: Optimizer parameters, see the module.
-        weights: Flat weights.
-        s0: First flat state.
-        s1: Second flat state.
+        values: The flat array.
         marks: int32, the next position of every lease of ``epoch``.
         epoch: The epoch that the connection is attached to, -1 for none.
         lease: The lease that the connection is attached to.
@@ -424,10 +443,7 @@ def apply_pushes(
                     rows = scratch[rows_start : rows_start + count]
                 else:
                     rows = remembered[slot, rows_start : rows_start + count]
-                apply_rows(
-                    layout[table, OPTIMIZER], hyper[table], layout[table, FIRST_ELEMENT], width, weights, s0, s1,
-                    rows, gradient, step,
-                )  # fmt: skip
+                apply_rows(layout[table], hyper[table], values, rows, gradient, step)
                 counters[ROWS_PUSHED] += count
                 counters[VALUES_PUSHED] += count * width
             marks[lease] = mark + 1
@@ -443,18 +459,19 @@ def apply_pushes(
 
 def compile_all() -> None:
     """Compile every kernel, or load it from numba's cache."""
-    u8: NDArray[np.uint8] = np.zeros(64, np.uint8)
-    layout = np.array([[0, 0, 1, 1, SGD]], np.int64)
+    received: NDArray[np.uint8] = np.zeros(64, np.uint8)
+    payload = np.frombuffer(bytes(8), np.uint8)  # read-only, as those of frames that were decompressed
+    layout = np.array([[0, 0, 1, 1, 1, SGD]], np.int64)
     hyper: NDArray[np.float32] = np.zeros((1, 6), np.float32)
-    flat: NDArray[np.float32] = np.zeros(1, np.float32)
+    values: NDArray[np.float32] = np.zeros(1, np.float32)
     rows: NDArray[np.uint32] = np.zeros(1, np.uint32)
-    apply_pushes(
-        u8, 0, 0, layout, hyper, flat, flat, flat, np.zeros(1, np.int32), 0, 0, np.zeros((1, 3), np.int64),
-        np.zeros((1, 1), np.uint32), rows, np.zeros(N_COUNTERS, np.int64), True, np.zeros(4, np.int64),
-    )  # fmt: skip
-    decode_rows(u8, 0, 0, _RANGE, 1, 0, 0, 1, rows)
-    gather_rows(0, 1, flat, rows, flat)
-    apply_rows(SGD, hyper[0], 0, 1, flat, flat, flat, rows, flat, 0)
+    for buffer in (received, payload):
+        apply_pushes(
+            buffer, 0, 0, layout, hyper, values, np.zeros(1, np.int32), 0, 0, np.zeros((1, 3), np.int64),
+            np.zeros((1, 1), np.uint32), rows, np.zeros(N_COUNTERS, np.int64), True, np.zeros(4, np.int64),
+        )  # fmt: skip
+        decode_rows(buffer, 0, 0, _RANGE, 1, 0, 0, 1, rows)
+    gather_rows(layout[0], values, rows, np.zeros(1, np.float32))
 
 
 if __name__ == "__main__":

@@ -393,7 +393,8 @@ class Shard:
             }
             if self._coordinator is not None:
                 extra["coordinator"] = self._coordinator.to_plain(time.monotonic())
-            return checkpoint.Part(tables=self.tables.copy_parts(), extra=extra)
+            flat = self.tables.values.copy()
+        return checkpoint.Part(tables=self.tables.parts(flat), extra=extra)
 
     def _snapshot(self) -> None:
         self._snapshots.write(self._copy())

@@ -1,6 +1,6 @@
-"""The tables of one shard: a range of the rows of every table, with optimizer state, in flat arrays.
+"""The tables of one shard: a range of the rows of every table, with optimizer state, in one flat array.
 
-The flat arrays are what :mod:`cirrus.paramserver.kernels` works on; the methods here are for everything that happens
+The flat array is what :mod:`cirrus.paramserver.kernels` works on; the methods here are for everything that happens
 less than once a step: initial values, copies for snapshots, restoring.
 """
 
@@ -28,7 +28,7 @@ OPTIMIZER_CODES = {
     "ftrl": kernels.FTRL,
     "add": kernels.ADD,
 }
-#: Names of the state arrays of each optimizer, in the order of the flat arrays.
+#: Names of the state values of each optimizer, in the order in which they follow a weight.
 STATE_NAMES: dict[str, tuple[str, ...]] = {
     "sgd": (),
     "momentum": ("velocity",),
@@ -88,37 +88,39 @@ class ShardTables:
     def __init__(self, tables: Sequence[TableConfig], shard: int, seed: int) -> None:
         self.tables = tuple(tables)
         self.shard = shard
-        self.layout: NDArray[np.int64] = np.zeros((len(self.tables), 5), np.int64)
+        self.layout: NDArray[np.int64] = np.zeros((len(self.tables), 6), np.int64)
         self.hyper: Floats = np.zeros((len(self.tables), 6), np.float32)
         size = 0
         for i, table in enumerate(self.tables):
             first, last = table.boundaries[shard], table.boundaries[shard + 1]
+            n_states = len(STATE_NAMES[table.optimizer.name])
+            # Two states are padded to four floats, so that no weight's neighbourhood spans two cache lines.
+            stride = (1, 2, 4)[n_states]
             code = OPTIMIZER_CODES[table.optimizer.name]
-            self.layout[i] = (size, first, last - first, table.width, code)
+            self.layout[i] = (size, first, last - first, table.width, stride, code)
             self.hyper[i] = hyper_row(table.optimizer)
-            size += (last - first) * table.width
-        self.weights: Floats = np.zeros(size, np.float32)
-        most_state = max((len(STATE_NAMES[t.optimizer.name]) for t in self.tables), default=0)
-        self.states: tuple[Floats, Floats] = (
-            np.zeros(size if most_state > 0 else 1, np.float32),
-            np.zeros(size if most_state > 1 else 1, np.float32),
-        )
+            size += (last - first) * table.width * stride
+        self.values: Floats = np.zeros(size, np.float32)
         for i, table in enumerate(self.tables):
             if table.initial_scale:
                 first_row, n_rows = int(self.layout[i, 1]), int(self.layout[i, 2])
-                self._rows_of(self.weights, i)[:] = initial_values(table, first_row, n_rows, seed)
+                self._view(self.values, i)[:, :, 0] = initial_values(table, first_row, n_rows, seed)
 
-    def _rows_of(self, flat: Floats, table: int) -> Floats:
-        first, _, n_rows, width, _ = (int(v) for v in self.layout[table])
-        return flat[first : first + n_rows * width].reshape(n_rows, width)
+    def _view(self, flat: Floats, table: int) -> Floats:
+        """Return a table's part of a flat array as ``(n_rows, width, stride)``."""
+        first, _, n_rows, width, stride, _ = (int(v) for v in self.layout[table])
+        return flat[first : first + n_rows * width * stride].reshape(n_rows, width, stride)
 
-    def copy_parts(self) -> tuple[TablePart, ...]:
-        """Return a copy of everything, for a snapshot; the caller holds pushes back meanwhile."""
+    def parts(self, flat: Floats) -> tuple[TablePart, ...]:
+        """Take a copy of ``values`` apart, for a snapshot.
+
+        Copying is quick and happens while pushes wait; this need not.
+        """
         parts = []
         for i, table in enumerate(self.tables):
-            arrays = {"weights": self._rows_of(self.weights, i).copy()}
-            for name, state in zip(STATE_NAMES[table.optimizer.name], self.states, strict=False):
-                arrays[name] = self._rows_of(state, i).copy()
+            view = self._view(flat, i)
+            names = ("weights", *STATE_NAMES[table.optimizer.name])
+            arrays = {name: np.ascontiguousarray(view[:, :, k]) for k, name in enumerate(names)}
             parts.append(TablePart(name=table.name, first_row=int(self.layout[i, 1]), arrays=arrays))
         return tuple(parts)
 
@@ -142,9 +144,8 @@ class ShardTables:
         stop = min(first + n_rows, held.first_row + held.n_rows)
         if start >= stop:
             return
-        targets = {"weights": self.weights}
-        targets |= dict(zip(STATE_NAMES[table.optimizer.name], self.states, strict=False))
-        for name, flat in targets.items():
+        view = self._view(self.values, index)
+        for k, name in enumerate(("weights", *STATE_NAMES[table.optimizer.name])):
             source = held.arrays.get(name)
             if source is None:
                 continue
@@ -153,4 +154,4 @@ class ShardTables:
                     f"table {table.name} of the checkpoint has width {source.shape[1]}, not {table.width}"
                 )
             rows = source[start - held.first_row : stop - held.first_row]
-            self._rows_of(flat, index)[start - first : stop - first] = rows
+            view[start - first : stop - first, :, k] = rows
