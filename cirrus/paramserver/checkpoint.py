@@ -1,8 +1,9 @@
 """Checkpoints, recovery snapshots and saved models: one format for the three.
 
-A checkpoint is a folder of an object store: ``part-K.bin`` objects, each holding some rows of every table (weights and
-optimizer state), and ``checkpoint.json``, written last, that names the parts with their checksums. It can be restored
-to any number of shards. A part is a JSON head and raw little-endian float32 arrays; nothing in it is ever executed.
+A checkpoint is a folder of an object store: ``part-K.bin`` objects, each holding some rows of every table
+(weights and optimizer state), and ``checkpoint.json``, written last, that names the parts with their
+checksums. It can be restored to any number of shards. A part is a JSON head and raw little-endian float32
+arrays; nothing in it is ever executed.
 
 A recovery snapshot is one part with the marks of its shard, under ``snapshots/SHARD/``.
 """
@@ -203,7 +204,9 @@ def read_manifest(store: ObjectStore) -> CheckpointManifest:
     except (ValueError, RecursionError, ConfigError) as error:
         raise CorruptDataError(f"{where}: {error}") from error
     if manifest.version != FORMAT_VERSION:
-        raise CorruptDataError(f"{where}: is of version {manifest.version}, this program reads {FORMAT_VERSION}")
+        raise CorruptDataError(
+            f"{where}: is of version {manifest.version}, this program reads {FORMAT_VERSION}"
+        )
     return manifest
 
 
@@ -238,7 +241,9 @@ def read_checkpoint(store: ObjectStore) -> Checkpoint:
         expected = 0
         for piece in held:
             if piece.first_row != expected:
-                raise CorruptDataError(f"{store.url}: rows {expected} to {piece.first_row} of {name} are missing")
+                raise CorruptDataError(
+                    f"{store.url}: rows {expected} to {piece.first_row} of {name} are missing"
+                )
             expected += piece.n_rows
         tables[name] = {
             array: np.concatenate([piece.arrays[array] for piece in held]) for array in held[0].arrays

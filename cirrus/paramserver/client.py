@@ -1,8 +1,8 @@
 """The worker's side of the parameter server: numpy and lz4, no threads.
 
-:class:`Channel` asks one shard and waits for the answer. :class:`ParameterClient` talks to all shards of a run: it cuts
-sorted ids at the shards' range boundaries, asks all of them before it waits for the first, and sends pushes without
-waiting, up to a window of unacknowledged ones.
+:class:`Channel` asks one shard and waits for the answer. :class:`ParameterClient` talks to all shards of a
+run: it cuts sorted ids at the shards' range boundaries, asks all of them before it waits for the first, and
+sends pushes without waiting, up to a window of unacknowledged ones.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,8 @@ from cirrus.paramserver.protocol import (
 )
 from cirrus.paramserver.sockets import close, configure, set_timeout, skip
 from cirrus.run_folder import ShardAddress
+
+M = TypeVar("M")
 
 CONNECT_SECONDS = 5.0
 #: A shard that does not answer for this long is given up; snapshots hold pushes back for far less.
@@ -108,9 +111,7 @@ class Channel:
         try:
             configure(self._sock, timeout_seconds)
             hello = Hello(token=token, shard=address.shard, generation=address.generation, role=role)
-            reply = self.call(hello)
-            if not isinstance(reply, Welcome):
-                raise ProtocolError(f"{self._name} answered a hello with {type(reply).__name__}")
+            self.ask(hello, Welcome)
             self.set_timeout(REPLY_SECONDS)
         except BaseException:
             self.close()
@@ -138,6 +139,18 @@ class Channel:
             raise ProtocolError(f"{self._name} answered request {got} instead of {request}")
         return reply
 
+    def ask(self, message: Message, answer: type[M]) -> M:
+        """As :meth:`call`, for an answer of one kind.
+
+        Raises:
+            ProtocolError: It is of another kind.
+        """
+        reply = self.call(message)
+        if not isinstance(reply, answer):
+            asked = type(message).__name__
+            raise ProtocolError(f"{self._name} answered {asked} with {type(reply).__name__}")
+        return reply
+
     def next_request(self) -> int:
         """Return a new request number."""
         self._request = self._request % 0xFFFF_FFFF + 1
@@ -152,8 +165,8 @@ class Channel:
     def send_parts(self, parts: Sequence[Buffer]) -> None:
         """Send a frame in pieces; take in what the shard sends while it does not read.
 
-        Otherwise a client that sends much, to a shard that answers much, would wait for it for ever, and it for the
-        client.
+        Otherwise a client that sends much, to a shard that answers much, would wait for it for ever, and it
+        for the client.
         """
         views = [memoryview(part).cast("B") for part in parts if len(part)]
         try:
@@ -319,7 +332,11 @@ class _ShardLink:
             push = entry.push
             self._send_push(
                 Push(
-                    epoch=push.epoch, lease=push.lease, position=push.position, step=push.step, sections=sections
+                    epoch=push.epoch,
+                    lease=push.lease,
+                    position=push.position,
+                    step=push.step,
+                    sections=sections,
                 ),
                 {},
             )
@@ -415,7 +432,7 @@ class ParameterClient:
         if wanted <= MAX_PULL_VALUES:
             sections = tuple(Section(table=t, ids=rows) for t, rows in parts.items() if len(rows))
             return [sections] if sections else []
-        frames = []
+        frames: list[tuple[Section, ...]] = []
         for table, rows in parts.items():
             step = max(1, MAX_PULL_VALUES // self._tables[table].width)
             for start in range(0, len(rows), step):

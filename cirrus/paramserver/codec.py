@@ -1,8 +1,9 @@
 """Frames to messages and back. No sockets here; ``tests/test_codec.py`` runs one table in both directions.
 
-Ids on the wire are sorted and unique, so they travel as differences, in the narrowest of 8, 16 and 32 bits that
-holds the largest; a run of consecutive ids travels as a range; and a push that follows a pull of the same ids names
-that pull instead. LZ4 is applied on top where asked for and where it makes the payload smaller.
+Ids on the wire are sorted and unique, so they travel as differences, in the narrowest of 8, 16 and 32 bits
+that holds the largest; a run of consecutive ids travels as a range; and a push that follows a pull of the
+same ids names that pull instead. LZ4 is applied on top where asked for and where it makes the payload
+smaller.
 
 Every length is checked against the frame before anything is allocated.
 """
@@ -13,7 +14,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import lz4.block
 import numpy as np
@@ -51,12 +52,15 @@ Buffer = bytes | bytearray | memoryview
 #: Payloads shorter than this are not worth compressing.
 MIN_COMPRESS_BYTES = 64
 
-_DELTA_DTYPES = {
+_DELTA_DTYPES: dict[int, np.dtype[Any]] = {
     IdEncoding.DELTA8: np.dtype("<u1"),
     IdEncoding.DELTA16: np.dtype("<u2"),
     IdEncoding.DELTA32: np.dtype("<u4"),
 }
-_VALUE_DTYPES = {ValueEncoding.FLOAT32: np.dtype("<f4"), ValueEncoding.FLOAT16: np.dtype("<f2")}
+_VALUE_DTYPES: dict[int, np.dtype[Any]] = {
+    ValueEncoding.FLOAT32: np.dtype("<f4"),
+    ValueEncoding.FLOAT16: np.dtype("<f2"),
+}
 _KIND_OF_JSON = {message: kind for kind, message in JSON_MESSAGES.items()}
 _EMPTY_ACK = b"{}"
 

@@ -1,9 +1,9 @@
 """One client's connection to a shard: a thread that receives, applies and answers.
 
-Large buffers are received at once, and all plain pushes in them applied by one call of a kernel that does not hold the
-interpreter lock; everything else is dealt with frame by frame in Python. A push is applied under the connection's
-``gate``; whoever takes all gates (a snapshot) or one (another connection that takes over a lease) knows that no push of
-these connections is half applied.
+Large buffers are received at once, and all plain pushes in them applied by one call of a kernel that does not
+hold the interpreter lock; everything else is dealt with frame by frame in Python. A push is applied under the
+connection's ``gate``; whoever takes all gates (a snapshot) or one (another connection that takes over a
+lease) knows that no push of these connections is half applied.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import lz4.block
 import numpy as np
+from numpy.typing import NDArray
 
 from cirrus.errors import (
     AuthenticationError,
@@ -303,7 +304,7 @@ class Connection(threading.Thread):
             return self._one_push(lambda _header, _body: None)
         raise ProtocolError(_PUSH_PROBLEMS[status])
 
-    def _run_kernel(self, buffer: kernels.NDArray[np.uint8], start: int, end: int) -> int:
+    def _run_kernel(self, buffer: NDArray[np.uint8], start: int, end: int) -> int:
         tables = self._shard.tables
         with self.gate:
             epoch, lease = self.attached or (-1, -1)
@@ -391,7 +392,16 @@ class Connection(threading.Thread):
         PULL_HEAD.pack_into(frame, HEADER.size, 1, 0, 0)
         table = requests[0][0]
         SECTION.pack_into(
-            frame, head - SECTION.size, table, IdEncoding.NONE, ValueEncoding.FLOAT32, 0, 0, 0, n_bytes, n_bytes
+            frame,
+            head - SECTION.size,
+            table,
+            IdEncoding.NONE,
+            ValueEncoding.FLOAT32,
+            0,
+            0,
+            0,
+            n_bytes,
+            n_bytes,
         )
         self._gather(table, rows[0], frame[head : head + n_bytes].view(np.float32))
         frame[head + n_bytes :] = 0
@@ -400,14 +410,14 @@ class Connection(threading.Thread):
     def _width(self, table: int) -> int:
         return self._shard.tables.tables[table].width
 
-    def _gather(self, table: int, rows: kernels.NDArray[np.uint32], out: kernels.NDArray[np.float32]) -> None:
+    def _gather(self, table: int, rows: NDArray[np.uint32], out: NDArray[np.float32]) -> None:
         tables = self._shard.tables
         kernels.gather_rows(tables.layout[table], tables.values, rows, out)
         self.rows_pulled += len(rows)
 
     def _parse_pull(
         self, body: memoryview, n_sections: int
-    ) -> list[tuple[int, int, int, int, kernels.NDArray[np.uint8]]]:
+    ) -> list[tuple[int, int, int, int, NDArray[np.uint8]]]:
         """Return table, count, first id, encoding and payload of each section, lengths checked."""
         found = []
         offset = PULL_HEAD.size
@@ -429,9 +439,7 @@ class Connection(threading.Thread):
         return found
 
     @staticmethod
-    def _decompress_ids(
-        encoding: int, count: int, payload: kernels.NDArray[np.uint8]
-    ) -> kernels.NDArray[np.uint8]:
+    def _decompress_ids(encoding: int, count: int, payload: NDArray[np.uint8]) -> NDArray[np.uint8]:
         width = _DELTA_BYTES.get(IdEncoding(encoding)) if encoding <= IdEncoding.NONE else None
         if width is None or count == 0:
             raise ProtocolError("a malformed pull")
@@ -442,9 +450,13 @@ class Connection(threading.Thread):
         return np.frombuffer(raw, np.uint8)
 
     def _remember(
-        self, request: int, requests: list[tuple[int, int, int, int, kernels.NDArray[np.uint8]]]
-    ) -> list[kernels.NDArray[np.uint32]]:
-        """Decode the ids into the next slot, so that a push can name this pull; return local rows a section."""
+        self, request: int, requests: list[tuple[int, int, int, int, NDArray[np.uint8]]]
+    ) -> list[NDArray[np.uint32]]:
+        """Decode the ids into the next slot, so that a push can name this pull.
+
+        Returns:
+            The local rows of each section.
+        """
         total = sum(count for _, count, *_ in requests)
         keys = self._remembered_keys[self._next_slot]
         keys[:] = -1

@@ -1,15 +1,16 @@
 """Shard 0's second job: who works on what, how far the run is, and when it ends.
 
-This is policy, with no sockets, threads or clock in it: every method that needs the time is given it, and the shard
-calls all of them under one lock. What must outlive a crash is in :meth:`Coordinator.to_plain`, which goes into the same
-recovery snapshot as shard 0's tables and marks, so that the two always fit each other.
+This is policy, with no sockets, threads or clock in it: every method that needs the time is given it, and the
+shard calls all of them under one lock. What must outlive a crash is in :meth:`Coordinator.to_plain`, which
+goes into the same recovery snapshot as shard 0's tables and marks, so that the two always fit each other.
 
 Life of a run::
 
     RUNNING --(a stop criterion)--> DRAINING --(no lease open)--> EVALUATING --(reported)--> SAVING --> ENDED
 
-A stop in the middle of an epoch drops the leases that nobody has begun; those in work are finished. A shard that comes
-back with steps missing takes the run from EVALUATING or SAVING back to DRAINING, in which lost leases are done again.
+A stop in the middle of an epoch drops the leases that nobody has begun; those in work are finished. A shard
+that comes back with steps missing takes the run from EVALUATING or SAVING back to DRAINING, in which lost
+leases are done again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from cirrus.config import PATIENCE_EPOCHS, RunConfig
 from cirrus.errors import RegistrationError
 from cirrus.metrics import MetricPoint, RunState, RunStatus
-from cirrus.paramserver.ledger import Ledger, LeaseKey
+from cirrus.paramserver.ledger import LeaseKey, Ledger
 from cirrus.paramserver.protocol import Complete, Evaluation, Task
 
 #: Between two points of the training curve.
@@ -152,6 +153,8 @@ class Coordinator:
         """Points not yet taken by the shard."""
         self.checkpoint_wanted = False
         """True holds new leases back until those begun are done and a checkpoint was cut."""
+        self.version = 0
+        """Grows when :meth:`tick` changes something that waiting workers may care for."""
         self._started_at = started_at
         self._base_now = now
         self._grant = generation * GRANTS_PER_GENERATION
@@ -275,9 +278,7 @@ class Coordinator:
 
     @property
     def _evaluates(self) -> bool:
-        return (
-            self.config.validation_url is not None and self._evaluation.failures < MAX_FAILED_EVALUATIONS
-        )
+        return self.config.validation_url is not None and self._evaluation.failures < MAX_FAILED_EVALUATIONS
 
     def _next_evaluation(self, connection: int, now: float) -> Task | None:
         state = self._evaluation
@@ -326,6 +327,12 @@ class Coordinator:
             now: Monotonic seconds.
             mark_of: The next position of a lease on this shard, which tells whether it makes progress.
         """
+        before = (self.phase, self.ledger.epoch, self.ledger.given_again, self._evaluation.wanted)
+        self._look_at_clock(now, mark_of)
+        if before != (self.phase, self.ledger.epoch, self.ledger.given_again, self._evaluation.wanted):
+            self.version += 1
+
+    def _look_at_clock(self, now: float, mark_of: Callable[[LeaseKey], int]) -> None:
         self._expire(now, mark_of)
         stop = self.config.stop
         if self.phase == Phase.RUNNING:

@@ -1,28 +1,29 @@
 """The shard's inner loops, compiled by numba, all without the interpreter lock.
 
-All tables of a shard lie behind each other in one flat float32 array. A weight and its optimizer state are neighbours,
-``stride`` floats together: a sparse push waits for memory, and so it waits once a weight and not once an array (measured:
-FTRL on 10,900 of 2**20 rows takes a third of the time). Two small arrays describe the tables, so that one compiled kernel
-serves any number of them:
+All tables of a shard lie behind each other in one flat float32 array. A weight and its optimizer state are
+neighbours, ``stride`` floats together: a sparse push waits for memory, and so it waits once a weight and not
+once an array (measured:
+FTRL on 10,900 of 2**20 rows takes a third of the time). Two small arrays describe the tables, so that one
+compiled kernel serves any number of them:
 
 ``layout`` int64 ``(n_tables, 6)``
     first element, first row (global), number of rows here, width, stride, optimizer code.
 ``hyper`` float32 ``(n_tables, 6)``
     learning rate, l1, l2, and up to three parameters of the optimizer.
 
-:func:`apply_pushes` walks the frames of a receive buffer and applies every plain push in it in one call: a Python
-loop a frame would cost more than the frame. It stops at the first frame that is not a plain push of the lease that
-the connection is attached to; the caller deals with that one.
+:func:`apply_pushes` walks the frames of a receive buffer and applies every plain push in it in one call: a
+Python loop a frame would cost more than the frame. It stops at the first frame that is not a plain push of
+the lease that the connection is attached to; the caller deals with that one.
 
-Concurrency: several threads run :func:`apply_pushes` on the same tables at once without locks (Hogwild, Recht et al.,
-2011). Two updates of one row at the same instant may lose one of the two; nothing else can happen.
+Concurrency: several threads run :func:`apply_pushes` on the same tables at once without locks (Hogwild, Recht
+et al., 2011). Two updates of one row at the same instant may lose one of the two; nothing else can happen.
 
 Run as a program, this module compiles every kernel, so that a first run need not.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -63,9 +64,11 @@ _SAME, _RANGE = int(_Id.SAME_AS_PULL), int(_Id.RANGE)
 _FLOAT32 = int(_Value.FLOAT32)
 
 
+_COMPILE = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
 def _jit(function: _F) -> _F:
-    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    return compiled
+    return cast(_F, _COMPILE(cast(Any, function)))
 
 
 @_jit
@@ -75,16 +78,26 @@ def _u16(buffer: Any, at: int) -> int:
 
 @_jit
 def _u32(buffer: Any, at: int) -> int:
-    return (
-        int(buffer[at]) | int(buffer[at + 1]) << 8 | int(buffer[at + 2]) << 16 | int(buffer[at + 3]) << 24
-    )
+    return int(buffer[at]) | int(buffer[at + 1]) << 8 | int(buffer[at + 2]) << 16 | int(buffer[at + 3]) << 24
 
 
 @_jit
 def decode_rows(
-    buffer: Any, at: int, n_bytes: int, encoding: int, count: int, first: int, first_row: int, n_rows: int, out: Any
+    buffer: Any,
+    at: int,
+    n_bytes: int,
+    encoding: int,
+    count: int,
+    first: int,
+    first_row: int,
+    n_rows: int,
+    out: Any,
 ) -> int:
-    """Write the local row numbers of a section's ids to ``out``; return a status, NEED_MORE meaning all is well."""
+    """Write the local row numbers of a section's ids to ``out``.
+
+    Returns:
+        A status; NEED_MORE means that all is well.
+    """
     if count == 0:
         return NEED_MORE if n_bytes == 0 else BAD_PUSH
     row = first - first_row
@@ -146,15 +159,17 @@ def all_finite(values: Any) -> bool:
     largest = np.uint32(0)
     for i in range(bits.size):
         largest = max(largest, bits[i] & np.uint32(0x7F800000))
-    return largest != np.uint32(0x7F800000)
+    return bool(largest != np.uint32(0x7F800000))
 
 
 @_jit
 def _update(code: int, h: Any, w: Any, a: Any, b: Any, g: Any, n: int, step: int) -> None:
-    """One optimizer step on ``n`` values that lie together: weights ``w``, states ``a`` and ``b``, gradient ``g``.
+    """Do one optimizer step on ``n`` values that lie together.
 
-    Each loop is free of branches, so that the compiler makes vector instructions of it: a square root and a division
-    a value otherwise cost more than all the rest.
+    These are weights ``w``, states ``a`` and ``b``, and gradients ``g``.
+
+    Each loop is free of branches, so that the compiler makes vector instructions of it: a square root and a
+    division a value otherwise cost more than all the rest.
     """
     zero, one = np.float32(0.0), np.float32(1.0)
     rate, l1, l2 = h[RATE], h[L1], h[L2]
@@ -164,7 +179,7 @@ def _update(code: int, h: Any, w: Any, a: Any, b: Any, g: Any, n: int, step: int
         for i in range(n):
             v = w[i] - rate * (g[i] + l2 * w[i])
             w[i] = max(v - shrink, zero) + min(v + shrink, zero)
-    elif code == MOMENTUM or code == NESTEROV:
+    elif code in (MOMENTUM, NESTEROV):
         mu = h[PARAM0]
         rate = rate / (one + h[PARAM1] * np.float32(step))
         shrink = rate * l1
@@ -230,9 +245,9 @@ def apply_rows(table: Any, h: Any, values: Any, rows: Any, gradient: Any, step: 
         gradient: Flat float32, ``len(rows) * width``.
         step: The run's clock, from 0.
 
-    Formulas: momentum and Nesterov (Sutskever et al., 2013), AdaGrad (Duchi et al., 2011), Adam (Kingma and Ba, 2015,
-    moments of untouched rows standing still), FTRL-proximal (McMahan et al., 2013, algorithm 1). L1 is a proximal step
-    after the update, L2 is part of the gradient; FTRL has both in its closed form.
+    Formulas: momentum and Nesterov (Sutskever et al., 2013), AdaGrad (Duchi et al., 2011), Adam (Kingma and
+    Ba, 2015, moments of untouched rows standing still), FTRL-proximal (McMahan et al., 2013, algorithm 1). L1
+    is a proximal step after the update, L2 is part of the gradient; FTRL has both in its closed form.
     """
     base, width, stride, code = table[FIRST_ELEMENT], table[WIDTH], table[STRIDE], table[OPTIMIZER]
     at = np.empty(_TILE, np.int64)
@@ -292,12 +307,20 @@ def _find_pull(remembered_keys: Any, request: int) -> int:
 
 @_jit
 def _check_section(
-    buffer: Any, at: int, stop: int, layout: Any, remembered_keys: Any, remembered: Any, scratch: Any, used: int, plan: Any
+    buffer: Any,
+    at: int,
+    stop: int,
+    layout: Any,
+    remembered_keys: Any,
+    remembered: Any,
+    scratch: Any,
+    used: int,
+    plan: Any,
 ) -> int:
     """Check one section and note in ``plan`` where its rows and values are; return a status.
 
-    ``plan`` gets: table, slot of the remembered pull or -1, start of the rows there or in ``scratch``, count, start of the
-    values in the buffer, start of the next section.
+    ``plan`` gets: table, slot of the remembered pull or -1, start of the rows there or in ``scratch``, count,
+    start of the values in the buffer, start of the next section.
     """
     if at + _SECTION_BYTES > stop:
         return BAD_PUSH
@@ -330,8 +353,8 @@ def _check_section(
         if used + count > scratch.size:
             return BAD_PUSH
         status = decode_rows(
-            buffer, id_start, id_bytes, id_encoding, count, first, layout[table, FIRST_ROW], layout[table, N_ROWS],
-            scratch[used:],
+            buffer, id_start, id_bytes, id_encoding, count, first, layout[table, FIRST_ROW], layout[table,
+            N_ROWS], scratch[used:],
         )  # fmt: skip
         if status != NEED_MORE:
             return status
@@ -379,7 +402,8 @@ def apply_pushes(
         scratch: uint32, room for the rows of one frame.
         counters: int64 ``(N_COUNTERS,)``, added to.
         refuse_nonfinite: Drop sections with NaN or infinity.
-        out: int64 ``(4,)``: where the next frame begins, the last push's request, pushes consumed, why it stopped.
+        out: int64 ``(4,)``: where the next frame begins, the last push's request, pushes consumed, and why it
+            stopped.
     """
     at = start
     n_frames = 0

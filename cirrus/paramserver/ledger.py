@@ -1,7 +1,9 @@
-"""The ledger of leases: which parts of which epoch are to do, in work, or done. Pure state, no clock of its own.
+"""The ledger of leases: which parts of which epoch are to do, in work, or done.
 
-Epochs follow each other strictly: the next one opens when every lease of this one, and every lease of an earlier one
-that had to be given again, is done. Within an epoch the leases are permuted by (seed, epoch).
+It is pure state, with no clock of its own.
+
+Epochs follow each other strictly: the next one opens when every lease of this one, and every lease of an
+earlier one that had to be given again, is done. Within an epoch the leases are permuted by (seed, epoch).
 """
 
 from __future__ import annotations
@@ -98,9 +100,7 @@ class Ledger:
         """True when every lease that was ever granted is done: all shards hold the same steps."""
         return not self.open and not self._begun
 
-    def grant(
-        self, worker: int, grant: int, now: float, *, only_begun: bool = False
-    ) -> LeaseKey | None:
+    def grant(self, worker: int, grant: int, now: float, *, only_begun: bool = False) -> LeaseKey | None:
         """Give out the oldest lease that is to do (and was begun before, if so asked), or None."""
         entry = self._pop_begun() if only_begun else heapq.heappop(self._todo) if self._todo else None
         if entry is None:

@@ -1,7 +1,8 @@
 """Which steps a shard has applied: the memory behind "exactly once".
 
-For every lease of an epoch a shard keeps one number, its *mark*: the next position it will apply. A push at the mark is
-applied and moves it on; one below is a duplicate and dropped. Epochs that are complete need no marks any more.
+For every lease of an epoch a shard keeps one number, its *mark*: the next position it will apply. A push at
+the mark is applied and moves it on; one below is a duplicate and dropped. Epochs that are complete need no
+marks any more.
 """
 
 from __future__ import annotations

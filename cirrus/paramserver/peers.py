@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from typing import TypeVar
 
 from cirrus.config import RunConfig
-from cirrus.errors import ConnectionLostError, ShardError
+from cirrus.errors import ConnectionLostError, ProtocolError, ShardError
 from cirrus.paramserver.client import Channel
 from cirrus.paramserver.protocol import Message
 from cirrus.run_folder import RunFolder
+
+M = TypeVar("M")
 
 #: A shard that does not answer for this long is stopped or cut off.
 PEER_SECONDS = 5.0
@@ -57,6 +60,13 @@ class Peers:
         if address is None:
             raise ConnectionLostError(f"shard {peer} has not announced an address")
         return Channel(address, self._token, role="shard", timeout_seconds=CONNECT_SECONDS)
+
+    def ask(self, peer: int, message: Message, answer: type[M]) -> M:
+        """As :meth:`call`, for an answer of one kind."""
+        reply = self.call(peer, message)
+        if not isinstance(reply, answer):
+            raise ProtocolError(f"shard {peer} answered with {type(reply).__name__}")
+        return reply
 
     def close(self) -> None:
         """Close all connections."""

@@ -7,13 +7,14 @@ A connection carries frames. A frame is a 16-byte header and a body of up to :da
 
     magic u16 | version u8 | kind u8 | request u32 | length u32 | reserved u32      (little-endian)
 
-The magic and the place of the version never change, so that peers of different versions can say so to each other.
-The first frame of a connection is :class:`Hello`; until it has been answered by :class:`Welcome`, a shard accepts
-nothing else and no body above :data:`MAX_HELLO_BYTES`. Then requests are answered in order, each reply carrying its
-request's number, with one exception: pushes are pipelined, and an :class:`Ack` answers all of them up to its number.
+The magic and the place of the version never change, so that peers of different versions can say so to each
+other. The first frame of a connection is :class:`Hello`; until it has been answered by :class:`Welcome`, a
+shard accepts nothing else and no body above :data:`MAX_HELLO_BYTES`. Then requests are answered in order,
+each reply carrying its request's number, with one exception: pushes are pipelined, and an :class:`Ack`
+answers all of them up to its number.
 
-The messages of a training step are binary; those that travel a few times a lease are JSON. ``docs/protocol.md``
-has the byte layout. There is no I/O here and none in :mod:`cirrus.paramserver.codec`.
+The messages of a training step are binary; those that travel a few times a lease are JSON.
+``docs/protocol.md`` has the byte layout. There is no I/O here and none in :mod:`cirrus.paramserver.codec`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ HEADER = struct.Struct("<HBBIII")
 PUSH_KEY = struct.Struct("<IIIHHQ")
 #: number of sections, flags of a pull.
 PULL_HEAD = struct.Struct("<HHI")
-#: table, id encoding, value encoding, count, first id or pull, id bytes, value bytes, value bytes before compression.
+#: table, id encoding, value encoding, count, first id or pull, id bytes, value bytes, value bytes before
+#: compression.
 SECTION = struct.Struct("<HBBIIIII")
 #: Payloads are padded to this, so that arrays in a receive buffer are aligned.
 ALIGNMENT_BYTES = 8
@@ -127,8 +129,8 @@ Values = NDArray[np.float32]
 class Section:
     """The part of a pull, push or reply that concerns one table.
 
-    Either ``ids`` (sorted, unique, uint32) or ``pull`` (the request whose ids are meant) or neither (a reply).
-    ``values`` are float32, flat, ``len(ids) * width`` of them.
+    Either ``ids`` (sorted, unique, uint32) or ``pull`` (the request whose ids are meant) or neither (a
+    reply). ``values`` are float32, flat, ``len(ids) * width`` of them.
     """
 
     table: int

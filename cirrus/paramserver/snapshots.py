@@ -1,7 +1,7 @@
 """Recovery snapshots of one shard: what a later generation of it starts from.
 
-A snapshot is one object, with a checksum for every array in it, and a small manifest that names it and is replaced
-atomically afterwards; so there is always one that is whole. The one before it is kept until then.
+A snapshot is one object, with a checksum for every array in it, and a small manifest that names it and is
+replaced atomically afterwards; so there is always one that is whole. The one before it is kept until then.
 """
 
 from __future__ import annotations

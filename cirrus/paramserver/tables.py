@@ -1,7 +1,7 @@
 """The tables of one shard: a range of the rows of every table, with optimizer state, in one flat array.
 
-The flat array is what :mod:`cirrus.paramserver.kernels` works on; the methods here are for everything that happens
-less than once a step: initial values, copies for snapshots, restoring.
+The flat array is what :mod:`cirrus.paramserver.kernels` works on; the methods here are for everything that
+happens less than once a step: initial values, copies for snapshots, restoring.
 """
 
 from __future__ import annotations

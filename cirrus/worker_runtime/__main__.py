@@ -1,7 +1,8 @@
 """Runs one generation of a worker as a process: ``python -m cirrus.worker_runtime``.
 
-One line of JSON comes in on standard input, the event; one line goes out on standard output, the result or the error.
-Standard input is also the leash: when it closes, whoever started this process has died, and it ends at once.
+One line of JSON comes in on standard input, the event; one line goes out on standard output, the result or
+the error. Standard input is also the leash: when it closes, whoever started this process has died, and it
+ends at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The evaluator: one more function that pulls the model, computes the validation loss, and reports to shard 0."""
+"""The evaluator: one more function, which pulls the model and reports its validation loss to shard 0."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import collections
 from cirrus.chunks import Block, iterate_blocks
 from cirrus.errors import ConnectionLostError, DataError, ProtocolError, SupersededError
 from cirrus.paramserver.client import Channel, ParameterClient
-from cirrus.paramserver.protocol import Evaluation, NextTask, Task
+from cirrus.paramserver.protocol import Evaluation, NextTask, Task, Values
 from cirrus.worker_runtime.session import DeadlineError, RunOverError, Session
 
 POLL_SECONDS = 1.0
@@ -70,7 +70,7 @@ class Evaluator:
         means = {name: value / weight_sum for name, value in metrics.items()}
         return Evaluation(epoch=task.epoch, grant=task.grant, loss=loss_sum / weight_sum, metrics=means)
 
-    def _pull(self, client: ParameterClient, block: Block) -> dict[str, object]:
+    def _pull(self, client: ParameterClient, block: Block) -> dict[str, Values]:
         session = self._session
         ids = {session.table(name)[0]: rows for name, rows in session.model.ids(block).items()}
         rows = client.wait(client.pull(ids))

@@ -1,7 +1,7 @@
 """Fetches the next lease and its data while the worker trains on the one before.
 
-A thread of its own asks shard 0 for tasks, over the connection that the worker registered on, and reads the lease's
-blocks from the object store. It is at most one lease ahead.
+A thread of its own asks shard 0 for tasks, over the connection that the worker registered on, and reads the
+lease's blocks from the object store. It is at most one lease ahead.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Holds small gradient values back until they have added up: fewer bytes, for a little delay.
 
-Nothing is ever lost: the last step of a lease sends what is left. The original Cirrus drops what it holds back.
+Nothing is ever lost: the last step of a lease sends what is left. The original Cirrus drops what it holds
+back.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class GradientFilter:
         send = np.abs(gradient).max(axis=1, initial=0.0) >= self._threshold
         if last:
             return self._union(self._ids[rest], self._values[rest], ids, gradient)
-        self._ids, self._values = self._union(self._ids[rest], self._values[rest], ids[~send], gradient[~send])
+        self._ids, self._values = self._union(
+            self._ids[rest], self._values[rest], ids[~send], gradient[~send]
+        )
         return ids[send], gradient[send]
 
     @staticmethod

@@ -1,8 +1,8 @@
 """The function's entry point: the same on a laptop, in Lambda and in a Ray task.
 
 The event is ``{"role": "train" | "evaluate", "run_url": ..., "worker_id": ..., "generation": ...,
-"deadline_seconds": ...}``; the result says how the generation ended. Secrets are never in it: the token is in the run
-folder.
+"deadline_seconds": ...}``; the result says how the generation ended. Secrets are never in it: the token is in
+the run folder.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Result:
     """How a generation ended."""
 
     outcome: str
-    """``finished`` (the run is over), ``deadline`` (start me again) or ``duplicate`` (another me is at work)."""
+    """``finished`` (the run is over), ``deadline`` (start me again) or ``duplicate`` (another me is at
+    work)."""
     steps: int
     rows: int
     seconds: float

@@ -1,4 +1,4 @@
-"""A worker's dealings with the run folder and the shards: finding them, registering, coming back after a loss."""
+"""A worker's dealings with run folder and shards: finding them, registering, coming back after a loss."""
 
 from __future__ import annotations
 

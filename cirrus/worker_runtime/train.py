@@ -1,7 +1,7 @@
 """The training loop: lease, minibatch, pull, gradient, push.
 
-The pull of the next minibatch is under way while the gradient of this one is computed, and pushes are not waited for;
-they are acknowledged at the end of the lease.
+The pull of the next minibatch is under way while the gradient of this one is computed, and pushes are not
+waited for; they are acknowledged at the end of the lease.
 """
 
 from __future__ import annotations

@@ -1,0 +1,374 @@
+"""Shard 0's other half: answers workers for the coordinator, and keeps the run folder up to date.
+
+The coordinator is pure policy; here are its thread, its clock and its I/O: status and metrics, control
+requests, checkpoints, the final model, and the word to the other shards that the run is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from cirrus.config import RunConfig
+from cirrus.errors import CirrusError, ConnectionLostError, LeaseLostError, ProtocolError, ShardError
+from cirrus.metrics import RunState
+from cirrus.paramserver import checkpoint
+from cirrus.paramserver.coordinator import Coordinator, Phase
+from cirrus.paramserver.ledger import LeaseKey
+from cirrus.paramserver.peers import Peers
+from cirrus.paramserver.protocol import (
+    Complete,
+    Done,
+    End,
+    Evaluation,
+    MarksReply,
+    MarksRequest,
+    Message,
+    NextTask,
+    Register,
+    Registered,
+    Release,
+    ShardStarted,
+    StatisticsReply,
+    StatisticsRequest,
+    Task,
+    WriteCheckpoint,
+)
+from cirrus.run_folder import ControlRequest, MetricsWriter, RunFolder
+from cirrus.storage import open_store
+
+log = logging.getLogger(__name__)
+
+#: The coordinator looks at the clock this often when nothing happens.
+TICK_SECONDS = 0.05
+STATUS_SECONDS = 0.5
+PEER_COUNTS_SECONDS = 2.0
+CONTROL_SECONDS = 0.2
+#: An object store over the network is asked less often.
+REMOTE_CONTROL_SECONDS = 2.0
+#: After the run ended, workers have this long to hear of it.
+FAREWELL_SECONDS = 2.0
+LONGEST_WAIT_SECONDS = 5.0
+#: Writing a part of a checkpoint is the longest that one shard asks of another.
+CHECKPOINT_SECONDS = 300.0
+
+
+class OwnShard(Protocol):
+    """What the keeper needs of the shard that it lives in."""
+
+    @property
+    def stopping(self) -> threading.Event:
+        """Set when the shard ends."""
+
+    def is_complete(self, key: LeaseKey) -> bool:
+        """Tell whether every step of a lease was applied here."""
+
+    def mark_of(self, key: LeaseKey) -> int:
+        """Return the next position of a lease."""
+
+    def counts(self) -> dict[str, int]:
+        """Return this shard's counters."""
+
+    def write_part(self, url: str) -> None:
+        """Write this shard's part of a checkpoint."""
+
+
+class _Timer:
+    """Tells when something is due again."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+
+class RunKeeper:
+    """Runs the coordinator of one run.
+
+    Args:
+        shard: Shard 0 itself.
+        folder: The run folder.
+        config: The run.
+        generation: Of shard 0.
+        peers: The other shards.
+    """
+
+    def __init__(
+        self, shard: OwnShard, folder: RunFolder, config: RunConfig, generation: int, peers: Peers
+    ) -> None:
+        self.work = threading.Condition()
+        """Guards the coordinator; notified when something may have changed for those who wait."""
+        self.coordinator = Coordinator(config, generation, time.monotonic(), time.time())
+        self._shard = shard
+        self._folder = folder
+        self._config = config
+        self._peers = peers
+        self._metrics = MetricsWriter(folder)
+        self._peer_counts: dict[str, int] = {}
+        remote = "://" in folder.url and not folder.url.startswith(("memory:", "file:"))
+        self._control_seconds = REMOTE_CONTROL_SECONDS if remote else CONTROL_SECONDS
+
+    @property
+    def run_ended(self) -> bool:
+        """True when nothing of the run is left to do."""
+        return self.coordinator.phase is Phase.ENDED
+
+    @property
+    def _other_shards(self) -> Iterable[int]:
+        return range(1, self._config.n_shards)
+
+    # What workers and shards ask.
+
+    def answer(self, connection: int, message: Message) -> Message:
+        """Carry out a request to the coordinator.
+
+        Args:
+            connection: The number of the connection that it came over.
+            message: The request.
+        """
+        if isinstance(message, NextTask):
+            return self._next_task(connection, message)
+        with self.work:
+            reply = self._answer_now(connection, message)
+            self.work.notify_all()
+        return reply
+
+    def _answer_now(self, connection: int, message: Message) -> Message:
+        coordinator = self.coordinator
+        match message:
+            case Register():
+                coordinator.register(connection, message.worker, message.generation, message.role)
+                return Registered()
+            case Complete():
+                self._complete(connection, message)
+            case Release():
+                coordinator.release(connection, (message.epoch, message.lease))
+            case Evaluation():
+                coordinator.evaluated(message, time.monotonic())
+            case ShardStarted():
+                self._note_marks(message.shard, message)
+            case _:
+                raise ProtocolError(f"a shard cannot answer a {type(message).__name__}")
+        return Done()
+
+    def _complete(self, connection: int, message: Complete) -> None:
+        if message.lease >= len(self._config.leases) or message.epoch >= self._config.stop.epochs:
+            raise ProtocolError(f"there is no lease {message.lease} in epoch {message.epoch}")
+        full = self._shard.is_complete((message.epoch, message.lease))
+        if not self.coordinator.complete(connection, message, full, time.monotonic()):
+            raise LeaseLostError("steps of the lease were lost; it is given again")
+
+    def _note_marks(self, shard: int, held: ShardStarted | MarksReply) -> int:
+        lost = self.coordinator.shard_started(shard, held.generation, held.completed_epochs, held.marks)
+        if lost:
+            log.warning("shard %d lost steps of %d leases; they are given again", shard, lost)
+        return lost
+
+    def _next_task(self, connection: int, message: NextTask) -> Task:
+        deadline = time.monotonic() + min(message.wait_seconds, LONGEST_WAIT_SECONDS)
+        with self.work:
+            while True:
+                if self._shard.stopping.is_set() and not self.run_ended:
+                    raise ConnectionLostError("the shard is going down")
+                now = time.monotonic()
+                task = self.coordinator.next_task(connection, now)
+                if task is not None:
+                    return task
+                if now >= deadline:
+                    return Task(action="wait")
+                self.work.wait(deadline - now)
+
+    def disconnect(self, connection: int) -> None:
+        """A connection ended; if it was a worker's, its leases are given again."""
+        with self.work:
+            self.coordinator.disconnect(connection)
+            self.work.notify_all()
+
+    # The thread.
+
+    def run(self) -> None:
+        """Keep the run going until it has ended or the shard stops."""
+        coordinator = self.coordinator
+        try:
+            self._keep_going()
+        except CirrusError as error:
+            log.exception("the coordinator failed")
+            with self.work:
+                coordinator.end("failed", RunState.FAILED, str(error))
+                self.work.notify_all()
+        if self.run_ended and not self._shard.stopping.is_set():
+            self._say_farewell()
+
+    def interrupt(self) -> None:
+        """The client went away before the run ended: say so in the run folder."""
+        with self.work:
+            if self.run_ended:
+                return
+            self.coordinator.end("client lost", RunState.INTERRUPTED)
+            self.work.notify_all()
+        self._report()
+
+    def _keep_going(self) -> None:
+        status, control = _Timer(STATUS_SECONDS), _Timer(self._control_seconds)
+        peer_counts = _Timer(PEER_COUNTS_SECONDS)
+        every = self._config.checkpoint_seconds
+        checkpoints = None if every is None else _Timer(every)
+        self._report()
+        while not self._shard.stopping.is_set():
+            phase = self._tick()
+            if phase is Phase.ENDED:
+                return
+            if phase is Phase.SAVING:
+                self._save_model()
+                continue
+            if self._checkpoint_due:
+                self._cut_checkpoint()
+            if checkpoints is not None and checkpoints.is_due():
+                with self.work:
+                    self.coordinator.checkpoint_wanted = True
+            if control.is_due():
+                self._obey_requests()
+            if peer_counts.is_due():
+                self._refresh_peer_counts()
+            if status.is_due():
+                self._report()
+
+    def _tick(self) -> Phase:
+        """Let the coordinator look at the clock; wait a little unless there is something to do here."""
+        coordinator = self.coordinator
+        with self.work:
+            for waited in (False, True):
+                before = coordinator.version
+                coordinator.tick(time.monotonic(), self._shard.mark_of)
+                if coordinator.version != before:
+                    self.work.notify_all()
+                busy = coordinator.phase in (Phase.SAVING, Phase.ENDED) or self._checkpoint_due
+                if busy or waited:
+                    break
+                self.work.wait(TICK_SECONDS)
+            return coordinator.phase
+
+    @property
+    def _checkpoint_due(self) -> bool:
+        return self.coordinator.checkpoint_wanted and self.coordinator.ledger.at_rest
+
+    def _report(self) -> None:
+        """Write status and metrics to the run folder."""
+        with self.work:
+            points, self.coordinator.points = self.coordinator.points, []
+            counts = {**self._peer_counts, **self._shard.counts()}
+            status = self.coordinator.status(time.monotonic(), time.time(), counts)
+        for point in points:
+            self._metrics.append(point)
+        self._metrics.flush()
+        self._folder.write_status(status)
+
+    def _refresh_peer_counts(self) -> None:
+        for peer in self._other_shards:
+            try:
+                reply = self._peers.ask(peer, StatisticsRequest(), StatisticsReply)
+            except (ConnectionLostError, ShardError) as error:
+                log.info("shard %d does not answer: %s", peer, error)
+            else:
+                self._peer_counts.update(reply.counts)
+
+    def _obey_requests(self) -> None:
+        for key, request in self._folder.requests():
+            with self.work:
+                self._obey(request)
+                self.work.notify_all()
+            self._folder.finish_request(key)
+
+    def _obey(self, request: ControlRequest) -> None:
+        coordinator = self.coordinator
+        match request.action:
+            case "kill":
+                coordinator.end("killed", RunState.KILLED)
+            case "fail":
+                coordinator.end("failed", RunState.FAILED, request.reason)
+            case "stop":
+                coordinator.end("stopped")
+            case "snapshot":
+                coordinator.checkpoint_wanted = True
+            case _:
+                log.warning("unknown control request %r", request.action)
+
+    # Checkpoints and the end.
+
+    def _write_everywhere(self, url: str) -> bool:
+        """Have every shard write its part of a checkpoint, then the manifest; False when one is not ready.
+
+        Asked first what they hold, shards that lost steps are found out, and their leases given again.
+        """
+        try:
+            for peer in self._other_shards:
+                reply = self._peers.ask(peer, MarksRequest(), MarksReply)
+                with self.work:
+                    lost = self._note_marks(peer, reply)
+                    self.work.notify_all()
+                if lost:
+                    return False
+            for peer in self._other_shards:
+                self._peers.call(peer, WriteCheckpoint(url=url), CHECKPOINT_SECONDS)
+        except (ConnectionLostError, ShardError) as error:
+            log.info("a shard is not ready to save: %s", error)
+            self._shard.stopping.wait(TICK_SECONDS)
+            return False
+        self._shard.write_part(url)
+        store = open_store(url)
+        parts = checkpoint.read_part_infos(store, self._config.n_shards)
+        checkpoint.write_manifest(store, parts, self._checkpoint_extra())
+        return True
+
+    def _checkpoint_extra(self) -> Mapping[str, Any]:
+        config = self._config
+        leases = [[x.chunk, x.first_block, x.n_blocks, x.n_rows, x.n_steps] for x in config.leases]
+        with self.work:
+            plain = self.coordinator.to_plain(time.monotonic())
+        return {
+            "fingerprint": config.train_fingerprint,
+            "batch_size": config.batch_size,
+            "leases": leases,
+            "coordinator": plain,
+            "model": {"name": config.model.name, "params": dict(config.model.params)},
+            "metadata": dict(config.model_metadata),
+        }
+
+    def _save_model(self) -> None:
+        if self._write_everywhere(f"{self._folder.url}/model"):
+            self._refresh_peer_counts()
+            with self.work:
+                self.coordinator.saved()
+                self.work.notify_all()
+
+    def _cut_checkpoint(self) -> None:
+        base = self._config.checkpoint_url or f"{self._folder.url}/checkpoints"
+        name = f"step-{self.coordinator.updates:012d}"
+        if self._write_everywhere(f"{base}/{name}"):
+            checkpoint.write_latest(open_store(base), name)
+            with self.work:
+                self.coordinator.checkpoint_wanted = False
+                self.work.notify_all()
+
+    def _say_farewell(self) -> None:
+        """The run is over: say so in the folder, to the workers, and to the other shards."""
+        self._report()
+        deadline = time.monotonic() + FAREWELL_SECONDS
+        with self.work:
+            self.work.notify_all()
+            while self.coordinator.n_registered and time.monotonic() < deadline:
+                self.work.wait(TICK_SECONDS)
+        for peer in self._other_shards:
+            try:
+                self._peers.call(peer, End())
+            except (ConnectionLostError, ShardError) as error:
+                log.info("shard %d was gone before the end: %s", peer, error)
