@@ -263,9 +263,10 @@ class RunKeeper:
 
     def _report(self) -> None:
         """Write status and metrics to the run folder."""
+        # Outside the lock: this takes the shard's lock of connections, under which a snapshot takes `work`.
+        counts = {**self._peer_counts, **self._shard.counts()}
         with self.work:
             points, self.coordinator.points = self.coordinator.points, []
-            counts = {**self._peer_counts, **self._shard.counts()}
             status = self.coordinator.status(time.monotonic(), time.time(), counts)
         for point in points:
             self._metrics.append(point)
