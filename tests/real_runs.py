@@ -1,0 +1,85 @@
+"""Runs of Cirrus' own shards and workers that tests can break; as a program, a client of such a run.
+
+``python real_runs.py ROOT DATASET_URL RUN_ID`` starts a run that would take for ever, and waits for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from cirrus import Dataset, LogisticRegression, load_arrays
+from cirrus.client_backend.local import LocalBackend
+from cirrus.client_backend.runs import Run, new_run_id
+from cirrus.config import ModelConfig, RunConfig
+from cirrus.frontend.planning import plan_run
+from cirrus.metrics import RunStatus
+from cirrus.paramserver.checkpoint import read_checkpoint
+from cirrus.storage import open_store
+
+N_ROWS, N_FEATURES, BATCH_ROWS = 20_000, 1000, 50
+#: More epochs than any test waits for.
+FOR_EVER = 100_000
+
+
+def make_data() -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+    """Return rows whose labels a linear model can learn nearly perfectly."""
+    rng = np.random.default_rng(0)
+    rows = scipy.sparse.random(
+        N_ROWS, N_FEATURES, density=0.02, format="csr", dtype=np.float32, random_state=rng
+    )
+    return rows, (rows @ rng.normal(size=N_FEATURES) > 0).astype(np.float64)
+
+
+def make_dataset(url: str) -> Dataset:
+    """Store the data."""
+    return load_arrays(*make_data(), url=url)
+
+
+def plan(train: Dataset, *, run_id: str = "", snapshot_seconds: float = 0.3, **params: Any) -> RunConfig:
+    """Return the config of a run over the dataset."""
+    defaults = {"epochs": FOR_EVER, "tol": None, "batch_size": BATCH_ROWS, "n_workers": 2, "n_shards": 2}
+    config = plan_run(
+        LogisticRegression(**{**defaults, **params}).get_params(),
+        run_id=run_id or new_run_id(),
+        model=ModelConfig(
+            name="logistic", params={"classes": [0.0, 1.0], "fit_intercept": True, "class_weight": None}
+        ),
+        train_url=train.url,
+        manifest=train.manifest,
+        seed=0,
+    )
+    return dataclasses.replace(config, snapshot_seconds=snapshot_seconds)
+
+
+def accuracy(run: Run) -> float:
+    """Return the share of the rows that the run's final model gets right."""
+    tables = read_checkpoint(open_store(f"{run.url}/model")).tables
+    rows, labels = make_data()
+    scores = rows @ tables["weights"]["weights"][:, 0] + tables["intercept"]["weights"][0, 0]
+    return float(np.mean((scores > 0) == labels))
+
+
+def assert_exact(config: RunConfig, status: RunStatus) -> None:
+    """Check that each shard applied every step of every epoch, and none twice."""
+    steps = config.stop.epochs * config.steps_per_epoch
+    applied = [status.counts[f"shard{shard}.steps_applied"] for shard in range(config.n_shards)]
+    assert applied == [steps] * config.n_shards
+    assert status.epoch == config.stop.epochs
+    # Work that a crashed shard lost and that was done again is counted each time here.
+    assert status.updates >= steps
+
+
+def main(root: str, dataset_url: str, run_id: str) -> None:
+    """Start a run and wait for it."""
+    run = LocalBackend(root=Path(root)).start(plan(Dataset.open(dataset_url), run_id=run_id))
+    run.wait(on_event=lambda status: print(status.updates, flush=True) if status.updates else None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
