@@ -28,6 +28,7 @@ from cirrus.chunks.writer import (
     ChunkWriter,
     DatasetSummary,
     commit_dataset,
+    discard_chunks,
     new_chunk_prefix,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "commit_dataset",
     "cut_boundaries",
     "decode_block",
+    "discard_chunks",
     "encode_block",
     "expected_touches",
     "iterate_blocks",

@@ -15,7 +15,7 @@ from typing import Any
 
 from cirrus.chunks.touches import Touches
 from cirrus.config import from_plain
-from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
+from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
 from cirrus.storage import ObjectStore
 
 MANIFEST_KEY = "manifest.json"
@@ -141,12 +141,13 @@ def read_manifest(store: ObjectStore) -> Manifest:
     """Read the manifest of the dataset at a store's URL.
 
     Raises:
-        DataError: There is no dataset, or it cannot be read.
+        NotFoundError: There is no dataset.
+        CorruptDataError: Its manifest cannot be read.
     """
     try:
         data = store.get(MANIFEST_KEY)
     except NotFoundError as error:
-        raise DataError(
-            f"{store.url}: there is no dataset: load one with cirrus.load_svmlight or load_csv"
+        raise NotFoundError(
+            f"{store.url}: there is no dataset: load one with cirrus.load_svmlight"
         ) from error
     return Manifest.from_json(data, f"{store.url}/{MANIFEST_KEY}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import secrets
 import warnings
 import zlib
@@ -14,7 +16,7 @@ from cirrus.chunks.block import Block
 from cirrus.chunks.codec import encode_block
 from cirrus.chunks.manifest import MANIFEST_KEY, MAX_LABEL_VALUES, ChunkInfo, Manifest, fingerprint
 from cirrus.chunks.touches import TouchCounter
-from cirrus.errors import CorruptDataError, DataError, NotFoundError
+from cirrus.errors import CorruptDataError, DataError, NotFoundError, StorageError
 from cirrus.storage import ObjectStore
 
 #: Rows of a block, but for the last one of a chunk. A power of two, so that usual batch sizes divide it.
@@ -63,6 +65,29 @@ class DatasetSummary:
         if len(self.label_counts) > MAX_LABEL_VALUES:
             self.too_many_labels = True
             self.label_counts = {}
+
+    def to_parts(self) -> tuple[dict[str, Any], bytes]:
+        """Return the summary as plain values for JSON, and bytes, for another process."""
+        plain = {
+            "label_counts": list(self.label_counts.items()),
+            "too_many_labels": self.too_many_labels,
+            "single_label_blocks": self.single_label_blocks,
+            "n_features": self.n_features,
+            "has_weights": self.has_weights,
+        }
+        return plain, self.touches.to_bytes()
+
+    @classmethod
+    def from_parts(cls, plain: Mapping[str, Any], touches: bytes) -> DatasetSummary:
+        """Read what :meth:`to_parts` gave."""
+        summary = cls()
+        summary.touches = TouchCounter.from_bytes(touches)
+        summary.label_counts = {float(label): int(count) for label, count in plain["label_counts"]}
+        summary.too_many_labels = plain["too_many_labels"]
+        summary.single_label_blocks = plain["single_label_blocks"]
+        summary.n_features = plain["n_features"]
+        summary.has_weights = plain["has_weights"]
+        return summary
 
     def merge(self, other: DatasetSummary) -> None:
         """Add what another summary counted."""
@@ -172,7 +197,6 @@ def new_chunk_prefix() -> str:
 
 def commit_dataset(
     store: ObjectStore,
-    prefix: str,
     chunks: Iterable[ChunkInfo],
     summary: DatasetSummary,
     *,
@@ -186,7 +210,6 @@ def commit_dataset(
 
     Args:
         store: The store at the dataset's URL.
-        prefix: What :func:`new_chunk_prefix` gave; other chunks are deleted.
         chunks: The chunks, in order.
         summary: What is in them.
         n_features: None: one more than the highest id.
@@ -213,26 +236,38 @@ def commit_dataset(
         label_names=label_names,
         single_label_blocks=summary.single_label_blocks if several else 0,
         has_weights=summary.has_weights,
-        encoding=dict(encoding or {}),
+        encoding=json.loads(json.dumps(encoding or {})),  # as it will be read back
     )
     _warn_of_single_labels(manifest)
-    replaced = _fingerprint_of_existing(store)
+    replaced = _existing_manifest(store)
     store.put(MANIFEST_KEY, manifest.to_json())
-    if replaced not in (None, manifest.fingerprint):
-        store.delete_prefix(DERIVED_FOLDER)
-    for key in store.list(CHUNK_PREFIX):
-        if not key.startswith(prefix):
-            store.delete(key)
+    # The new dataset is there from here on: what cannot be deleted any more is only in the way.
+    with contextlib.suppress(StorageError):
+        if replaced is not None and replaced.fingerprint != manifest.fingerprint:
+            store.delete_prefix(DERIVED_FOLDER)
+        for chunk in replaced.chunks if replaced is not None else ():
+            store.delete(chunk.key)
     return manifest
 
 
-def _fingerprint_of_existing(store: ObjectStore) -> str | None:
+def discard_chunks(store: ObjectStore, prefix: str) -> None:
+    """Delete chunks that were written for a dataset that is not to be, unless it came to be after all.
+
+    Args:
+        store: The store at the dataset's URL.
+        prefix: What :func:`new_chunk_prefix` gave.
+    """
+    with contextlib.suppress(StorageError):
+        manifest = _existing_manifest(store)
+        if manifest is None or not any(chunk.key.startswith(prefix) for chunk in manifest.chunks):
+            store.delete_prefix(prefix)
+
+
+def _existing_manifest(store: ObjectStore) -> Manifest | None:
     try:
-        return Manifest.from_json(store.get(MANIFEST_KEY)).fingerprint
-    except NotFoundError:
+        return Manifest.from_json(store.get(MANIFEST_KEY))
+    except (NotFoundError, CorruptDataError):
         return None
-    except CorruptDataError:
-        return ""  # what is about to be replaced need not be readable
 
 
 def _warn_of_single_labels(manifest: Manifest) -> None:

@@ -8,7 +8,15 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from cirrus.chunks import BLOCK_ROWS, Block, ChunkWriter, Manifest, commit_dataset, new_chunk_prefix
+from cirrus.chunks import (
+    BLOCK_ROWS,
+    Block,
+    ChunkWriter,
+    Manifest,
+    commit_dataset,
+    discard_chunks,
+    new_chunk_prefix,
+)
 from cirrus.errors import DataError
 from cirrus.storage import ObjectStore
 
@@ -56,11 +64,9 @@ def store_arrays(
                 )
             )
         writer.flush()
-        return commit_dataset(
-            store, prefix, writer.chunks, writer.summary, n_features=n_features, label_names=names
-        )
+        return commit_dataset(store, writer.chunks, writer.summary, n_features=n_features, label_names=names)
     except BaseException:
-        store.delete_prefix(prefix)
+        discard_chunks(store, prefix)
         raise
 
 

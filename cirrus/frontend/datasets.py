@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse
@@ -22,11 +22,20 @@ from cirrus.chunks import (
     ChunkWriter,
     Manifest,
     commit_dataset,
+    discard_chunks,
     iterate_blocks,
     new_chunk_prefix,
     read_manifest,
 )
 from cirrus.client_backend.arrays import store_arrays
+from cirrus.client_backend.csv_format import NA_VALUES, CsvFormat, CsvRequest
+from cirrus.client_backend.loader import (
+    LoadOptions,
+    LoadProgress,
+    load_csv_file,
+    load_csv_file_like,
+    load_svmlight_file,
+)
 from cirrus.errors import ConfigError
 from cirrus.frontend.scratch import Scratch
 from cirrus.storage import ObjectStore, open_store
@@ -60,7 +69,8 @@ class Dataset:
         """Open the dataset at a URL.
 
         Raises:
-            DataError: There is none, or it cannot be read.
+            NotFoundError: There is none.
+            CorruptDataError: Its manifest cannot be read.
             StorageError: The object store refused or failed.
         """
         store = open_store(url)
@@ -173,18 +183,17 @@ class Dataset:
             return [
                 commit_dataset(
                     store,
-                    prefix,
                     writer.chunks,
                     writer.summary,
                     n_features=self.n_features,
                     label_names=self.manifest.label_names,
                     encoding=self.manifest.encoding,
                 )
-                for store, prefix, writer in zip(stores, prefixes, writers, strict=True)
+                for store, writer in zip(stores, writers, strict=True)
             ]
         except BaseException:
             for store, prefix in zip(stores, prefixes, strict=True):
-                store.delete_prefix(prefix)
+                discard_chunks(store, prefix)
             raise
 
 
@@ -237,3 +246,178 @@ def load_arrays(
         X, y, store, sample_weight=sample_weight, shuffle=shuffle, random_state=random_state
     )
     return Dataset(store.url, manifest, scratch=scratch)
+
+
+def load_svmlight(
+    path: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    n_features: int | None = None,
+    *,
+    zero_based: bool | Literal["auto"] = "auto",
+    shuffle: bool = True,
+    random_state: int | None = None,
+    n_processes: int | None = None,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Dataset:
+    """Load an svmlight file: lines of ``LABEL INDEX:VALUE INDEX:VALUE ...``, plain, gzip or zip.
+
+    The file is read once, as a stream; memory does not grow with it. Nothing is left behind if it fails, and
+    a dataset that is there already is replaced only when the new one is complete.
+
+    Args:
+        path: The file.
+        url: Where the dataset goes: a folder or ``s3://bucket/prefix``.
+        n_features: Number of columns; a higher index is an error. None: as many as the file has. Give a test
+            set that of its training set.
+        zero_based: Whether the first index is 0 or 1. ``"auto"``: 0 if an index 0 is anywhere in the file,
+            else 1, as scikit-learn does it; say which for a file that may by chance have no index 0.
+        shuffle: Spread the rows over the whole dataset at random, as training needs it.
+        random_state: Seed of that; the result does not depend on ``n_processes``.
+        n_processes: None: as many as the machine and the file suggest.
+        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+
+    Raises:
+        DataError: A line is wrong (the message names it and a remedy), or there are no rows.
+        NotFoundError: There is no such file.
+        StorageError: The file or the object store cannot be read or written.
+
+    Example:
+        >>> cirrus.load_svmlight("a9a.gz", "data/a9a")  # doctest: +SKIP
+    """
+    if zero_based not in ("auto", True, False):
+        raise ConfigError("zero_based", f'must be "auto", True or False, got {zero_based!r}')
+    store = open_store(url)
+    manifest = load_svmlight_file(
+        os.fspath(path),
+        store,
+        n_features=n_features,
+        zero_based=None if zero_based == "auto" else bool(zero_based),
+        options=LoadOptions(
+            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
+        ),
+    )
+    return Dataset(store.url, manifest)
+
+
+def load_csv(
+    path: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    label: str | int = 0,
+    numeric: Sequence[str | int] = (),
+    categorical: Sequence[str | int] = (),
+    sep: str = ",",
+    hash_features: int = 2**20,
+    *,
+    header: bool | Literal["infer"] = "infer",
+    label_above: float | None = None,
+    missing_label: Literal["error", "drop"] = "error",
+    na_values: Sequence[str] = NA_VALUES,
+    shuffle: bool = True,
+    random_state: int | None = None,
+    n_processes: int | None = None,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Dataset:
+    """Load a CSV file, plain, gzip or zip. Columns are named as in the header, or numbered from 0.
+
+    Numeric columns become features 0, 1, ... in the order given. Each category (``column=value``) is hashed
+    into one of ``hash_features`` features after these. A cell without a value sets the hashed feature
+    ``column=missing``. Text must be UTF-8; quotation marks work as usual in CSV.
+
+    Args:
+        path: The file.
+        url: Where the dataset goes: a folder or ``s3://bucket/prefix``.
+        label: The column to be predicted: numbers, or text for the names of classes.
+        numeric: Columns that are numbers.
+        categorical: Columns that are categories, be they numbers or text.
+        sep: What separates columns.
+        hash_features: Number of features for categories; more of them collide less.
+        header: Whether the first line holds the columns' names. ``"infer"``: it does if a column is given by
+            name here, or if it has text where the next line has a number.
+        label_above: Make the label 1 where its number is above this, else 0.
+        missing_label: What to do with a row without a label.
+        na_values: Cells that mean that there is no value.
+        shuffle: Spread the rows over the whole dataset at random, as training needs it.
+        random_state: Seed of that; the result does not depend on ``n_processes``.
+        n_processes: None: as many as the machine and the file suggest.
+        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+
+    Raises:
+        ConfigError: A parameter cannot work.
+        DataError: A line is wrong (the message names it and a remedy), a column is missing, or there are no
+            rows.
+        NotFoundError: There is no such file.
+        StorageError: The file or the object store cannot be read or written.
+
+    Example:
+        >>> cirrus.load_csv("flights.csv", "data/flights", label="arr_delay", label_above=15,
+        ...                 numeric=["distance"], categorical=["carrier", "origin"])  # doctest: +SKIP
+    """
+    request = CsvRequest(
+        label=label,
+        numeric=_columns(numeric, "numeric"),
+        categorical=_columns(categorical, "categorical"),
+        sep=sep,
+        hash_features=hash_features,
+        header=header,
+        label_above=label_above,
+        missing_label=missing_label,
+        na_values=tuple(na_values),
+    )
+    options = LoadOptions(
+        shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
+    )
+    store = open_store(url)
+    return Dataset(store.url, load_csv_file(os.fspath(path), store, request=request, options=options))
+
+
+def load_csv_like(
+    path: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    encoding: Mapping[str, Any],
+    *,
+    label_names: tuple[str, ...] | None = None,
+    with_labels: bool = False,
+    shuffle: bool = False,
+    random_state: int | None = None,
+    n_processes: int | None = None,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Dataset:
+    """Load a CSV file in the way another one was loaded, to predict or score its rows.
+
+    See :func:`load_csv` for what both have in common.
+
+    Args:
+        path: The file. Its columns may be in another order, if they have names.
+        url: Where the dataset goes.
+        encoding: ``manifest.encoding`` of the other dataset.
+        label_names: ``manifest.label_names`` of the other dataset.
+        with_labels: Read the labels too. Otherwise their column may be missing, and they are all 0.
+        shuffle: Spread the rows; the default keeps their order.
+        random_state: Seed of that.
+        n_processes: None: as many as the machine and the file suggest.
+        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+
+    Raises:
+        ConfigError: The encoding is not that of a CSV file.
+        DataError: A line is wrong, a column is missing, a label is unknown, or there are no rows.
+        NotFoundError: There is no such file.
+        StorageError: The file or the object store cannot be read or written.
+    """
+    store = open_store(url)
+    manifest = load_csv_file_like(
+        os.fspath(path),
+        store,
+        csv=CsvFormat.from_encoding(encoding),
+        label_names=label_names,
+        with_labels=with_labels,
+        options=LoadOptions(
+            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
+        ),
+    )
+    return Dataset(store.url, manifest)
+
+
+def _columns(columns: Sequence[str | int], name: str) -> tuple[str | int, ...]:
+    if isinstance(columns, str):
+        raise ConfigError(name, f"must be a list of columns, got the text {columns!r}")
+    return tuple(columns)
