@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--generation", type=int, required=True)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (loopback)")
     parser.add_argument("--port", type=int, default=0, help="0: the kernel chooses")
+    parser.add_argument("--no-leash", action="store_true", help="go on when standard input closes")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     try:
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{address.host}:{address.port}", flush=True)
-    leash = threading.Thread(target=_watch, args=(shard, sys.stdin.buffer), daemon=True)
-    leash.start()
+    if not options.no_leash:
+        threading.Thread(target=_watch, args=(shard, sys.stdin.buffer), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=shard.stop, daemon=True).start())
     shard.wait()

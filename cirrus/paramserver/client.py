@@ -125,6 +125,10 @@ class Channel:
         """Close the connection."""
         close(self._sock)
 
+    def detach(self) -> socket.socket:
+        """Hand the socket over, handshake done, to somebody who speaks the protocol himself."""
+        return self._sock
+
     def call(self, message: Message) -> Message:
         """Send a message and return the answer.
 

@@ -27,6 +27,7 @@ from cirrus.paramserver.protocol import (
     HEADER,
     JSON_MESSAGES,
     MAGIC,
+    MAX_DECODED_BYTES,
     MAX_FRAME_BYTES,
     MAX_JSON_BYTES,
     PULL_COMPRESSED,
@@ -61,6 +62,7 @@ _VALUE_DTYPES: dict[int, np.dtype[Any]] = {
     ValueEncoding.FLOAT32: np.dtype("<f4"),
     ValueEncoding.FLOAT16: np.dtype("<f2"),
 }
+_LARGEST_FLOAT16 = np.float32(np.finfo(np.float16).max)
 _KIND_OF_JSON = {message: kind for kind, message in JSON_MESSAGES.items()}
 _EMPTY_ACK = b"{}"
 
@@ -245,6 +247,9 @@ def _encode_values(values: Values | None, float16: bool, compressed: bool) -> tu
     if values is None:
         return ValueEncoding.NONE, b"", 0
     encoding = ValueEncoding.FLOAT16 if float16 else ValueEncoding.FLOAT32
+    if float16:
+        # Infinity would be refused by the shard; the largest number that there is does less harm.
+        values = np.clip(values, -_LARGEST_FLOAT16, _LARGEST_FLOAT16)
     array = np.ascontiguousarray(values).astype(_VALUE_DTYPES[encoding], copy=False).reshape(-1)
     raw: Buffer = array.data.cast("B") if len(array) else b""
     if compressed and len(raw) >= MIN_COMPRESS_BYTES:
@@ -257,6 +262,7 @@ def _encode_values(values: Values | None, float16: bool, compressed: bool) -> tu
 def _decode_sections(view: memoryview, n_sections: int) -> tuple[Section, ...]:
     sections = []
     offset = 0
+    decoded_bytes = 0
     for _ in range(n_sections):
         _need(view, offset + SECTION.size, "a section")
         table, id_encoding, value_encoding, count, first, id_bytes, value_bytes, raw_bytes = (
@@ -269,6 +275,9 @@ def _decode_sections(view: memoryview, n_sections: int) -> tuple[Section, ...]:
         _need(view, value_end, "a section")
         ids, pull = _decode_ids(id_encoding, count, first, view[offset:id_end])
         values = _decode_values(value_encoding, raw_bytes, view[value_start:value_end])
+        decoded_bytes += sum(0 if array is None else array.nbytes for array in (ids, values))
+        if decoded_bytes > MAX_DECODED_BYTES:
+            raise ProtocolError(f"a frame expands to more than {MAX_DECODED_BYTES} bytes")
         sections.append(Section(table=table, ids=ids, pull=pull, values=values))
         offset = value_end + -value_bytes % ALIGNMENT_BYTES
     if offset != len(view):
@@ -282,9 +291,11 @@ def _decode_ids(encoding: int, count: int, first: int, payload: memoryview) -> t
         return None, first
     if plain == IdEncoding.NONE:
         return None, None
+    if 4 * count > MAX_FRAME_BYTES:
+        raise ProtocolError(f"a section of {count} ids is above the limit of {MAX_FRAME_BYTES // 4}")
     if plain == IdEncoding.RANGE:
-        if count * 4 > MAX_FRAME_BYTES or first + count > 2**32:
-            raise ProtocolError(f"a range of {count} ids from {first} is too long")
+        if first + count > 2**32:
+            raise ProtocolError(f"a range of {count} ids from {first} ends above 2**32")
         return np.arange(first, first + count, dtype=np.uint32), None
     try:
         dtype = _DELTA_DTYPES[IdEncoding(plain)]

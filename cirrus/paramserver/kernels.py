@@ -397,7 +397,7 @@ def apply_pushes(
         marks: int32, the next position of every lease of ``epoch``.
         epoch: The epoch that the connection is attached to, -1 for none.
         lease: The lease that the connection is attached to.
-        remembered_keys: int64 ``(REMEMBERED_PULLS, 1 + 2 * n_tables)``: request, then start and count a table.
+        remembered_keys: int64 ``(REMEMBERED_PULLS, 1 + 2 * n_tables)``: request, then start and count.
         remembered: uint32 ``(REMEMBERED_PULLS, capacity)``: local rows of those pulls.
         scratch: uint32, room for the rows of one frame.
         counters: int64 ``(N_COUNTERS,)``, added to.

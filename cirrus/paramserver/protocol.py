@@ -42,6 +42,9 @@ SECTION = struct.Struct("<HBBIIIII")
 ALIGNMENT_BYTES = 8
 #: A larger frame is refused before anything is allocated for it.
 MAX_FRAME_BYTES = 64 * 2**20
+#: Ids and values of all sections of one frame may take no more than this once they are decoded: a range of
+#: ids and a compressed payload are far shorter on the wire than in memory.
+MAX_DECODED_BYTES = 2 * MAX_FRAME_BYTES
 #: Before a peer has shown the token, it may send no more than this.
 MAX_HELLO_BYTES = 4096
 #: JSON messages are short; the longest carries the marks of a shard's leases.
