@@ -68,13 +68,13 @@ class SvmlightParser:
 
     def parse(self, data: bytes, first_line: int) -> tuple[Rows, SegmentFacts]:
         """See :class:`Parser`."""
-        lengths = np.empty(data.count(b"\n") + 1, np.uint32)
+        text = np.frombuffer(data, np.uint8)
+        n_lines, n_colons = _count_lines(text)
+        lengths = np.empty(n_lines + 1, np.uint32)
         labels = np.empty(lengths.size, np.float32)
-        indices = np.empty(data.count(b":"), np.uint32)
+        indices = np.empty(n_colons, np.uint32)
         values = np.empty(indices.size, np.float32)
-        code, at, n_rows, n_entries = parse_svmlight(
-            np.frombuffer(data, np.uint8), self._limit, lengths, labels, indices, values
-        )
+        code, at, n_rows, n_entries = parse_svmlight(text, self._limit, lengths, labels, indices, values)
         if code != _OK:
             raise DataError(self._describe(data, at, code, first_line))
         values = values[:n_entries]
@@ -119,6 +119,17 @@ class SvmlightParser:
             code = _QUERY
         problem = _PROBLEMS[code].format(token=token, n_features=self._n_features)
         return f"{self._path}:{line}: {problem}"
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_lines(text: Bytes) -> tuple[int, int]:
+    """Return the numbers of line ends and of colons, which are no fewer than entries."""
+    n_lines = 0
+    n_colons = 0
+    for c in text:
+        n_lines += c == _NEWLINE
+        n_colons += c == _COLON
+    return n_lines, n_colons
 
 
 @numba.njit(cache=True, nogil=True)

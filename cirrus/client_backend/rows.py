@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus.chunks import BLOCK_ROWS, Block
+from cirrus.client_backend.numbering import number_ids
 
 #: Feature ids are uint32, and one more than the highest must be too.
 MAX_INDEX = 2**32 - 2
@@ -156,8 +157,9 @@ def blocks_of_rows(rows: Rows, order: NDArray[np.intp] | None, base: int) -> Ite
         last = min(first + BLOCK_ROWS, n_rows)
         chosen = np.arange(first, last) if order is None else order[first:last]
         part = take_rows(rows, chosen, starts)
+        indices = part.indices - np.uint32(base)
         yield Block.from_csr(
-            row_starts(part.lengths), part.indices - np.uint32(base), part.values, part.labels
+            row_starts(part.lengths), indices, part.values, part.labels, numbering=number_ids
         )
 
 
