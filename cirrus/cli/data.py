@@ -9,29 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TextIO
 
 import numpy as np
-import typer
 
 from cirrus.cli.console import bytes_text, say, show
-from cirrus.cli.sources import (
-    CategoricalOption,
-    DropOption,
-    FileOptions,
-    Format,
-    FormatOption,
-    HashFeaturesOption,
-    LabelAboveOption,
-    LabelOption,
-    NFeaturesOption,
-    NumericOption,
-    SeedOption,
-    SepOption,
-    is_dataset,
-    load_file,
-    load_file_like,
-)
+from cirrus.cli.options import FileOptions
+from cirrus.cli.sources import is_dataset, load_file, load_file_like
 from cirrus.errors import ConfigError, NotFoundError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import LogisticRegression, load_model
@@ -40,56 +24,17 @@ from cirrus.frontend.scratch import Scratch
 from cirrus.storage import open_store
 
 
-def load(
-    data: Annotated[str, typer.Argument(help="An svmlight or CSV file, plain or .gz.")],
-    url: Annotated[str, typer.Argument(help="Where the dataset goes: a folder or s3://bucket/prefix.")],
-    format: FormatOption = Format.AUTO,  # noqa: A002 - the option's name
-    label: LabelOption = "0",
-    label_above: LabelAboveOption = None,
-    numeric: NumericOption = "",
-    categorical: CategoricalOption = "",
-    sep: SepOption = None,
-    hash_features: HashFeaturesOption = 2**20,
-    n_features: NFeaturesOption = None,
-    drop_missing_labels: DropOption = False,
-    shuffle: Annotated[
-        bool, typer.Option(help="Spread the rows at random; or keep the file's order.")
-    ] = True,
-    seed: SeedOption = 0,
-    processes: Annotated[int | None, typer.Option(help="Processes that parse; default: one a core.")] = None,
-) -> None:
-    """Parse a file once and store it as a dataset, to train on as often as you like.
-
-    Example: cirrus load clicks.csv data/clicks --label clicked --categorical site,device --numeric hour
-    """
+def load(data: str, url: str, options: FileOptions) -> None:
+    """Load a file as a dataset."""
     if "://" not in data and Path(data).is_dir():
         raise ConfigError("data", f"{data} is a folder; name a file")
-    options = FileOptions(
-        format=format,
-        label=label,
-        label_above=label_above,
-        numeric=numeric,
-        categorical=categorical,
-        sep=sep,
-        hash_features=hash_features,
-        n_features=n_features,
-        drop_missing_labels=drop_missing_labels,
-        shuffle=shuffle,
-        seed=seed,
-        n_processes=processes,
-    )
     dataset = load_file(data, url, options)
     show(f"dataset {dataset.url}")
     say(f"next: cirrus train {url}")
 
 
-def describe(
-    url: Annotated[str, typer.Argument(help="A dataset or a saved model.")],
-) -> None:
-    """Say what a dataset or a saved model holds.
-
-    Example: cirrus describe data/clicks
-    """
+def describe(url: str) -> None:
+    """Say what a dataset or a saved model holds."""
     if open_store(url).exists(MODEL_KEY):
         _describe_model(url, load_model(url))
         return
@@ -132,24 +77,14 @@ def _describe_model(url: str, estimator: LogisticRegression) -> None:
     show(f"params    {', '.join(f'{name}={value!r}' for name, value in changed.items()) or 'defaults'}")
 
 
-def predict(
-    model: Annotated[str, typer.Argument(help="A saved model.")],
-    data: Annotated[str, typer.Argument(help="A file like the one trained on, or a dataset.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="CSV file to write; - for standard output.")] = "-",
-) -> None:
-    """Predict the label of each row, in the order of the file, as CSV.
-
-    The columns are the likelier label and the probability of the second class.
-
-    Example: cirrus predict out/model new.svm --out predictions.csv
-    """
+def predict(model: str, data: str, out: str) -> None:
+    """Predict the label of each row, as CSV."""
     estimator = load_model(model)
     scratch = Scratch(in_memory=False)
     try:
         if is_dataset(data):
             dataset = Dataset.open(data)
         else:
-            say(f"loading {data}")
             dataset = load_file_like(data, scratch.url("rows"), estimator.encoding_, estimator.n_features_in_)
         with _output(out) as file:
             n_rows = _write_predictions(file, estimator, dataset)

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from cirrus.cli.console import say, show, table
-from cirrus.cli.train import HomeOption
 from cirrus.client_backend.local import LocalBackend
 from cirrus.client_backend.runs import Run, RunSummary, list_runs, open_run
 from cirrus.errors import CirrusError
-from cirrus.frontend.estimators import finish_job
 from cirrus.frontend.model_files import RunNotes
 from cirrus.frontend.progress import LiveLine, clock_time
 from cirrus.metrics import RunState, RunStatus
 from cirrus.storage import open_store
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `cirrus runs` lists it.")]
-
 _HEAD = ["RUN", "STATE", "EPOCH", "LOSS", "VALIDATION", "WORKERS", "TIME", "COST", ""]
 
 
-def runs(home: HomeOption = None) -> None:
-    """List all runs, oldest first, live or long ended.
-
-    Example: cirrus runs
-    """
+def list_all(home: str | None) -> None:
+    """List all runs, oldest first."""
     found = list_runs(LocalBackend(root=home).root)
     if not found:
         say("no runs yet; begin with: cirrus train DATA")
@@ -55,11 +44,8 @@ def _loss(loss: float | None) -> str:
     return "" if loss is None else f"{loss:.4f}"
 
 
-def attach(run: RunArgument, home: HomeOption = None) -> None:
-    """Go on with a run whose terminal went away, to its end; its model goes where it was meant to.
-
-    Example: cirrus attach 20261123-101500-ab12cd
-    """
+def attach(run: str, home: str | None) -> None:
+    """Go on with a run to its end, and save its model."""
     backend = LocalBackend(root=home)
     watched = open_run(backend.root, run)
     if watched.status.state is RunState.FINISHED:
@@ -73,6 +59,9 @@ def attach(run: RunArgument, home: HomeOption = None) -> None:
 
 
 def _keep_model(run: Run, status: RunStatus) -> None:
+    # scikit-learn takes a second to import, and only here is it needed.
+    from cirrus.frontend.estimators import finish_job
+
     estimator = finish_job(run, status)
     notes = RunNotes.from_plain(run.config.model_metadata)
     _remove_scratch(notes)
@@ -83,11 +72,8 @@ def _keep_model(run: Run, status: RunStatus) -> None:
     show(f"model {notes.save_url}")
 
 
-def kill(run: RunArgument, home: HomeOption = None) -> None:
-    """End a run now; its model is not kept.
-
-    Example: cirrus kill 20261123-101500-ab12cd
-    """
+def kill(run: str, home: str | None) -> None:
+    """End a run now."""
     killed = open_run(LocalBackend(root=home).root, run)
     before = killed.status
     if before.state.ended and before.state is not RunState.INTERRUPTED:

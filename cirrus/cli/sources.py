@@ -2,75 +2,19 @@
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from cirrus.chunks import MANIFEST_KEY
 from cirrus.cli.console import LoadingLine, say
+from cirrus.cli.options import FileOptions, Format
 from cirrus.errors import ConfigError, DataError, NotFoundError
-from cirrus.frontend.datasets import Dataset, load_csv, load_svmlight
+from cirrus.frontend.datasets import Dataset, load_csv, load_csv_like, load_svmlight
 from cirrus.frontend.progress import short_number
 
-_CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-
-
-class Format(enum.StrEnum):
-    """How a file is written."""
-
-    AUTO = "auto"
-    SVMLIGHT = "svmlight"
-    CSV = "csv"
-
-
-FormatOption = Annotated[
-    Format, typer.Option("--format", help="How the file is written; auto: CSV if its name says so.")
-]
-LabelOption = Annotated[str, typer.Option(help="CSV: name or number (from 0) of the label's column.")]
-LabelAboveOption = Annotated[
-    float | None, typer.Option(help="CSV: predict whether the label's column is above this.")
-]
-NumericOption = Annotated[
-    str, typer.Option(metavar="COLUMNS", help="CSV: columns that are numbers, separated by commas.")
-]
-CategoricalOption = Annotated[
-    str, typer.Option(metavar="COLUMNS", help="CSV: columns that are categories, separated by commas.")
-]
-SepOption = Annotated[
-    str | None, typer.Option(help='CSV: what separates columns; "tab" for tabs, as is usual for .tsv.')
-]
-HashFeaturesOption = Annotated[int, typer.Option(help="CSV: categories are hashed into this many features.")]
-NFeaturesOption = Annotated[
-    int | None, typer.Option(help="svmlight: number of features; by default what the file has.")
-]
-DropOption = Annotated[
-    bool,
-    typer.Option("--drop-missing-labels", help="CSV: leave out rows without a label, instead of failing."),
-]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileOptions:
-    """How to read a file that is not a dataset yet."""
-
-    format: Format = Format.AUTO
-    label: str = "0"
-    label_above: float | None = None
-    numeric: str = ""
-    categorical: str = ""
-    sep: str | None = None
-    hash_features: int = 2**20
-    n_features: int | None = None
-    drop_missing_labels: bool = False
-    shuffle: bool = True
-    seed: int = 0
-    n_processes: int | None = None
+_CSV_SUFFIXES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", ".gz", ".zip"))
 
 
 def is_dataset(data: str) -> bool:
@@ -119,19 +63,42 @@ def load_file(data: str, url: str, options: FileOptions) -> Dataset:
     return dataset
 
 
-def load_file_like(data: str, url: str, encoding: Mapping[str, Any], n_features: int) -> Dataset:
-    """Load a file in the way the data of a model was loaded, in the file's own order.
+def load_file_like(
+    data: str,
+    url: str,
+    encoding: Mapping[str, Any],
+    n_features: int,
+    *,
+    label_names: tuple[str, ...] | None = None,
+    with_labels: bool = False,
+) -> Dataset:
+    """Load a file in the way other data was loaded, in the file's own order.
+
+    Args:
+        data: The file.
+        url: Where the dataset goes.
+        encoding: The other data's :attr:`~cirrus.chunks.Manifest.encoding`.
+        n_features: The other data's number of features.
+        label_names: The other data's names of labels.
+        with_labels: Whether labels are needed; a CSV file may do without.
 
     Raises:
         CirrusError: The file cannot be used.
     """
-    kind = encoding.get("format")
-    if kind not in ("csv", "svmlight", None):
-        raise DataError(f"{data}: the model was trained on {kind}, which has no files to predict from")
+    say(f"loading {data}")
     with LoadingLine() as line:
-        if kind == "csv":
-            return load_csv_like(data, url, encoding, progress=line.show)
-        return load_svmlight(data, url, n_features=n_features, shuffle=False, progress=line.show)
+        if encoding.get("format") == "csv":
+            return load_csv_like(
+                data, url, encoding, label_names=label_names, with_labels=with_labels, progress=line.show
+            )
+        return load_svmlight(
+            data,
+            url,
+            n_features=n_features,
+            zero_based=encoding.get("zero_based", "auto"),
+            shuffle=False,
+            progress=line.show,
+        )
 
 
 def _is_csv(data: str, file_format: Format) -> bool:

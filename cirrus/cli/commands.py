@@ -1,0 +1,287 @@
+"""What each command is called and takes. The work is in modules that the commands import when they run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
+
+import typer
+
+from cirrus.cli.options import (
+    CategoricalOption,
+    DropOption,
+    FileOptions,
+    Format,
+    FormatOption,
+    HashFeaturesOption,
+    HomeOption,
+    LabelAboveOption,
+    LabelOption,
+    NFeaturesOption,
+    NumericOption,
+    Optimizer,
+    RunArgument,
+    SeedOption,
+    SepOption,
+    TrainOptions,
+)
+from cirrus.errors import CirrusError
+
+#: Exit codes, as is usual; wrong usage is typer's own 2.
+ERROR_EXIT_CODE = 1
+INTERRUPTED_EXIT_CODE = 130
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="cirrus",
+    help="Train sparse models on stateless workers and a parameter server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _command(function: Callable[P, None]) -> Callable[P, None]:
+    """Make a function a command whose errors are one line on standard error and an exit code."""
+
+    @functools.wraps(function)
+    def reporting(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            _end("interrupted", INTERRUPTED_EXIT_CODE)
+        except BrokenPipeError:
+            # Whoever read our output has gone; nor may the interpreter try to flush the rest at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ERROR_EXIT_CODE) from None
+        except CirrusError as error:
+            _end(f"error: {error}", ERROR_EXIT_CODE)
+        except OSError as error:
+            _end(f"error: {error.filename or 'input or output'}: {error.strerror}", ERROR_EXIT_CODE)
+
+    app.command()(reporting)
+    return reporting
+
+
+def _end(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    raise typer.Exit(code) from None
+
+
+@_command
+def load(
+    data: Annotated[str, typer.Argument(help="An svmlight or CSV file, plain, .gz or .zip.")],
+    url: Annotated[str, typer.Argument(help="Where the dataset goes: a folder or s3://bucket/prefix.")],
+    format: FormatOption = Format.AUTO,
+    label: LabelOption = "0",
+    label_above: LabelAboveOption = None,
+    numeric: NumericOption = "",
+    categorical: CategoricalOption = "",
+    sep: SepOption = None,
+    hash_features: HashFeaturesOption = 2**20,
+    n_features: NFeaturesOption = None,
+    drop_missing_labels: DropOption = False,
+    shuffle: Annotated[
+        bool, typer.Option(help="Spread the rows at random, or keep the file's order.")
+    ] = True,
+    seed: SeedOption = 0,
+    processes: Annotated[int | None, typer.Option(help="Processes that parse; default: one a core.")] = None,
+) -> None:
+    """Parse a file once and store it as a dataset, to train on as often as you like.
+
+    Example: cirrus load clicks.csv data/clicks --label clicked --categorical site,device --numeric hour
+    """
+    from cirrus.cli import data as work
+
+    work.load(
+        data,
+        url,
+        FileOptions(
+            format=format,
+            label=label,
+            label_above=label_above,
+            numeric=numeric,
+            categorical=categorical,
+            sep=sep,
+            hash_features=hash_features,
+            n_features=n_features,
+            drop_missing_labels=drop_missing_labels,
+            seed=seed,
+            shuffle=shuffle,
+            n_processes=processes,
+        ),
+    )
+
+
+@_command
+def describe(url: Annotated[str, typer.Argument(help="A dataset or a saved model.")]) -> None:
+    """Say what a dataset or a saved model holds.
+
+    Example: cirrus describe data/clicks
+    """
+    from cirrus.cli import data as work
+
+    work.describe(url)
+
+
+@_command
+def train(
+    data: Annotated[str, typer.Argument(help="An svmlight or CSV file, plain, .gz or .zip, or a dataset.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the model goes; default: into the home folder.", show_default=False),
+    ] = None,
+    epochs: Annotated[str, typer.Option(help='Most passes over the data, or "auto".')] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that compute gradients.")] = 2,
+    shards: Annotated[int, typer.Option(help="Processes that hold the parameters.")] = 1,
+    validation: Annotated[
+        str | None, typer.Option(help="File or dataset to validate on, instead of a part of DATA.")
+    ] = None,
+    validation_split: Annotated[
+        float, typer.Option(help="Share of DATA to hold out; 0: train on all of it.")
+    ] = 0.1,
+    optimizer: Annotated[Optimizer, typer.Option(help="How gradients become updates.")] = Optimizer.FTRL,
+    learning_rate: Annotated[float, typer.Option(help="Step size.")] = 0.15,
+    l1: Annotated[float, typer.Option(help="Penalty on absolute values.")] = 1.0,
+    l2: Annotated[float, typer.Option(help="Penalty on squares.")] = 0.0,
+    batch_size: Annotated[str, typer.Option(help='Rows of a minibatch, or "auto".')] = "auto",
+    tol: Annotated[float, typer.Option(help="End when the loss improves by less, for 5 epochs.")] = 1e-3,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Weigh the two classes alike.")] = False,
+    target_loss: Annotated[float | None, typer.Option(help="End at this loss.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="End after this long.")] = None,
+    early_stopping: Annotated[
+        bool, typer.Option("--early-stopping", help="Watch the validation loss for --tol.")
+    ] = False,
+    checkpoint_seconds: Annotated[float | None, typer.Option(help="Cut a checkpoint this often.")] = None,
+    checkpoint_url: Annotated[str | None, typer.Option(help="Where checkpoints go.")] = None,
+    resume_from: Annotated[str | None, typer.Option(help="A checkpoint to go on from.")] = None,
+    format: FormatOption = Format.AUTO,
+    label: LabelOption = "0",
+    label_above: LabelAboveOption = None,
+    numeric: NumericOption = "",
+    categorical: CategoricalOption = "",
+    sep: SepOption = None,
+    hash_features: HashFeaturesOption = 2**20,
+    n_features: NFeaturesOption = None,
+    drop_missing_labels: DropOption = False,
+    seed: SeedOption = 0,
+    home: HomeOption = None,
+) -> None:
+    """Train a logistic regression, and compare it with the base rate on rows held out.
+
+    Example: cirrus train clicks.svm --epochs 3 --workers 2 --model out/clicks
+    """
+    from cirrus.cli import training
+
+    training.train(
+        data,
+        FileOptions(
+            format=format,
+            label=label,
+            label_above=label_above,
+            numeric=numeric,
+            categorical=categorical,
+            sep=sep,
+            hash_features=hash_features,
+            n_features=n_features,
+            drop_missing_labels=drop_missing_labels,
+            seed=seed,
+        ),
+        TrainOptions(
+            model=model,
+            epochs=epochs,
+            workers=workers,
+            shards=shards,
+            validation=validation,
+            validation_split=validation_split,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            l1=l1,
+            l2=l2,
+            batch_size=batch_size,
+            tol=tol,
+            balanced=balanced,
+            target_loss=target_loss,
+            max_seconds=max_seconds,
+            early_stopping=early_stopping,
+            checkpoint_seconds=checkpoint_seconds,
+            checkpoint_url=checkpoint_url,
+            resume_from=resume_from,
+            seed=seed,
+            home=home,
+        ),
+    )
+
+
+@_command
+def predict(
+    model: Annotated[str, typer.Argument(help="A saved model.")],
+    data: Annotated[str, typer.Argument(help="A file like the one trained on, or a dataset.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="CSV file to write; - for standard output.")] = "-",
+) -> None:
+    """Predict the label of each row, in the order of the file, as CSV.
+
+    The columns are the likelier label and the probability of the second class.
+
+    Example: cirrus predict out/clicks new.svm --out predictions.csv
+    """
+    from cirrus.cli import data as work
+
+    work.predict(model, data, out)
+
+
+@_command
+def runs(home: HomeOption = None) -> None:
+    """List all runs, oldest first, live or long ended.
+
+    Example: cirrus runs
+    """
+    from cirrus.cli import runs as work
+
+    work.list_all(home)
+
+
+@_command
+def attach(run: RunArgument, home: HomeOption = None) -> None:
+    """Go on with a run whose terminal went away, to its end; its model goes where it was meant to.
+
+    Example: cirrus attach 20261123-101500-ab12cd
+    """
+    from cirrus.cli import runs as work
+
+    work.attach(run, home)
+
+
+@_command
+def kill(run: RunArgument, home: HomeOption = None) -> None:
+    """End a run now; its model is not kept.
+
+    Example: cirrus kill 20261123-101500-ab12cd
+    """
+    from cirrus.cli import runs as work
+
+    work.kill(run, home)
+
+
+@_command
+def ps(
+    port: Annotated[int, typer.Option(help="Where to listen on loopback; 0: the kernel chooses.")] = 0,
+    rows: Annotated[int, typer.Option(help="Rows of its table.")] = 2**20,
+    width: Annotated[int, typer.Option(help="Numbers in a row.")] = 1,
+    optimizer: Annotated[Optimizer, typer.Option(help="How gradients become updates.")] = Optimizer.SGD,
+    learning_rate: Annotated[float, typer.Option(help="Step size.")] = 0.1,
+) -> None:
+    """Run one parameter-server shard until Ctrl-C, with an empty table called "weights".
+
+    The first line on standard output is its address. Clients find their token in the run folder.
+
+    Example: cirrus ps --port 0 --rows 1000000 --optimizer adagrad
+    """
+    from cirrus.cli import server
+
+    server.serve(port, rows, width, optimizer, learning_rate)

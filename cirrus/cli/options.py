@@ -1,0 +1,107 @@
+"""Options that several commands share. Light: `cirrus --help` imports this, and no numbers library."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+
+class Format(enum.StrEnum):
+    """How a file is written."""
+
+    AUTO = "auto"
+    SVMLIGHT = "svmlight"
+    CSV = "csv"
+
+
+class Optimizer(enum.StrEnum):
+    """What turns gradients into updates."""
+
+    FTRL = "ftrl"
+    SGD = "sgd"
+    MOMENTUM = "momentum"
+    NESTEROV = "nesterov"
+    ADAGRAD = "adagrad"
+    ADAM = "adam"
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="How the file is written; auto: CSV if its name says so.")
+]
+LabelOption = Annotated[str, typer.Option(help="CSV: name or number (from 0) of the label's column.")]
+LabelAboveOption = Annotated[
+    float | None, typer.Option(help="CSV: predict whether the label's column is above this.")
+]
+NumericOption = Annotated[
+    str, typer.Option(metavar="COLUMNS", help="CSV: columns that are numbers, separated by commas.")
+]
+CategoricalOption = Annotated[
+    str, typer.Option(metavar="COLUMNS", help="CSV: columns that are categories, separated by commas.")
+]
+SepOption = Annotated[
+    str | None, typer.Option(help='CSV: what separates columns; "tab" for tabs, as is usual for .tsv.')
+]
+HashFeaturesOption = Annotated[int, typer.Option(help="CSV: categories are hashed into this many features.")]
+NFeaturesOption = Annotated[
+    int | None, typer.Option(help="svmlight: number of features; by default what the file has.")
+]
+DropOption = Annotated[
+    bool,
+    typer.Option("--drop-missing-labels", help="CSV: leave out rows without a label, instead of failing."),
+]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+HomeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--home", help="Where runs are kept; default: $CIRRUS_HOME or ~/.cirrus.", show_default=False
+    ),
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `cirrus runs` lists it.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """How to read a file that is not a dataset yet."""
+
+    format: Format
+    label: str
+    label_above: float | None
+    numeric: str
+    categorical: str
+    sep: str | None
+    hash_features: int
+    n_features: int | None
+    drop_missing_labels: bool
+    seed: int
+    shuffle: bool = True
+    n_processes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What `cirrus train` is asked for, but for the data."""
+
+    model: str | None
+    epochs: str
+    workers: int
+    shards: int
+    validation: str | None
+    validation_split: float
+    optimizer: Optimizer
+    learning_rate: float
+    l1: float
+    l2: float
+    batch_size: str
+    tol: float
+    balanced: bool
+    target_loss: float | None
+    max_seconds: float | None
+    early_stopping: bool
+    checkpoint_seconds: float | None
+    checkpoint_url: str | None
+    resume_from: str | None
+    seed: int
+    home: str | None

@@ -1,0 +1,148 @@
+"""``cirrus train``."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+from pathlib import Path
+
+from cirrus.cli.console import say, show
+from cirrus.cli.options import FileOptions, TrainOptions
+from cirrus.cli.sources import is_dataset, load_file, load_file_like
+from cirrus.client_backend.local import LocalBackend
+from cirrus.errors import ConfigError
+from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.estimators import LogisticRegression, start_job
+from cirrus.frontend.planning import check_params
+from cirrus.frontend.scoring import score_dataset, scores_table
+from cirrus.frontend.training import check_finished
+from cirrus.storage import open_store
+
+
+def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
+    """Train a logistic regression, and compare it with the base rate on rows held out."""
+    if not 0 <= options.validation_split < 1:
+        raise ConfigError(
+            "validation-split", f"must be at least 0 and below 1, got {options.validation_split}"
+        )
+    backend = LocalBackend(root=options.home)
+    estimator = _estimator(options, backend)
+    check_params(estimator.get_params(deep=False))
+    for source in (data, options.validation):
+        if source is not None:
+            is_dataset(source)
+    job = _Job(estimator, backend.root, options.model)
+    try:
+        if is_dataset(data):
+            dataset = Dataset.open(data)
+        else:
+            dataset = load_file(data, job.scratch("data"), file_options)
+        rows, held_out = job.hold_out(dataset, options.validation, options.validation_split)
+        model = job.fit(rows, held_out)
+    finally:
+        job.clean_up()
+    show(f"model {model}")
+    say(f"next: cirrus predict {shlex.quote(model)} {shlex.quote(data)} --out predictions.csv")
+
+
+def _estimator(options: TrainOptions, backend: LocalBackend) -> LogisticRegression:
+    return LogisticRegression(
+        optimizer=options.optimizer.value,
+        learning_rate=options.learning_rate,
+        l1=options.l1,
+        l2=options.l2,
+        batch_size=_number_or_auto(options.batch_size),
+        epochs=_number_or_auto(options.epochs),
+        tol=options.tol,
+        class_weight="balanced" if options.balanced else None,
+        n_workers=options.workers,
+        n_shards=options.shards,
+        target_loss=options.target_loss,
+        max_seconds=options.max_seconds,
+        early_stopping=options.early_stopping,
+        checkpoint_seconds=options.checkpoint_seconds,
+        checkpoint_url=None if options.checkpoint_url is None else _absolute(options.checkpoint_url),
+        resume_from=options.resume_from,
+        backend=backend,
+        random_state=options.seed,
+        progress=True,
+    )
+
+
+class _Job:
+    """One `cirrus train`: what it makes on the way, and where its model goes.
+
+    Args:
+        estimator: What to fit.
+        root: Where runs are kept.
+        model: Where the model goes; None: into the root.
+    """
+
+    def __init__(self, estimator: LogisticRegression, root: str, model: str | None) -> None:
+        self._estimator = estimator
+        name = secrets.token_hex(8)
+        self._scratch_url = f"{root}/scratch/{name}"
+        self._uses_scratch = False
+        self._model = f"{root}/models/{name}" if model is None else _absolute(model)
+        self._shown_model = self._model if model is None else model
+
+    def scratch(self, name: str) -> str:
+        """Return a place for data that is needed as long as the run lasts."""
+        self._uses_scratch = True
+        return f"{self._scratch_url}/{name}"
+
+    def clean_up(self) -> None:
+        """Remove what the run needed."""
+        if self._uses_scratch:
+            open_store(self._scratch_url).delete_prefix("")
+
+    def hold_out(
+        self, dataset: Dataset, validation: str | None, share: float
+    ) -> tuple[Dataset, Dataset | None]:
+        """Return what to train on, and what to validate on."""
+        if validation is not None:
+            if is_dataset(validation):
+                return dataset, Dataset.open(validation)
+            manifest = dataset.manifest
+            return dataset, load_file_like(
+                validation,
+                self.scratch("validation"),
+                manifest.encoding,
+                manifest.n_features,
+                label_names=manifest.label_names,
+                with_labels=True,
+            )
+        if share == 0:
+            return dataset, None
+        say(f"holding out {share:.0%} of the rows")
+        return dataset.split(test_size=share, random_state=0)
+
+    def fit(self, rows: Dataset, held_out: Dataset | None) -> str:
+        """Train, save, compare with the base rate; return the place of the model."""
+        estimator = self._estimator
+        say(f"starting {_count(estimator.n_shards, 'shard')} and {_count(estimator.n_workers, 'worker')}")
+        scratch_url = self._scratch_url if self._uses_scratch else None
+        with start_job(estimator, rows, held_out, save_url=self._model, scratch_url=scratch_url) as run:
+            say(f"run {run.run_id} (from another terminal: cirrus runs, cirrus kill {run.run_id})")
+            check_finished(run.run_id, run.wait())
+        estimator.save(self._model)
+        if held_out is not None:
+            show("\n".join(scores_table(score_dataset(estimator, held_out))))
+        return self._shown_model
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _absolute(url: str) -> str:
+    """Return a URL that means the same in another working folder."""
+    return url if "://" in url else os.path.abspath(Path(url).expanduser())
+
+
+def _number_or_auto(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
