@@ -1,7 +1,7 @@
 """Typed progress of a run, as shard 0 writes it and everybody else reads it.
 
-Shard 0 appends :class:`MetricPoint` lines and replaces one :class:`RunStatus`; the progress bar, the estimator's
-``history_``, the registry and the dashboard only listen.
+Shard 0 appends :class:`MetricPoint` lines and replaces one :class:`RunStatus`; the progress bar, the
+estimator's ``history_``, the registry and the dashboard only listen.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ class RunState(enum.StrEnum):
 class MetricPoint:
     """One point of a run's curves, cumulative since the run began.
 
-    ``train_loss`` is progressive: the mean loss of minibatches since the last point, each taken before its own update.
+    ``train_loss`` is progressive: the mean loss of minibatches since the last point, each taken before its
+    own update.
     """
 
     seconds: float
+    """Since the first lease was given out; starting shards and workers is not in it."""
     epoch: int
     updates: int
     samples: int
@@ -74,7 +76,8 @@ class RunStatus:
     heartbeat_at: float = 0.0
     """Unix time of this status: one that is not renewed for a while belongs to a run that was lost."""
     stop_reason: str | None = None
-    """Why the run ended: ``epochs``, ``tol``, ``target_loss``, ``max_seconds``, ``max_cost``, ``killed``, ..."""
+    """Why the run ended: ``epochs``, ``tol``, ``target_loss``, ``max_seconds``, ``max_cost``, ``killed``,
+    ..."""
     error: str | None = None
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     """Counters of all shards: steps applied, duplicates dropped, leases given again, ..."""

@@ -125,6 +125,7 @@ class _Progress:
     samples: int = 0
     updates: int = 0
     seconds: float = 0.0
+    lifetime: float = 0.0
     completed_epochs: int = 0
     train_loss: float | None = None
     validation_loss: float | None = None
@@ -157,6 +158,7 @@ class Coordinator:
         """Grows when :meth:`tick` changes something that waiting workers may care for."""
         self._started_at = started_at
         self._base_now = now
+        self._working_since: float | None = None
         self._grant = generation * GRANTS_PER_GENERATION
         self._workers: dict[int, _Worker] = {}
         self._shard_generations = [UNKNOWN_GENERATION] * config.n_shards
@@ -228,6 +230,8 @@ class Coordinator:
         key = self.ledger.grant(connection, self._grant, now, only_begun=self.checkpoint_wanted)
         if key is None:
             return None
+        if self._working_since is None:
+            self._working_since = now
         return Task(
             action=TRAIN,
             epoch=key[0],
@@ -312,13 +316,19 @@ class Coordinator:
         """Steps done so far."""
         return self._progress.updates
 
+    def lifetime(self, now: float) -> float:
+        """Return how long shard 0 has been up, over all its generations: what is paid for."""
+        return self._progress.lifetime + now - self._base_now
+
     def seconds(self, now: float) -> float:
-        """Return how long the run has worked, over all generations of shard 0."""
-        return self._progress.seconds + now - self._base_now
+        """Return how long the run has worked, from its first lease on, over all generations of shard 0."""
+        if self._working_since is None:
+            return self._progress.seconds
+        return self._progress.seconds + now - self._working_since
 
     def cost(self, now: float) -> float:
         """Return what the run has cost so far, in dollars."""
-        return self.seconds(now) / 3600.0 * self.config.dollars_per_hour
+        return self.lifetime(now) / 3600.0 * self.config.dollars_per_hour
 
     def tick(self, now: float, mark_of: Callable[[LeaseKey], int]) -> None:
         """Look at the clock: expired leases, limits, curve points.
@@ -336,7 +346,7 @@ class Coordinator:
         self._expire(now, mark_of)
         stop = self.config.stop
         if self.phase == Phase.RUNNING:
-            if stop.max_seconds is not None and self.seconds(now) >= stop.max_seconds:
+            if stop.max_seconds is not None and self.lifetime(now) >= stop.max_seconds:
                 self.end("max_seconds")
             elif stop.max_cost is not None and self.cost(now) >= stop.max_cost:
                 self.end("max_cost")
@@ -489,6 +499,7 @@ class Coordinator:
             "samples": progress.samples,
             "updates": progress.updates,
             "seconds": self.seconds(now),
+            "lifetime": self.lifetime(now),
             "started_at": self._started_at,
             "completed_epochs": progress.completed_epochs,
             "train_loss": progress.train_loss,
@@ -509,6 +520,7 @@ class Coordinator:
             samples=int(plain["samples"]),
             updates=int(plain["updates"]),
             seconds=float(plain["seconds"]),
+            lifetime=float(plain["lifetime"]),
             completed_epochs=int(plain["completed_epochs"]),
             train_loss=plain["train_loss"],
             validation_loss=plain["validation_loss"],
@@ -524,6 +536,8 @@ class Coordinator:
 
         A checkpoint that was cut at the very end of an epoch opens the next one.
         """
-        self.restore({**plain, "stop_reason": None, "seconds": 0.0, "best": None, "waited": 0})
+        self.restore(
+            {**plain, "stop_reason": None, "seconds": 0.0, "lifetime": 0.0, "best": None, "waited": 0}
+        )
         self.phase = Phase.RUNNING
         self.stop_reason = self.final_state = None
