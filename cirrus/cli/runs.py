@@ -8,8 +8,8 @@ from cirrus.client_backend.runs import Run, RunSummary, list_runs, open_run
 from cirrus.errors import CirrusError
 from cirrus.frontend.model_files import RunNotes
 from cirrus.frontend.progress import LiveLine, clock_time
+from cirrus.frontend.scratch import remove_below
 from cirrus.metrics import RunState, RunStatus
-from cirrus.storage import open_store
 
 _HEAD = ["RUN", "STATE", "EPOCH", "LOSS", "VALIDATION", "WORKERS", "TIME", "COST", ""]
 
@@ -89,4 +89,4 @@ def kill(run: str, home: str | None) -> None:
 
 def _remove_scratch(notes: RunNotes) -> None:
     if notes.scratch_url is not None:
-        open_store(notes.scratch_url).delete_prefix("")
+        remove_below(notes.scratch_url)

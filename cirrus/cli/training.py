@@ -16,8 +16,8 @@ from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import LogisticRegression, start_job
 from cirrus.frontend.planning import check_params
 from cirrus.frontend.scoring import score_dataset, scores_table
+from cirrus.frontend.scratch import remove_below
 from cirrus.frontend.training import check_finished
-from cirrus.storage import open_store
 
 
 def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
@@ -95,7 +95,7 @@ class _Job:
     def clean_up(self) -> None:
         """Remove what the run needed."""
         if self._uses_scratch:
-            open_store(self._scratch_url).delete_prefix("")
+            remove_below(self._scratch_url)
 
     def hold_out(
         self, dataset: Dataset, validation: str | None, share: float
@@ -125,7 +125,14 @@ class _Job:
         scratch_url = self._scratch_url if self._uses_scratch else None
         with start_job(estimator, rows, held_out, save_url=self._model, scratch_url=scratch_url) as run:
             say(f"run {run.run_id} (from another terminal: cirrus runs, cirrus kill {run.run_id})")
-            check_finished(run.run_id, run.wait())
+            try:
+                check_finished(run.run_id, run.wait())
+            except KeyboardInterrupt:
+                if self._uses_scratch:
+                    run.kill()  # nobody can go on with it: its data goes, too
+                else:
+                    say(f"go on with: cirrus attach {run.run_id}")
+                raise
         estimator.save(self._model)
         if held_out is not None:
             show("\n".join(scores_table(score_dataset(estimator, held_out))))

@@ -18,8 +18,9 @@ from cirrus.metrics import RunStatus
 
 #: Rates are taken over this long.
 RATE_SECONDS = 3.0
-#: Where the output is not a terminal, a line is printed at most this often (and at each epoch's end).
+#: Where the output is not a terminal, a line is printed this often, and after an epoch at most this often.
 PLAIN_SECONDS = 5.0
+PLAIN_EPOCH_SECONDS = 1.0
 
 Listener = Callable[[RunStatus], None]
 
@@ -71,7 +72,7 @@ class LiveLine:
         self._meter = RateMeter()
         self._live: Live | None = None
         self._last: RunStatus | None = None
-        self._shown_at = -PLAIN_SECONDS
+        self._shown_at = clock()
         self._shown_epoch = 0
 
     def __enter__(self) -> LiveLine:
@@ -95,8 +96,10 @@ class LiveLine:
         if self._live is not None:
             self._live.update(Text(self._line(status), no_wrap=True, overflow="ellipsis"), refresh=True)
             return
-        due = self._clock() - self._shown_at >= PLAIN_SECONDS
-        if status.updates and (due or status.epoch > self._shown_epoch):
+        waited = self._clock() - self._shown_at
+        is_due = waited >= (PLAIN_EPOCH_SECONDS if status.epoch > self._shown_epoch else PLAIN_SECONDS)
+        # The last line is printed at the exit: the final status may be seen more than once.
+        if is_due and status.updates and not status.state.ended:
             self._print(status)
 
     def _print(self, status: RunStatus) -> None:

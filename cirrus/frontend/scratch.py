@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
-from cirrus.storage import drop_memory_store
+from cirrus.storage import drop_memory_store, open_store
 
 
 class Scratch:
@@ -40,3 +40,9 @@ class Scratch:
 
 def _remove_folder(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_below(url: str) -> None:
+    """Remove everything below an object-store URL, such as a run's scratch place."""
+    parent, _, name = url.rstrip("/").rpartition("/")
+    open_store(parent).delete_prefix(name)
