@@ -7,12 +7,13 @@ key                          its one writer             what
 ``token``                    the client that creates    the run's secret, readable by its owner alone
 ``client.json``              whoever holds the claim    who supervises the run (conditional writes)
 ``shards/K.json``            shard K                    address and generation (conditional writes)
-``status.json``              shard 0                    :class:`~cirrus.metrics.RunStatus`
+``status.json``              shard 0 (else its client)  :class:`~cirrus.metrics.RunStatus`
 ``metrics/N.jsonl``          shard 0                    :class:`~cirrus.metrics.MetricPoint` lines
 ``control/ID.json``          a client, one object each  a request; shard 0 deletes it when it is carried out
 ``snapshots/K/N/``           shard K                    recovery snapshots, manifest last
 ``checkpoints/NAME/``        all shards, manifest by 0  the same moment on all shards
 ``model/``                   all shards, manifest by 0  the final model, a checkpoint like the others
+``logs/``                    each shard and worker      its standard error, where all this is a folder
 ===========================  =========================  ==============================================
 """
 

@@ -14,15 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import stand_ins
 from stand_ins import eventually, make_backend, make_config, processes
 
 from cirrus.client_backend.backend import resolve_backend
 from cirrus.client_backend.inline import InlineBackend
-from cirrus.client_backend.local import LocalBackend, LocalLauncher
-from cirrus.client_backend.processes import THREAD_LIMITS, ChildProcess, ChildSet, child_environment
+from cirrus.client_backend.local import LocalBackend
+from cirrus.client_backend.processes import child_environment
 from cirrus.client_backend.runs import new_run_id, open_run
 from cirrus.errors import ConfigError, ConflictError, NotFoundError, RunError
 from cirrus.metrics import RunState
@@ -59,67 +58,6 @@ def end_client(client: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
     """Wait for a client's end; return what it printed."""
     out, err = client.communicate(timeout=CTRL_C_SECONDS + 2.0)
     return out, err
-
-
-class TestChildren:
-    """One child process."""
-
-    def run(self, program: str, **options: Any) -> Any:
-        return ChildProcess([sys.executable, "-c", program], **options).wait()
-
-    def test_its_last_line_and_exit_code_are_its_result(self) -> None:
-        """The result is the last line that is not empty, whatever was printed before."""
-        end = self.run("print('noise'); print('result'); print(); raise SystemExit(4)")
-        assert (end.last_line, end.returncode) == (b"result", 4)
-        assert end.reason == "ended with exit code 4"
-
-    def test_the_first_line_of_input_reaches_it(self) -> None:
-        """The event arrives as one line; standard input stays open after it."""
-        end = self.run("import sys; print(sys.stdin.readline().strip())", input_line=b"event")
-        assert end.last_line == b"event"
-
-    def test_much_output_does_not_block_it(self) -> None:
-        """A child that prints more than a pipe holds is read all the time."""
-        end = self.run("for i in range(20_000): print('x' * 50)\nprint('end')")
-        assert end.last_line == b"end"
-
-    def test_only_the_end_of_standard_error_is_kept(self, tmp_path: Path) -> None:
-        """Errors quote the last lines of standard error; the log file has all of it, of every child."""
-        log = tmp_path / "logs" / "a.log"
-        program = "import sys; [print(i, file=sys.stderr) for i in range(5000)]"
-        first = self.run(program, log_path=log)
-        second = self.run("import sys; print('second', file=sys.stderr)", log_path=log)
-        assert first.stderr_tail.splitlines()[-1] == "4999"
-        assert len(first.stderr_tail.splitlines()) <= 12
-        assert second.stderr_tail == "second"
-        assert len(log.read_text().splitlines()) == 5001
-
-    def test_a_signal_is_named(self) -> None:
-        """A child that was killed says so."""
-        assert self.run("import os; os.kill(os.getpid(), 9)").reason == "was ended by signal 9"
-
-    def test_a_program_that_does_not_exist_is_an_error_of_the_run(self) -> None:
-        """Starting fails with one of Cirrus' errors, naming the program."""
-        with pytest.raises(RunError, match="no-such-program"):
-            ChildProcess(["/no-such-program"])
-
-    def test_children_get_one_thread_a_library_and_find_this_package(self) -> None:
-        """Numeric libraries do not fight for the cores; a source folder is found from any working folder."""
-        environment = child_environment({"PYTHONPATH": "/first", "HOME": "/h"})
-        assert environment.items() >= {**THREAD_LIMITS, "HOME": "/h"}.items()
-        assert environment["PYTHONPATH"].split(os.pathsep)[0] == "/first"
-        program = "import cirrus; print('found')"
-        end = subprocess.run(
-            [sys.executable, "-P", "-c", program], cwd="/", env=child_environment(os.environ), check=True
-        )
-        assert end.returncode == 0
-
-    def test_a_closed_set_starts_nobody(self) -> None:
-        """A restart that races with the end of the run loses."""
-        children = ChildSet()
-        children.close(0.0)
-        with pytest.raises(RunError):
-            children.run([sys.executable, "-c", ""])
 
 
 def test_a_run_starts_works_and_finishes(tmp_path: Path, nothing_left: Check) -> None:
@@ -222,28 +160,6 @@ def test_a_worker_with_a_wrong_parameter_fails_the_run_at_once(tmp_path: Path, n
     assert run.supervisor is not None
     assert run.supervisor.fleet.generations == (1,)
     nothing_left(run.run_id)
-
-
-def test_a_worker_without_a_result_counts_as_failed(tmp_path: Path) -> None:
-    """Whatever a worker prints, only a result counts; the error quotes what came instead."""
-    config = make_config(worker="babble")
-    run_folder = make_backend(tmp_path).start(config)
-    run_folder.close()
-    launcher = LocalLauncher(run_folder.url, run_folder_commands())
-    with pytest.raises(RunError, match="without a result; its last line was 'xxx"):
-        launcher.invoke(worker_event(run_folder.url))
-
-
-def run_folder_commands() -> Any:
-    """Return the commands of the stand-ins."""
-    return make_backend("/")._commands
-
-
-def worker_event(url: str) -> Any:
-    """Return an event for worker 0."""
-    from cirrus.client_backend.fleet import WorkerEvent
-
-    return WorkerEvent(role="train", run_url=url, worker_id=0, generation=1)
 
 
 def test_generations_follow_each_other(tmp_path: Path) -> None:
@@ -502,13 +418,3 @@ class TestNames:
         copy = pickle.loads(pickle.dumps(backend))
         assert (copy.root, copy.generation_seconds) == (backend.root, 3.0)
         assert copy.dollars_per_hour(1, 1) == 2.0
-
-
-def test_the_test_sees_processes() -> None:
-    """The search for leftovers finds a process by a word of its command line: it could find some."""
-    marker = new_run_id()
-    child = subprocess.Popen([sys.executable, "-c", "input()", marker], stdin=subprocess.PIPE)
-    assert [process.pid for process in processes(marker)] == [child.pid]
-    assert psutil.pid_exists(child.pid)
-    child.communicate()
-    assert processes(marker) == []

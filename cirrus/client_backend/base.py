@@ -7,8 +7,9 @@ import time
 from abc import ABC, abstractmethod
 
 from cirrus.client_backend.claims import new_claim, take_claim
+from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.runs import Run, judge_status, open_folder, run_url
-from cirrus.client_backend.supervisor import Launcher, Supervisor
+from cirrus.client_backend.supervisor import Supervisor
 from cirrus.config import RunConfig
 from cirrus.errors import RunError
 from cirrus.metrics import RunState, RunStatus

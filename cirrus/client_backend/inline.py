@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
+from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.local import check_backend_numbers
-from cirrus.client_backend.supervisor import Launcher
 from cirrus.config import RunConfig
 from cirrus.run_folder import RunFolder
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
+from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.processes import ChildExit, ChildSet
-from cirrus.client_backend.supervisor import Launcher
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConfigError
 from cirrus.run_folder import RunFolder

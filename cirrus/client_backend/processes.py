@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import cirrus
 from cirrus.errors import RunError
 
 #: How much of a child's standard error goes into the text of an error.
@@ -232,7 +231,7 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     named.
     """
     child = {**environment, **THREAD_LIMITS, "PYTHONUNBUFFERED": "1"}
-    home = Path(cirrus.__path__[0]).resolve().parent
+    home = Path(__file__).resolve().parents[2]
     if home.name not in ("site-packages", "dist-packages"):
         paths = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p]
         if str(home) not in paths:

@@ -2,7 +2,7 @@
 
 It holds the claim on the run, keeps every shard and every worker alive, and ends them all when the run is
 over, when it fails, or when the client wants. How a shard or a worker is run on a backend is a
-:class:`Launcher`; everything else is here, the same for all backends.
+:class:`~cirrus.client_backend.launcher.Launcher`; all else is here, the same for all backends.
 
 Threads: one for each shard, one for each slot of the fleet, and the watcher. All that ends a run goes through
 the watcher's mailbox, so that there is one order of events and no locks between the threads.
@@ -18,10 +18,10 @@ import queue
 import random
 import threading
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from cirrus.client_backend.fleet import AttemptError, Fleet, WorkerEvent, WorkerResult
+from cirrus.client_backend.fleet import AttemptError, Fleet
+from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.retries import RetryBudget, RetryPolicy
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConflictError
@@ -38,38 +38,6 @@ FAIL_SECONDS = 3.0
 CLOSE_SECONDS = 4.0
 #: How long the threads may take to end once their shards and workers are gone.
 JOIN_SECONDS = 1.0
-
-
-class Launcher(ABC):
-    """How a backend runs the shards and workers of one run.
-
-    ``run_shard`` and ``invoke`` are called from many threads at once, and block. ``close`` makes all of them
-    return.
-    """
-
-    @abstractmethod
-    def run_shard(self, shard: int, generation: int) -> None:
-        """Run one incarnation of a shard; return when it ended in order.
-
-        Raises:
-            CirrusError: It crashed, or could not be started.
-        """
-
-    @abstractmethod
-    def invoke(self, event: WorkerEvent) -> WorkerResult:
-        """Run one generation of a worker.
-
-        Raises:
-            CirrusError: It failed.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """End all workers, then all shards, who snapshot; takes 2.5 s at most and may be called again."""
-
-    @abstractmethod
-    def kill(self) -> None:
-        """End everything now; does not wait."""
 
 
 @dataclass(frozen=True)
