@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,36 +29,23 @@ from cirrus.errors import (
     VersionMismatchError,
 )
 from cirrus.paramserver import kernels
-from cirrus.paramserver.codec import Buffer, Header, decode, decode_header, encode, encode_parts
+from cirrus.paramserver.codec import Buffer, Header, decode, decode_header, encode
 from cirrus.paramserver.protocol import (
-    ALIGNMENT_BYTES,
-    COMPRESSED,
     HEADER,
-    MAGIC,
-    MAX_FRAME_BYTES,
     MAX_HELLO_BYTES,
-    PULL_COMPRESSED,
-    PULL_FLOAT16,
-    PULL_HEAD,
-    REMEMBERED_PULLS,
-    SECTION,
-    VERSION,
     Ack,
     Attach,
     Attached,
     Error,
     ErrorCode,
     Hello,
-    IdEncoding,
     Kind,
     Message,
     NeedIds,
     Push,
-    Section,
-    ValueEncoding,
-    ValuesReply,
     Welcome,
 )
+from cirrus.paramserver.pulls import PullDesk
 from cirrus.paramserver.sockets import close, configure, send_parts, set_timeout
 
 if TYPE_CHECKING:
@@ -73,8 +59,6 @@ HELLO_SECONDS = 10.0
 IDLE_SECONDS = 3600.0
 SEND_SECONDS = 60.0
 BUFFER_BYTES = 1 << 20
-#: Pulls of more rows are answered but not remembered.
-MAX_REMEMBERED_ROWS = 1 << 20
 
 _ERROR_CODES: dict[type[CirrusError], ErrorCode] = {
     VersionMismatchError: ErrorCode.VERSION,
@@ -90,7 +74,6 @@ _PUSH_PROBLEMS = {
     kernels.IDS_NOT_ASCENDING: "a push whose ids are not sorted and unique",
     kernels.GAP: "a push that leaves out a position",
 }
-_DELTA_BYTES = {IdEncoding.DELTA8: 1, IdEncoding.DELTA16: 2, IdEncoding.DELTA32: 4}
 
 
 class Connection(threading.Thread):
@@ -108,7 +91,7 @@ class Connection(threading.Thread):
         self.gate = threading.Lock()
         """Held while pushes of this connection are applied."""
         self.counters = np.zeros(kernels.N_COUNTERS, np.int64)
-        self.rows_pulled = 0
+        self.pulls = PullDesk(shard.tables)
         self.attached: tuple[int, int] | None = None
         """Epoch and lease whose steps this connection pushes; changed under the gate."""
         self._shard = shard
@@ -119,10 +102,6 @@ class Connection(threading.Thread):
         self._end = 0
         self._marks = np.zeros(1, np.int32)
         self._scratch = np.empty(BUFFER_BYTES // 4, np.uint32)
-        n_tables = len(shard.tables.tables)
-        self._remembered_keys = np.full((REMEMBERED_PULLS, 1 + 2 * n_tables), -1, np.int64)
-        self._remembered = np.empty((REMEMBERED_PULLS, 1024), np.uint32)
-        self._next_slot = 0
         self._out = np.zeros(4, np.int64)
         self._ack: int | None = None
         self._lease_lost = False
@@ -232,7 +211,7 @@ class Connection(threading.Thread):
         body = self._view[self._start + HEADER.size : stop]
         self._start = stop
         if header.kind == Kind.PULL:
-            self._pull(header, body)
+            self._send(self.pulls.answer(header, body))
         else:
             self._answer(header, decode(header.kind, body))
         return True
@@ -318,8 +297,8 @@ class Connection(threading.Thread):
                 self._marks,
                 epoch,
                 lease,
-                self._remembered_keys,
-                self._remembered,
+                self.pulls.keys,
+                self.pulls.rows,
                 self._scratch,
                 self.counters,
                 True,
@@ -360,130 +339,3 @@ class Connection(threading.Thread):
     def _ask_for_ids(self, header: Header, _: memoryview) -> None:
         self._skipping = True
         self._send([encode(NeedIds(), header.request)])
-
-    # Pulls.
-
-    def _pull(self, header: Header, body: memoryview) -> None:
-        if len(body) < PULL_HEAD.size:
-            raise ProtocolError("a truncated pull")
-        n_sections, flags, _ = PULL_HEAD.unpack_from(body)
-        float16, compressed = bool(flags & PULL_FLOAT16), bool(flags & PULL_COMPRESSED)
-        requests = self._parse_pull(body, n_sections)
-        values_wanted = sum(count * self._width(table) for table, count, *_ in requests)
-        if values_wanted * 4 + n_sections * SECTION.size > MAX_FRAME_BYTES - 4096:
-            raise ProtocolError(f"a pull of {values_wanted} values is too large for one frame")
-        rows = self._remember(header.request, requests)
-        if float16 or compressed or len(requests) != 1:
-            sections = []
-            for (table, *_), table_rows in zip(requests, rows, strict=True):
-                values = np.empty(len(table_rows) * self._width(table), np.float32)
-                self._gather(table, table_rows, values)
-                sections.append(Section(table=table, values=values))
-            reply = ValuesReply(sections=tuple(sections))
-            self._send(encode_parts(reply, header.request, float16=float16, compressed=compressed))
-            return
-        # The common case, gathered straight into the frame.
-        n_bytes = 4 * values_wanted
-        padded = n_bytes + -n_bytes % ALIGNMENT_BYTES
-        head = HEADER.size + PULL_HEAD.size + SECTION.size
-        frame = np.empty(head + padded, np.uint8)
-        length = len(frame) - HEADER.size
-        HEADER.pack_into(frame, 0, MAGIC, VERSION, Kind.VALUES, header.request, length, 0)
-        PULL_HEAD.pack_into(frame, HEADER.size, 1, 0, 0)
-        table = requests[0][0]
-        SECTION.pack_into(
-            frame,
-            head - SECTION.size,
-            table,
-            IdEncoding.NONE,
-            ValueEncoding.FLOAT32,
-            0,
-            0,
-            0,
-            n_bytes,
-            n_bytes,
-        )
-        self._gather(table, rows[0], frame[head : head + n_bytes].view(np.float32))
-        frame[head + n_bytes :] = 0
-        self._send([frame.data])
-
-    def _width(self, table: int) -> int:
-        return self._shard.tables.tables[table].width
-
-    def _gather(self, table: int, rows: NDArray[np.uint32], out: NDArray[np.float32]) -> None:
-        tables = self._shard.tables
-        kernels.gather_rows(tables.layout[table], tables.values, rows, out)
-        self.rows_pulled += len(rows)
-
-    def _parse_pull(
-        self, body: memoryview, n_sections: int
-    ) -> list[tuple[int, int, int, int, NDArray[np.uint8]]]:
-        """Return table, count, first id, encoding and payload of each section, lengths checked."""
-        found = []
-        offset = PULL_HEAD.size
-        for _ in range(n_sections):
-            if offset + SECTION.size > len(body):
-                raise ProtocolError("a truncated pull")
-            table, encoding, _, count, first, id_bytes, value_bytes, _ = SECTION.unpack_from(body, offset)
-            offset += SECTION.size
-            if table >= len(self._shard.tables.tables) or value_bytes or offset + id_bytes > len(body):
-                raise ProtocolError("a malformed pull")
-            if count * 4 * self._width(table) > MAX_FRAME_BYTES:
-                raise ProtocolError(f"a pull of {count} rows is too large for one frame")
-            payload = np.frombuffer(body[offset : offset + id_bytes], np.uint8)
-            offset += id_bytes + -id_bytes % ALIGNMENT_BYTES
-            if encoding & COMPRESSED:
-                encoding &= ~COMPRESSED
-                payload = self._decompress_ids(encoding, count, payload)
-            found.append((table, count, first, encoding, payload))
-        return found
-
-    @staticmethod
-    def _decompress_ids(encoding: int, count: int, payload: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        width = _DELTA_BYTES.get(IdEncoding(encoding)) if encoding <= IdEncoding.NONE else None
-        if width is None or count == 0:
-            raise ProtocolError("a malformed pull")
-        try:
-            raw = lz4.block.decompress(payload.data, uncompressed_size=(count - 1) * width)
-        except lz4.block.LZ4BlockError as error:
-            raise ProtocolError(f"ids are not LZ4: {error}") from error
-        return np.frombuffer(raw, np.uint8)
-
-    def _remember(
-        self, request: int, requests: list[tuple[int, int, int, int, NDArray[np.uint8]]]
-    ) -> list[NDArray[np.uint32]]:
-        """Decode the ids into the next slot, so that a push can name this pull.
-
-        Returns:
-            The local rows of each section.
-        """
-        total = sum(count for _, count, *_ in requests)
-        keys = self._remembered_keys[self._next_slot]
-        keys[:] = -1
-        keys[2::2] = 0
-        if total <= MAX_REMEMBERED_ROWS:
-            if total > self._remembered.shape[1]:
-                larger = np.empty((REMEMBERED_PULLS, 2 * total), np.uint32)
-                larger[:, : self._remembered.shape[1]] = self._remembered
-                self._remembered = larger
-            target = self._remembered[self._next_slot]
-        else:
-            target = np.empty(total, np.uint32)
-        start = 0
-        rows = []
-        layout = self._shard.tables.layout
-        for table, count, first, encoding, payload in requests:
-            part = target[start : start + count]
-            status = kernels.decode_rows(
-                payload, 0, len(payload), encoding, count, first, layout[table, 1], layout[table, 2], part
-            )
-            if status != kernels.NEED_MORE:
-                raise ProtocolError(_PUSH_PROBLEMS[status].replace("push", "pull"))
-            keys[1 + 2 * table] = start
-            keys[2 + 2 * table] = count
-            rows.append(part)
-            start += count
-        if total <= MAX_REMEMBERED_ROWS:
-            keys[0] = request
-            self._next_slot = (self._next_slot + 1) % REMEMBERED_PULLS
-        return rows

@@ -234,7 +234,7 @@ class Shard:
         with self._connections_lock:
             self._connections.pop(connection.number, None)
             self._past_counters += connection.counters
-            self._past_rows_pulled += connection.rows_pulled
+            self._past_rows_pulled += connection.pulls.rows_pulled
         if self._keeper is not None:
             self._keeper.disconnect(connection.number)
 
@@ -305,7 +305,7 @@ class Shard:
         with self._connections_lock:
             connections = list(self._connections.values())
             totals = self._past_counters + sum(c.counters for c in connections)
-            pulled = self._past_rows_pulled + sum(c.rows_pulled for c in connections)
+            pulled = self._past_rows_pulled + sum(c.pulls.rows_pulled for c in connections)
         counts = {f"shard{self.shard}.{name}": int(totals[i]) for name, i in _COUNTERS.items()}
         counts[f"shard{self.shard}.rows_pulled"] = pulled
         return counts

@@ -1,0 +1,203 @@
+"""Answers the pulls of one connection, and remembers them, so that pushes can name a pull instead of its ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lz4.block
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus.errors import ProtocolError
+from cirrus.paramserver import kernels
+from cirrus.paramserver.codec import Buffer, Header, encode_parts
+from cirrus.paramserver.protocol import (
+    ALIGNMENT_BYTES,
+    COMPRESSED,
+    HEADER,
+    MAGIC,
+    MAX_FRAME_BYTES,
+    PULL_COMPRESSED,
+    PULL_FLOAT16,
+    PULL_HEAD,
+    REMEMBERED_PULLS,
+    SECTION,
+    VERSION,
+    IdEncoding,
+    Kind,
+    Section,
+    ValueEncoding,
+    ValuesReply,
+)
+from cirrus.paramserver.tables import ShardTables
+
+#: Pulls of more rows are answered but not remembered.
+MAX_REMEMBERED_ROWS = 1 << 20
+FIRST_CAPACITY_ROWS = 1024
+#: What headers take of a reply's frame at most.
+HEAD_BYTES = 4096
+MAX_SECTIONS = 64
+_DELTA_BYTES = {IdEncoding.DELTA8: 1, IdEncoding.DELTA16: 2, IdEncoding.DELTA32: 4}
+_PROBLEMS = {
+    kernels.BAD_PUSH: "a malformed pull",
+    kernels.ID_OUT_OF_RANGE: "a pull of a row that this shard does not own",
+    kernels.IDS_NOT_ASCENDING: "a pull whose ids are not sorted and unique",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One section of a pull, lengths checked, ids still encoded."""
+
+    table: int
+    count: int
+    first: int
+    encoding: int
+    payload: NDArray[np.uint8]
+
+
+class PullDesk:
+    """Answers pulls.
+
+    Args:
+        tables: The shard's tables.
+    """
+
+    def __init__(self, tables: ShardTables) -> None:
+        self.rows_pulled = 0
+        self.keys = np.full((REMEMBERED_PULLS, 1 + 2 * len(tables.tables)), -1, np.int64)
+        """For each pull remembered its request, then start and count of each table's rows in ``rows``."""
+        self.rows = np.empty((REMEMBERED_PULLS, FIRST_CAPACITY_ROWS), np.uint32)
+        """For each pull remembered its local rows."""
+        self._tables = tables
+        self._widths = [table.width for table in tables.tables]
+        self._next_slot = 0
+
+    def answer(self, header: Header, body: memoryview) -> list[Buffer]:
+        """Return the reply's frame, in pieces.
+
+        Raises:
+            ProtocolError: The pull is malformed, too large, or of rows that are not here.
+        """
+        if len(body) < PULL_HEAD.size:
+            raise ProtocolError("a truncated pull")
+        n_sections, flags, _ = PULL_HEAD.unpack_from(body)
+        wanted = self._parse(body, n_sections)
+        n_values = sum(section.count * self._widths[section.table] for section in wanted)
+        if n_values * 4 > MAX_FRAME_BYTES - HEAD_BYTES:
+            raise ProtocolError(f"a pull of {n_values} values is too large for one frame")
+        rows = self._remember(header.request, wanted)
+        self.rows_pulled += sum(section.count for section in wanted)
+        if not flags & (PULL_FLOAT16 | PULL_COMPRESSED):
+            return [self._plain_reply(header.request, wanted, rows)]
+        sections = []
+        for section, section_rows in zip(wanted, rows, strict=True):
+            values = np.empty(section.count * self._widths[section.table], np.float32)
+            self._gather(section.table, section_rows, values)
+            sections.append(Section(table=section.table, values=values))
+        float16, compressed = bool(flags & PULL_FLOAT16), bool(flags & PULL_COMPRESSED)
+        reply = ValuesReply(sections=tuple(sections))
+        return encode_parts(reply, header.request, float16=float16, compressed=compressed)
+
+    def _plain_reply(self, request: int, wanted: list[_Wanted], rows: list[NDArray[np.uint32]]) -> Buffer:
+        """Return the whole frame, the values gathered straight into it; the codec would copy them."""
+        lengths = [4 * section.count * self._widths[section.table] for section in wanted]
+        size = HEADER.size + PULL_HEAD.size
+        size += sum(SECTION.size + n + -n % ALIGNMENT_BYTES for n in lengths)
+        frame = np.empty(size, np.uint8)
+        HEADER.pack_into(frame, 0, MAGIC, VERSION, Kind.VALUES, request, size - HEADER.size, 0)
+        PULL_HEAD.pack_into(frame, HEADER.size, len(wanted), 0, 0)
+        at = HEADER.size + PULL_HEAD.size
+        for section, section_rows, n_bytes in zip(wanted, rows, lengths, strict=True):
+            encodings = IdEncoding.NONE, ValueEncoding.FLOAT32
+            SECTION.pack_into(frame, at, section.table, *encodings, 0, 0, 0, n_bytes, n_bytes)
+            at += SECTION.size
+            stop = at + n_bytes
+            self._gather(section.table, section_rows, frame[at:stop].view(np.float32))
+            at = stop + -n_bytes % ALIGNMENT_BYTES
+            frame[stop:at] = 0
+        return frame.data
+
+    def _gather(self, table: int, rows: NDArray[np.uint32], out: NDArray[np.float32]) -> None:
+        kernels.gather_rows(self._tables.layout[table], self._tables.values, rows, out)
+
+    def _parse(self, body: memoryview, n_sections: int) -> list[_Wanted]:
+        if n_sections > MAX_SECTIONS:
+            raise ProtocolError(f"a pull of {n_sections} sections")
+        found = []
+        offset = PULL_HEAD.size
+        for _ in range(n_sections):
+            if offset + SECTION.size > len(body):
+                raise ProtocolError("a truncated pull")
+            table, encoding, _, count, first, id_bytes, value_bytes, _ = SECTION.unpack_from(body, offset)
+            offset += SECTION.size
+            if table >= len(self._widths) or value_bytes or offset + id_bytes > len(body):
+                raise ProtocolError("a malformed pull")
+            if count * 4 * self._widths[table] > MAX_FRAME_BYTES:
+                raise ProtocolError(f"a pull of {count} rows is too large for one frame")
+            payload = np.frombuffer(body[offset : offset + id_bytes], np.uint8)
+            offset += id_bytes + -id_bytes % ALIGNMENT_BYTES
+            if encoding & COMPRESSED:
+                encoding &= ~COMPRESSED
+                payload = _decompress(encoding, count, payload)
+            found.append(_Wanted(table, count, first, encoding, payload))
+        return found
+
+    def _remember(self, request: int, wanted: list[_Wanted]) -> list[NDArray[np.uint32]]:
+        """Decode the ids into the next slot, so that a push can name this pull.
+
+        Returns:
+            The local rows of each section.
+        """
+        total = sum(section.count for section in wanted)
+        keys = self.keys[self._next_slot]
+        keys[:] = -1
+        keys[2::2] = 0
+        if total <= MAX_REMEMBERED_ROWS:
+            if total > self.rows.shape[1]:
+                larger = np.empty((REMEMBERED_PULLS, 2 * total), np.uint32)
+                larger[:, : self.rows.shape[1]] = self.rows
+                self.rows = larger
+            target = self.rows[self._next_slot]
+        else:
+            target = np.empty(total, np.uint32)
+        layout = self._tables.layout
+        start = 0
+        rows = []
+        for section in wanted:
+            part = target[start : start + section.count]
+            first_row = layout[section.table, kernels.FIRST_ROW]
+            n_rows = layout[section.table, kernels.N_ROWS]
+            payload = section.payload
+            status = kernels.decode_rows(
+                payload,
+                0,
+                len(payload),
+                section.encoding,
+                section.count,
+                section.first,
+                first_row,
+                n_rows,
+                part,
+            )
+            if status != kernels.NEED_MORE:
+                raise ProtocolError(_PROBLEMS[status])
+            keys[1 + 2 * section.table] = start
+            keys[2 + 2 * section.table] = section.count
+            rows.append(part)
+            start += section.count
+        if total <= MAX_REMEMBERED_ROWS:
+            keys[0] = request
+            self._next_slot = (self._next_slot + 1) % REMEMBERED_PULLS
+        return rows
+
+
+def _decompress(encoding: int, count: int, payload: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    width = _DELTA_BYTES.get(IdEncoding(encoding)) if encoding in _DELTA_BYTES else None
+    if width is None or count == 0:
+        raise ProtocolError("a malformed pull")
+    try:
+        raw = lz4.block.decompress(payload.data, uncompressed_size=(count - 1) * width)
+    except lz4.block.LZ4BlockError as error:
+        raise ProtocolError(f"ids are not LZ4: {error}") from error
+    return np.frombuffer(raw, np.uint8)
