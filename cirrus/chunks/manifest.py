@@ -128,7 +128,8 @@ class Manifest:
         try:
             return from_plain(cls, raw, name)
         except (ConfigError, IndexError) as error:
-            raise CorruptDataError(f"{error}: load the data again") from error
+            problem = str(error) if str(error).startswith(name) else f"{name}: {error}"
+            raise CorruptDataError(f"{problem}: load the data again") from error
 
 
 def fingerprint(chunks: tuple[ChunkInfo, ...], n_features: int, label_names: tuple[str, ...] | None) -> str:
