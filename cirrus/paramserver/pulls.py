@@ -1,4 +1,4 @@
-"""Answers the pulls of one connection, and remembers them, so that pushes can name a pull instead of its ids."""
+"""Answers the pulls of one connection, and remembers them: a push can name a pull instead of its ids."""
 
 from __future__ import annotations
 
