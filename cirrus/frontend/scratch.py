@@ -38,8 +38,8 @@ class Scratch:
         self._remove()
 
 
-def _remove_folder(path: str) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+def _remove_folder(name: str) -> None:
+    shutil.rmtree(name, ignore_errors=True)
 
 
 def remove_below(url: str) -> None:
