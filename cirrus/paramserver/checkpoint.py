@@ -113,7 +113,7 @@ def decode_part(data: bytes, where: str) -> Part:
     """
     try:
         return _decode_part(data)
-    except (ValueError, KeyError, TypeError, struct.error, RecursionError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, struct.error, RecursionError) as error:
         raise CorruptDataError(f"{where}: {error}") from error
 
 

@@ -1,0 +1,184 @@
+"""Run configs, shards and clients for tests of the parameter server that need no data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cirrus.config import LeaseRange, ModelConfig, OptimizerConfig, RunConfig, StopConfig, TableConfig
+from cirrus.metrics import RunStatus
+from cirrus.paramserver.client import Channel, ParameterClient
+from cirrus.paramserver.protocol import Complete, Register, Registered, Task
+from cirrus.paramserver.server import Shard
+from cirrus.run_folder import RunFolder
+
+BATCH_ROWS = 10
+N_ROWS = 1000
+
+
+def make_leases(*n_steps: int) -> tuple[LeaseRange, ...]:
+    """Return leases of so many steps each, one block of one chunk a lease."""
+    return tuple(
+        LeaseRange(chunk=0, first_block=i, n_blocks=1, n_rows=n * BATCH_ROWS, n_steps=n)
+        for i, n in enumerate(n_steps)
+    )
+
+
+def make_table(
+    name: str = "w",
+    *,
+    optimizer: str = "add",
+    n_rows: int = N_ROWS,
+    width: int = 1,
+    n_shards: int = 1,
+    initial_scale: float = 0.0,
+    **rates: float,
+) -> TableConfig:
+    """Return a table that is cut into equal ranges."""
+    return TableConfig(
+        name=name,
+        n_rows=n_rows,
+        width=width,
+        optimizer=OptimizerConfig(name=optimizer, **rates),
+        boundaries=tuple(n_rows * shard // n_shards for shard in range(n_shards + 1)),
+        initial_scale=initial_scale,
+    )
+
+
+def make_config(
+    *,
+    leases: Sequence[LeaseRange] = make_leases(2, 3, 1),
+    n_shards: int = 1,
+    tables: Sequence[TableConfig] | None = None,
+    stop: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> RunConfig:
+    """Return the config of a run of two epochs over a few short leases."""
+    return RunConfig(
+        run_id="run",
+        model=ModelConfig(name="logistic"),
+        tables=tuple(tables) if tables is not None else (make_table(n_shards=n_shards),),
+        train_url="nowhere",
+        train_fingerprint="of nothing",
+        n_features=N_ROWS,
+        batch_size=BATCH_ROWS,
+        leases=tuple(leases),
+        stop=StopConfig(**{"epochs": 2, **(stop or {})}),
+        n_shards=n_shards,
+        **options,
+    )
+
+
+def create_run(path: Path | str, config: RunConfig) -> str:
+    """Create the folder of a run; return its URL."""
+    url = str(path)
+    RunFolder(url).create(config)
+    return url
+
+
+class Shards:
+    """All shards of a run, as threads of this process.
+
+    Args:
+        url: The run folder.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.folder = RunFolder(url)
+        self.config = self.folder.config()
+        self.token = self.folder.token()
+        self.shards: dict[int, Shard] = {}
+        for number in range(self.config.n_shards):
+            self.start(number)
+
+    def start(self, number: int) -> Shard:
+        """Start a shard, or its next generation."""
+        before = self.folder.shard_address(number)
+        generation = 1 if before is None else before.generation + 1
+        shard = Shard(self.url, shard=number, generation=generation)
+        shard.start()
+        self.shards[number] = shard
+        return shard
+
+    def replace(self, number: int) -> Shard:
+        """Crash a shard, and start its next generation."""
+        self.shards[number].crash()
+        return self.start(number)
+
+    def channel(self, number: int = 0, **options: Any) -> Channel:
+        """Connect to a shard."""
+        address = self.folder.shard_address(number)
+        assert address is not None
+        return Channel(address, self.token, **options)
+
+    def client(self, **options: Any) -> ParameterClient:
+        """Connect to all shards."""
+        addresses = []
+        for number in range(self.config.n_shards):
+            address = self.folder.shard_address(number)
+            assert address is not None
+            addresses.append(address)
+        return ParameterClient(addresses, self.token, self.config.tables, **options)
+
+    def worker(self, number: int = 0, *, generation: int = 1, role: str = "train") -> Channel:
+        """Return the registered connection of a worker."""
+        channel = self.channel()
+        channel.ask(Register(worker=number, generation=generation, role=role), Registered)
+        return channel
+
+    def counts(self, name: str) -> list[int]:
+        """Return one counter of every shard."""
+        return [shard.counts()[f"shard{number}.{name}"] for number, shard in sorted(self.shards.items())]
+
+    def weights(self, table: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return a table, whole, as the shards hold it now."""
+        pieces = []
+        for _, shard in sorted(self.shards.items()):
+            tables = shard.tables
+            pieces.append(tables.parts(tables.values)[table].arrays["weights"])
+        return np.concatenate(pieces)
+
+    def wait(self, seconds: float = 20.0) -> RunStatus:
+        """Wait until all shards have ended; return the run's status."""
+        for shard in self.shards.values():
+            assert shard.wait(seconds), "a shard did not end"
+        status = self.folder.status()
+        assert status is not None
+        return status
+
+    def close(self) -> None:
+        """End what is still there, as a killed process would."""
+        for shard in self.shards.values():
+            shard.crash()
+
+
+@contextlib.contextmanager
+def running(path: Path | str, config: RunConfig | None = None) -> Iterator[Shards]:
+    """Run the shards of a new run (or one that is there, without a config) as long as the context lasts."""
+    url = str(path)
+    if config is not None:
+        create_run(url, config)
+    shards = Shards(url)
+    try:
+        yield shards
+    finally:
+        shards.close()
+
+
+def complete(task: Task, generations: Sequence[int], n_steps: int, *, loss: float = 1.0) -> Complete:
+    """Return a worker's word that a lease is done."""
+    return Complete(
+        epoch=task.epoch,
+        lease=task.lease,
+        grant=task.grant,
+        generations=tuple(generations),
+        loss_sum=loss * n_steps,
+        weight_sum=float(n_steps),
+        n_rows=n_steps * BATCH_ROWS,
+        n_steps=n_steps,
+    )
