@@ -35,10 +35,20 @@ from cirrus.client_backend.rows import (
 )
 from cirrus.storage import open_store
 
-#: A bucket whose rows take more than this in memory is scattered once more.
-MAX_BUCKET_BYTES = 48 * 2**20
 #: What a random generator is for; a part of its seed.
 _SCATTER, _PERMUTE, _SPLIT = range(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSizes:
+    """How much is worked on at once. These sizes, and the seed, decide which rows go where."""
+
+    segment_bytes: int = 8 * 2**20
+    """Text that is parsed at once."""
+    bucket_text_bytes: int = 48 * 2**20
+    """Text whose rows go into one bucket: about one chunk's worth."""
+    bucket_bytes: int = 48 * 2**20
+    """A bucket whose rows take more memory than this is stored in several parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +69,8 @@ class LoadPlan:
     """Where they are not: a bucket is a run of segments."""
     shuffle: bool
     seed: int
+    bucket_bytes: int
+    """See :class:`LoadSizes`."""
     csv: CsvFormat | None = None
     """None: the file is svmlight."""
     label_names: tuple[str, ...] = ()
@@ -164,7 +176,7 @@ class LoadWorker:
                     builder.add(block)
             builder.flush()
         elif pieces:
-            n_splits = -(-sum(piece.n_bytes for piece in pieces) // MAX_BUCKET_BYTES)
+            n_splits = -(-sum(piece.n_bytes for piece in pieces) // self._plan.bucket_bytes)
             for split in range(n_splits):
                 rows = self._read_split(pieces, task, split, n_splits)
                 order = self._rng(_PERMUTE, task.bucket, split).permutation(rows.labels.size)

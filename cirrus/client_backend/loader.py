@@ -18,15 +18,13 @@ from dataclasses import dataclass
 
 from cirrus.chunks import DatasetSummary, Manifest, commit_dataset, discard_chunks, new_chunk_prefix
 from cirrus.client_backend.csv_format import CsvFormat, CsvRequest
-from cirrus.client_backend.load_tasks import BucketResult, BucketTask, LoadPlan, ScatterResult
+from cirrus.client_backend.load_tasks import BucketResult, BucketTask, LoadPlan, LoadSizes, ScatterResult
 from cirrus.client_backend.load_team import Team, Worker
 from cirrus.client_backend.rows import MAX_INDEX
-from cirrus.client_backend.segments import SEGMENT_BYTES, Segment, file_size, is_compressed, read_segments
+from cirrus.client_backend.segments import Segment, file_size, is_compressed, read_segments
 from cirrus.errors import ConfigError, DataError
 from cirrus.storage import MemoryStore, ObjectStore
 
-#: Text that goes into one bucket: about one chunk's worth.
-BUCKET_TEXT_BYTES = 48 * 2**20
 #: How much larger text is than its compressed file, at a guess; too large a bucket is scattered again.
 COMPRESSION_RATIO = 5
 #: Below this size another process takes longer to start than it saves.
@@ -55,6 +53,7 @@ class LoadOptions:
     random_state: int | None = None
     n_processes: int | None = None
     progress: Callable[[LoadProgress], None] | None = None
+    sizes: LoadSizes = LoadSizes()
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -164,6 +163,7 @@ class _Load:
     ) -> None:
         self._store = store
         self._progress = options.progress
+        self._sizes = sizes = options.sizes
         self._size = file_size(path)
         text_bytes = self._size * (COMPRESSION_RATIO if is_compressed(path) else 1)
         seed = options.random_state
@@ -173,9 +173,10 @@ class _Load:
             prefix=new_chunk_prefix(),
             folder="",
             n_workers=_n_workers(options.n_processes, text_bytes, store),
-            n_buckets=max(1, round(text_bytes / BUCKET_TEXT_BYTES)),
-            segments_per_bucket=BUCKET_TEXT_BYTES // SEGMENT_BYTES,
+            n_buckets=max(1, round(text_bytes / sizes.bucket_text_bytes)),
+            segments_per_bucket=max(1, sizes.bucket_text_bytes // sizes.segment_bytes),
             shuffle=options.shuffle,
+            bucket_bytes=sizes.bucket_bytes,
             seed=secrets.randbits(64) if seed is None else int(seed),
             csv=csv,
             label_names=label_names,
@@ -205,7 +206,9 @@ class _Load:
             raise
 
     def _segments(self) -> Iterator[Segment]:
-        return read_segments(self._plan.path, quoted=self._plan.csv is not None, segment_bytes=SEGMENT_BYTES)
+        return read_segments(
+            self._plan.path, quoted=self._plan.csv is not None, segment_bytes=self._sizes.segment_bytes
+        )
 
     def _note_segment(self, worker: int, result: ScatterResult) -> None:
         facts = result.facts

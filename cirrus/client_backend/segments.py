@@ -13,7 +13,7 @@ from typing import IO, cast
 
 from cirrus.errors import DataError, NotFoundError, StorageError
 
-#: Size of a segment. It decides which rows go where, so it is the same whatever the number of processes.
+#: Size of a segment, if nothing else is asked for.
 SEGMENT_BYTES = 8 * 2**20
 #: A line, or a quoted field, that is longer than this is taken for a mistake.
 MAX_LINE_BYTES = 64 * 2**20
