@@ -18,7 +18,7 @@ N_SHARDS = 4
 
 
 def zipf_rows(seed: int) -> sp.csr_matrix:
-    """Return rows whose ids follow a Zipf law in order of frequency: id k with probability about 1 / (k + 1)."""
+    """Return rows whose ids follow a Zipf law in order of frequency: P(k) about 1 / (k + 1)."""
     rng = np.random.default_rng(seed)
     ids = (N_FEATURES ** rng.random((N_ROWS, ROW_LENGTH)) - 1).astype(np.int64)
     starts = np.arange(0, ids.size + 1, ROW_LENGTH)
@@ -30,7 +30,7 @@ def zipf_rows(seed: int) -> sp.csr_matrix:
 
 @pytest.mark.parametrize("batch_size", [64, 1024])
 def test_four_shards_get_pulls_and_pushes_within_a_fifth(tmp_path: Path, batch_size: int) -> None:
-    """With Zipf ids in order of frequency, the busiest of 4 shards has at most 1.2 times the rows of the idlest."""
+    """With Zipf ids in order of frequency, the busiest of 4 shards has at most 1.2 times the idlest's rows."""
     rows = zipf_rows(seed=0)
     labels = np.random.default_rng(1).integers(0, 2, N_ROWS)
     dataset = cirrus.load_arrays(rows, labels, str(tmp_path / "data"), random_state=0)
