@@ -1,20 +1,14 @@
-"""Runs of Cirrus' own shards and workers that tests can break; as a program, a client of such a run.
-
-``python real_runs.py ROOT DATASET_URL RUN_ID`` starts a run that would take for ever, and waits for it.
-"""
+"""Runs of Cirrus' own shards and workers that tests can break."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
 from cirrus import Dataset, LogisticRegression, load_arrays
-from cirrus.client_backend.local import LocalBackend
 from cirrus.client_backend.runs import Run, new_run_id
 from cirrus.config import ModelConfig, RunConfig
 from cirrus.frontend.planning import plan_run
@@ -73,13 +67,3 @@ def assert_exact(config: RunConfig, status: RunStatus) -> None:
     assert status.epoch == config.stop.epochs
     # Work that a crashed shard lost and that was done again is counted each time here.
     assert status.updates >= steps
-
-
-def main(root: str, dataset_url: str, run_id: str) -> None:
-    """Start a run and wait for it."""
-    run = LocalBackend(root=Path(root)).start(plan(Dataset.open(dataset_url), run_id=run_id))
-    run.wait(on_event=lambda status: print(status.updates, flush=True) if status.updates else None)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import real_runs
+import real_client
 from real_runs import accuracy, assert_exact, make_dataset, plan
 from stand_ins import eventually, processes
 
@@ -23,7 +23,7 @@ from cirrus import Dataset
 from cirrus.client_backend.inline import InlineBackend, InlineLauncher
 from cirrus.client_backend.local import LocalBackend
 from cirrus.client_backend.processes import child_environment
-from cirrus.client_backend.runs import Run, list_runs, new_run_id, open_run
+from cirrus.client_backend.runs import Run, list_runs, open_run
 from cirrus.errors import RunError
 from cirrus.metrics import RunState
 
@@ -68,7 +68,7 @@ def pick(run: Run, module: str, rng: random.Random) -> int:
 
 def test_workers_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> None:
     """One of two workers is killed five times: every step of every epoch is applied once, none twice."""
-    config = plan(train, epochs=15)
+    config = plan(train, epochs=10)
     rng = random.Random(SEED)
     total = config.stop.epochs * config.steps_per_epoch
     with LocalBackend(root=tmp_path).start(config) as run:
@@ -86,7 +86,7 @@ def test_workers_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> N
 
 def test_shards_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> None:
     """One of two shards is killed three times: it comes back, and what it lost is done again, once."""
-    config = plan(train, epochs=15)
+    config = plan(train, epochs=10)
     rng = random.Random(SEED)
     total = config.stop.epochs * config.steps_per_epoch
     with LocalBackend(root=tmp_path).start(config) as run:
@@ -150,14 +150,15 @@ class TestTheClientDies:
 
     def start(self, train: Dataset, root: Path) -> tuple[subprocess.Popen[bytes], str]:
         """Start a client process whose run trains already."""
-        run_id = new_run_id()
-        command = [sys.executable, real_runs.__file__, str(root), train.url, run_id]
+        config = plan(train)
+        (root / "config.json").write_bytes(config.to_json())
+        command = [sys.executable, real_client.__file__, str(root), str(root / "config.json")]
         client = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment(os.environ)
         )
         assert client.stdout is not None
         assert client.stdout.readline()
-        return client, run_id
+        return client, config.run_id
 
     def sigkill(self, client: subprocess.Popen[bytes], run_id: str, root: Path) -> None:
         """Kill the client; all that it started goes too, and the run is listed as interrupted."""

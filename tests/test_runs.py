@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from stand_ins import POLL_SECONDS, eventually, make_config
 
-from cirrus.client_backend.claims import is_held, machine_name, new_claim
+from cirrus.client_backend.claims import is_held, machine_name, new_claim, process_exists
 from cirrus.client_backend.inline import (
     INLINE_ROOT,
     InlineBackend,
@@ -158,6 +160,15 @@ class TestJudging:
         gone = 2**22 + 1  # above any process id of Linux
         assert is_held(new_claim(), time.time())
         assert not is_held(claim(host=machine_name(), pid=gone, renewed_at=time.time()), time.time())
+
+    def test_a_process_that_waits_to_be_reaped_is_dead(self) -> None:
+        """A killed client may stay in the process table for long; it supervises nothing."""
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        assert process_exists(child.pid)
+        child.kill()
+        eventually(lambda: not process_exists(child.pid))
+        child.communicate()
+        assert not process_exists(child.pid)
 
 
 class TestInlineRuns:

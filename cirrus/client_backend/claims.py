@@ -68,14 +68,18 @@ def machine_name() -> str:
 
 
 def process_exists(pid: int) -> bool:
-    """Return whether there is a process of this id on this machine."""
+    """Return whether a process of this id works on this machine; one that waits to be reaped does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:  # no Linux, or it has just ended
+        return True
+    return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
 
 
 def await_exit(pids: Iterable[int], seconds: float = PREDECESSOR_SECONDS) -> None:
