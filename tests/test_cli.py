@@ -1,0 +1,322 @@
+"""The command line: what it prints, its exit codes, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+import cirrus
+from cirrus.cli.commands import app
+
+COMMANDS = ["load", "describe", "train", "predict", "runs", "attach", "kill", "ps"]
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
+#: Something that should happen soon has not happened when this has passed.
+PATIENCE_SECONDS = 30.0
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """Return a home folder for runs that nobody else uses."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("CIRRUS_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def svmlight(tmp_path_factory) -> Path:
+    """Return a file of 600 rows of 8 features, in a folder with a space in its name."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("a folder") / "some rows.svm"
+    lines = []
+    for row in rng.normal(size=(600, 8)):
+        label = 1 if row[0] - row[1] + 0.5 * rng.normal() > 0 else -1
+        lines.append(f"{label} " + " ".join(f"{i + 1}:{value:.4f}" for i, value in enumerate(row)))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Run a command in this process; return exit code, standard output and standard error."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def spawn(*arguments: object) -> tuple[int, str, str]:
+    """Run a command in a process of its own; return exit code, standard output and standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cirrus", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Start a command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cirrus", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+
+
+def run_id_of(process: subprocess.Popen[str]) -> str:
+    """Wait until a training command says which run it has begun."""
+    for line in process.stderr:
+        if found := RUN_ID.search(line):
+            return found.group()
+    raise AssertionError("no run was begun")
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Return the shards and workers whose runs are in a home folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(home) in word for word in process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+def wait_until(condition) -> None:
+    """Wait for a condition on other processes, which cannot wake us."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+# Help.
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command):
+    """Each command explains itself with a command that works."""
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: cirrus {command}" in " ".join(result.output.split())
+
+
+def test_commands_that_do_not_work_are_not_listed():
+    """The list of commands is what this version has."""
+    assert [command.callback.__name__ for command in app.registered_commands] == COMMANDS
+
+
+def test_wrong_usage_is_exit_code_two(home):
+    """An unknown option or a missing argument is wrong usage."""
+    assert run("train", "--no-such-option")[0] == 2
+    assert run("predict")[0] == 2
+
+
+# From a file to predictions.
+
+
+def test_train_describe_predict(home, svmlight, tmp_path):
+    """A file becomes a model that beats the base rate, and predictions in the order of the file."""
+    model = tmp_path / "my model"
+    code, out, err = spawn("train", svmlight, "--epochs", 3, "--workers", 2, "--model", model)
+    assert code == 0, err
+    assert "loading" in err
+    assert "loss" in err
+    log_loss, base = map(float, re.search(r"log loss\s+([\d.]+)\s+([\d.]+)", out).groups())
+    assert log_loss < base - 0.1
+    assert f"model {model}" in out
+    assert "next: cirrus predict" in err
+    assert list((home / "scratch").iterdir()) == []
+
+    code, out, err = run("describe", model)
+    assert (code, "features  8" in out, "classes   -1, 1" in out) == (0, True, True)
+
+    predictions = tmp_path / "sub folder" / "p.csv"
+    assert run("predict", model, svmlight, "--out", predictions)[0] == 0
+    with predictions.open() as file:
+        rows = list(csv.DictReader(file))
+    expected = cirrus.load_model(model).predict_proba(
+        cirrus.load_svmlight(svmlight, "memory://test-cli/rows", shuffle=False)
+    )
+    np.testing.assert_allclose([float(row["probability_of_1"]) for row in rows], expected[:, 1], rtol=1e-4)
+    assert {row["label"] for row in rows} == {"-1", "1"}
+
+    code, out, _ = run("runs")
+    assert code == 0
+    assert "finished" in out
+    assert processes_of(home) == []
+
+
+def test_csv_files_train_and_predict(home, tmp_path):
+    """CSV columns are named; a file to predict from has no label, and its columns in any order."""
+    rng = np.random.default_rng(0)
+    colours = rng.choice(["red", "green", "blue"], 500)
+    sizes = rng.random(500)
+    bought = np.where((colours == "red") ^ (rng.random(500) < 0.1), "yes", "no")
+    table = tmp_path / "shop.csv.gz"
+    with gzip.open(table, "wt") as file:
+        csv.writer(file).writerows([("bought", "colour", "size"), *zip(bought, colours, sizes, strict=True)])
+    new = tmp_path / "new.csv"
+    new.write_text("size,colour\n0.5,red\n0.5,blue\n")
+    columns = ["--label", "bought", "--categorical", "colour", "--numeric", "size", "--hash-features", 64]
+    code, out, err = run("train", table, *columns, "--epochs", 20, "--model", tmp_path / "model")
+    assert code == 0, err
+    code, out, err = run("predict", tmp_path / "model", new)
+    assert code == 0, err
+    assert [line.split(",")[0] for line in out.splitlines()] == ["label", "yes", "no"]
+
+
+def test_datasets_are_loaded_once_and_described(home, svmlight, tmp_path):
+    """A stored dataset can be described and trained on; validation may be another file."""
+    code, out, err = run("load", svmlight, tmp_path / "rows")
+    assert (code, out) == (0, f"dataset {tmp_path / 'rows'}\n"), err
+    code, out, _ = run("describe", tmp_path / "rows")
+    assert code == 0
+    assert "rows      600" in out
+    code, out, err = run("train", tmp_path / "rows", "--validation", svmlight, "--epochs", 2)
+    assert code == 0, err
+    assert re.search(r"held-out rows\s+600", out)
+    assert (tmp_path / "rows" / "manifest.json").exists()
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["train", "missing.svm"], "missing.svm"),
+        (["train", "."], "manifest.json"),
+        (["train", "empty.svm"], "empty.svm"),
+        (["train", "bad.svm"], "bad.svm:2"),
+        (["train", "good.csv"], "--categorical"),
+        (["train", "good.svm", "--batch-size", "0"], "batch_size"),
+        (["train", "good.svm", "--epochs", "few"], "epochs"),
+        (["train", "good.svm", "--workers", "0"], "n_workers"),
+        (["train", "good.svm", "--validation-split", "1.5"], "validation-split"),
+        (["train", "good.svm", "--validation", "missing.svm"], "missing.svm"),
+        (["train", "good.svm", "--resume-from", "nowhere"], "nowhere"),
+        (["load", ".", "out"], "folder"),
+        (["describe", "nothing"], "nothing"),
+        (["predict", "nothing", "good.svm"], "nothing"),
+        (["attach", "20200101-000000-abcdef"], "20200101-000000-abcdef"),
+        (["kill", "20200101-000000-abcdef"], "20200101-000000-abcdef"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_one(home, tmp_path, monkeypatch, arguments, problem):
+    """Bad input is one clear line that names it, and nothing half-written is left."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.svm").touch()
+    (tmp_path / "good.svm").write_text("1 1:1\n0 2:1\n" * 20)
+    (tmp_path / "good.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "bad.svm").write_text("1 1:1\n0 2:x\n")
+    before = sorted(tmp_path.iterdir())
+    code, _, err = run(*arguments)
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert problem in last
+    assert [path for path in sorted(tmp_path.iterdir()) if path != home] == before
+    assert not (home / "scratch").exists() or list((home / "scratch").iterdir()) == []
+
+
+def test_an_empty_home_has_no_runs(home):
+    """Without runs, the list says how to begin."""
+    code, out, err = run("runs")
+    assert (code, out) == (0, "")
+    assert "cirrus train" in err
+
+
+def test_readers_may_go_away(home, svmlight, tmp_path):
+    """Output into a closed pipe is no error worth a traceback."""
+    run("train", svmlight, "--epochs", 1, "--model", tmp_path / "model")
+    process = start("predict", tmp_path / "model", svmlight)
+    process.stdout.close()
+    process.wait(PATIENCE_SECONDS)
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
+# Runs that are ended, lost and found.
+
+
+def test_ctrl_c_ends_within_three_seconds_and_leaves_nothing(home, svmlight):
+    """An interrupt is exit code 130; processes and data of the run are gone, and it is listed as killed."""
+    process = start("train", svmlight, "--epochs", 100_000, "--tol", 0)
+    run_id = run_id_of(process)
+    wait_until(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
+    begun_at = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert time.monotonic() - begun_at < 3.0
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    wait_until(lambda: not processes_of(home))
+    assert list((home / "scratch").iterdir()) == []
+    assert "killed" in run("runs")[1]
+
+
+def test_another_terminal_kills_a_run(home, svmlight):
+    """`cirrus kill` ends a run of another terminal, whose command fails with a line that says so."""
+    process = start("train", svmlight, "--epochs", 100_000, "--tol", 0)
+    run_id = run_id_of(process)
+    wait_until(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
+    code, out, err = run("kill", run_id)
+    assert (code, out) == (0, f"killed {run_id}\n"), err
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 1
+    assert err.strip().splitlines()[-1].startswith(f"error: run {run_id} killed")
+    wait_until(lambda: not processes_of(home))
+    assert "had ended already" in run("kill", run_id)[2]
+
+
+def test_a_run_whose_terminal_died_is_attached_and_finished(home, svmlight, tmp_path):
+    """After SIGKILL of the command, `cirrus attach` ends the run and saves its model."""
+    model = tmp_path / "model"
+    process = start("train", svmlight, "--epochs", 1000, "--tol", -1, "--model", model)
+    run_id = run_id_of(process)
+    wait_until(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not processes_of(home))
+    wait_until(lambda: "interrupted" in run("runs")[1])
+    code, out, err = run("attach", run_id)
+    assert code == 0, err
+    assert out == f"model {model}\n"
+    assert cirrus.load_model(model).n_iter_ == 1000
+    assert list((home / "scratch").iterdir()) == []
+
+
+def test_ps_prints_its_address_first(home):
+    """A shard by hand listens where its first line says, until it is interrupted."""
+    process = start("ps", "--port", 0, "--rows", 100)
+    assert select.select([process.stdout], [], [], PATIENCE_SECONDS)[0]
+    host, port = process.stdout.readline().strip().split(":")
+    assert host == "127.0.0.1"
+    assert int(port) in {c.laddr.port for c in psutil.Process(process.pid).net_connections()}
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+
+
+def test_python_minus_m_is_the_command():
+    """`python -m cirrus` and `cirrus` are the same."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cirrus", "--help"], capture_output=True, text=True, check=True, env=os.environ
+    )
+    for command in COMMANDS:
+        assert command in done.stdout
