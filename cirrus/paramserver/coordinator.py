@@ -250,6 +250,9 @@ class Coordinator:
         if not own_mark_full or list(done.generations) != self._shard_generations:
             self.ledger.give_again(key)
             return False
+        # The grant tells who it is: workers say this over another connection than they registered on.
+        held = self.ledger.open.get(key)
+        worker = connection if held is None or held.grant != done.grant else held.worker
         if self.ledger.finish(key):
             self._progress.samples += self.config.leases[done.lease].n_rows
             self._progress.updates += self.config.leases[done.lease].n_steps
@@ -257,7 +260,7 @@ class Coordinator:
             if done.epoch == self._progress.completed_epochs:
                 self._progress.epoch_sums.add(done)
         for holder in self.ledger.open.values():
-            if holder.worker == connection:
+            if holder.worker == worker:
                 holder.progress_at = now
         self._settle(now)
         return True
@@ -534,10 +537,12 @@ class Coordinator:
     def resume(self, plain: Mapping[str, Any]) -> None:
         """Begin a new run where a checkpoint of another left off: its place in the schedule, not its limits.
 
-        A checkpoint that was cut at the very end of an epoch opens the next one.
+        A checkpoint that was cut at the very end of an epoch opens the next one. Leases that a stop dropped
+        are to do again.
         """
-        self.restore(
-            {**plain, "stop_reason": None, "seconds": 0.0, "lifetime": 0.0, "best": None, "waited": 0}
-        )
+        ledger = plain["ledger"]
+        ledger = {**ledger, "todo": [*ledger["todo"], *ledger["dropped"]], "dropped": []}
+        fresh = {"stop_reason": None, "seconds": 0.0, "lifetime": 0.0, "best": None, "waited": 0}
+        self.restore({**plain, **fresh, "ledger": ledger})
         self.phase = Phase.RUNNING
         self.stop_reason = self.final_state = None

@@ -381,7 +381,8 @@ class Shard:
     def _resume_ledger(self, extra: Mapping[str, Any]) -> None:
         """Take over the place in the schedule from a checkpoint: what its ledger calls done is done here."""
         plain = extra["coordinator"]
-        todo = {(int(e), int(lease)) for e, lease in plain["ledger"]["todo"]}
+        missing = [*plain["ledger"]["todo"], *plain["ledger"]["dropped"]]
+        todo = {(int(e), int(lease)) for e, lease in missing}
         epoch = int(plain["ledger"]["epoch"])
         marks = [0 if (epoch, i) in todo else lease.n_steps for i, lease in enumerate(self.config.leases)]
         self._marks.restore(epoch, {str(epoch): marks})
