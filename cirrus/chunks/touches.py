@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from cirrus.errors import ConfigError
 
-#: Counters while loading; each counts a range of ``2**shift`` ids.
+#: Even counters.
 N_COUNTERS = 2**16
+#: Relative counters tell ids apart that differ in this many bits after the highest.
+_RELATIVE_BITS = 10
 #: Bins that are kept in the manifest.
 MAX_BINS = 1024
 
@@ -39,37 +41,38 @@ class Touches:
 
 
 class TouchCounter:
-    """Counts touches in memory that does not grow, whatever the ids are.
+    """Counts touches in memory that does not grow, whatever the ids and in whatever order they come.
 
-    When an id comes that is beyond the last counter, neighbours are added up in pairs until it fits. So the
-    counts do not depend on the order in which ids come.
+    Two sets of counters see every touch. *Even* counters cover ``2**shift`` ids each; when an id comes that is
+    beyond the last one, neighbours are added up in pairs until it fits. *Relative* ones cover ranges whose
+    width grows with the ids, a thousandth of them, so that the head of a long-tailed distribution is seen
+    finely even among billions of ids. The histogram takes the finer of the two everywhere.
     """
 
     _HEADER = struct.Struct("<B")
 
-    def __init__(self, counts: NDArray[np.int64] | None = None, shift: int = 0) -> None:
-        self._counts = np.zeros(N_COUNTERS, np.int64) if counts is None else counts
-        self._shift = shift
+    def __init__(self) -> None:
+        self._even = np.zeros(N_COUNTERS, np.int64)
+        self._shift = 0
+        self._relative = np.zeros(1 + (32 << _RELATIVE_BITS), np.int64)
 
     def add(self, ids: NDArray[Any], counts: NDArray[Any]) -> None:
         """Count ids.
 
         Args:
-            ids: Ascending, unique feature ids. Shape (n,).
+            ids: Ascending, unique feature ids, uint32. Shape (n,).
             counts: How often each of them occurs. Shape (n,).
         """
         if ids.size == 0:
             return
         while int(ids[-1]) >> self._shift >= N_COUNTERS:
             self._fold()
-        bins = (ids >> np.uint32(self._shift)).astype(np.intp)
-        first = int(bins[0])
-        added = np.bincount(bins - first, weights=counts)
-        self._counts[first : first + added.size] += added.astype(np.int64)
+        _add_at(self._even, (ids >> np.uint32(self._shift)).astype(np.intp), counts)
+        _add_at(self._relative, _relative_bins(ids), counts)
 
     def _fold(self) -> None:
-        folded = self._counts.reshape(-1, 2).sum(axis=1)
-        self._counts = np.concatenate([folded, np.zeros(N_COUNTERS // 2, np.int64)])
+        folded = self._even.reshape(-1, 2).sum(axis=1)
+        self._even = np.concatenate([folded, np.zeros(N_COUNTERS // 2, np.int64)])
         self._shift += 1
 
     def merge(self, other: TouchCounter) -> None:
@@ -77,28 +80,73 @@ class TouchCounter:
         while self._shift < other._shift:
             self._fold()
         width = 1 << (self._shift - other._shift)
-        added = other._counts.reshape(-1, width).sum(axis=1)
-        self._counts[: added.size] += added
+        added = other._even.reshape(-1, width).sum(axis=1)
+        self._even[: added.size] += added
+        self._relative += other._relative
 
     def to_bytes(self) -> bytes:
         """Return the counter as bytes, for another process."""
-        compressed = lz4.block.compress(self._counts.tobytes(), store_size=False)
-        return self._HEADER.pack(self._shift) + bytes(compressed)
+        raw = self._even.tobytes() + self._relative.tobytes()
+        return self._HEADER.pack(self._shift) + bytes(lz4.block.compress(raw, store_size=False))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TouchCounter:
         """Read a counter that this version of Cirrus wrote."""
-        raw = lz4.block.decompress(data[cls._HEADER.size :], uncompressed_size=N_COUNTERS * 8)
-        return cls(np.frombuffer(raw, np.int64).copy(), cls._HEADER.unpack_from(data)[0])
+        counter = cls()
+        n_even, n_relative = counter._even.size, counter._relative.size
+        raw = lz4.block.decompress(data[cls._HEADER.size :], uncompressed_size=8 * (n_even + n_relative))
+        counts = np.frombuffer(raw, np.int64).copy()
+        counter._even, counter._relative = counts[:n_even], counts[n_even:]
+        (counter._shift,) = cls._HEADER.unpack_from(data)
+        return counter
 
     def histogram(self, n_features: int) -> Touches:
         """Return at most :data:`MAX_BINS` bins of about equal content over ``n_features`` (>= 1) ids."""
-        n_used = -(-n_features // (1 << self._shift))
-        ends = np.cumsum(self._counts[:n_used])
-        total = int(ends[-1])
+        starts, counts = self._finest(n_features)
+        ends = np.cumsum(counts)
         # A bin ends where the content passes another 1/MAX_BINS of the total.
-        share = (ends * MAX_BINS // max(total, 1)).clip(max=MAX_BINS - 1)
+        share = (ends * MAX_BINS // max(int(ends[-1]), 1)).clip(max=MAX_BINS - 1)
         cuts = np.flatnonzero(np.diff(share)) + 1
-        edges = [0, *(int(cut) << self._shift for cut in cuts), n_features]
-        sums = np.add.reduceat(self._counts[:n_used], np.concatenate([[0], cuts]))
-        return Touches(edges=tuple(edges), n_nonzero=tuple(int(s) for s in sums))
+        edges = [0, *starts[cuts].tolist(), n_features]
+        sums = np.add.reduceat(counts, np.concatenate([[0], cuts]))
+        return Touches(edges=tuple(edges), n_nonzero=tuple(sums.tolist()))
+
+    def _finest(self, n_features: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where each of the finest ranges begins, and the touches in it."""
+        n_even = -(-n_features // (1 << self._shift))
+        starts = np.arange(n_even, dtype=np.int64) << self._shift
+        counts = self._even[:n_even]
+        if self._shift == 0:
+            return starts, counts
+        # Below this id, relative ranges are narrower. It is a power of two, where ranges of both kinds begin.
+        limit = 1 << (self._shift + _RELATIVE_BITS)
+        relative = _relative_starts()
+        used = (relative < min(limit, n_features)) & (np.diff(relative, append=2**32) > 0)
+        first_even = limit >> self._shift
+        return (
+            np.concatenate([relative[used], starts[first_even:]]),
+            np.concatenate([self._relative[used], counts[first_even:]]),
+        )
+
+
+def _add_at(counters: NDArray[np.int64], bins: NDArray[np.intp], counts: NDArray[Any]) -> None:
+    """Add counts to counters; bins ascend."""
+    first = int(bins[0])
+    added = np.bincount(bins - first, weights=counts)
+    counters[first : first + added.size] += added.astype(np.int64)
+
+
+def _relative_bins(ids: NDArray[Any]) -> NDArray[np.intp]:
+    """Return the relative counter of each id: 0 for id 0, else from its highest bits.
+
+    Exponent and first bits of a float64, read as one number, ascend with it.
+    """
+    bits: NDArray[np.int64] = ids.astype(np.float64).view(np.int64) >> (52 - _RELATIVE_BITS)
+    return np.maximum(bits - (1023 << _RELATIVE_BITS) + 1, 0)
+
+
+def _relative_starts() -> NDArray[np.int64]:
+    """Return the lowest id of each relative counter, rounded up; some hold no whole number at all."""
+    bits = np.arange(32 << _RELATIVE_BITS, dtype=np.int64) + (1023 << _RELATIVE_BITS)
+    lowest = np.ceil((bits << (52 - _RELATIVE_BITS)).view(np.float64)).astype(np.int64)
+    return np.concatenate([[0], lowest])

@@ -24,7 +24,7 @@ BLOCK_ROWS = 1024
 #: A block with more entries than this is halved, as long as it has several rows: about 8 MB.
 MAX_BLOCK_ENTRIES = 2**20
 #: A chunk is closed when it has reached this size.
-CHUNK_BYTES = 12 * 2**20
+CHUNK_BYTES = 15 * 2**20
 #: Keys of chunks begin with this; what follows is unique to one load.
 CHUNK_PREFIX = "chunks-"
 #: Datasets made from this one, such as its splits, lie below this folder of it.

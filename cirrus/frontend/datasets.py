@@ -124,8 +124,14 @@ class Dataset:
             values.append(data)
             labels.append(block.labels)
             weights.append(np.ones(block.n_rows, np.float32) if block.weights is None else block.weights)
+        # 32 bits where they do: many of scikit-learn's solvers take no other indices.
+        kind = np.int32 if max(n_entries, self.n_features) < 2**31 else np.int64
         X = scipy.sparse.csr_array(
-            (np.concatenate(values), np.concatenate(indices).astype(np.int64), np.concatenate(indptr)),
+            (
+                np.concatenate(values),
+                np.concatenate(indices).astype(kind),
+                np.concatenate(indptr).astype(kind),
+            ),
             shape=(self.n_rows, self.n_features),
         )
         return X, np.concatenate(labels), np.concatenate(weights) if self.manifest.has_weights else None
