@@ -43,7 +43,7 @@ class Touches:
 class TouchCounter:
     """Counts touches in memory that does not grow, whatever the ids and in whatever order they come.
 
-    Two sets of counters see every touch. *Even* counters cover ``2**shift`` ids each; when an id comes that is
+    Two sets of counters see every touch. *Even* ones cover ``2**shift`` ids each; when an id comes that is
     beyond the last one, neighbours are added up in pairs until it fits. *Relative* ones cover ranges whose
     width grows with the ids, a thousandth of them, so that the head of a long-tailed distribution is seen
     finely even among billions of ids. The histogram takes the finer of the two everywhere.
