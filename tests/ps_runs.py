@@ -93,6 +93,7 @@ class Shards:
         self.config = self.folder.config()
         self.token = self.folder.token()
         self.shards: dict[int, Shard] = {}
+        self._opened: list[Channel | ParameterClient] = []
         for number in range(self.config.n_shards):
             self.start(number)
 
@@ -114,7 +115,9 @@ class Shards:
         """Connect to a shard."""
         address = self.folder.shard_address(number)
         assert address is not None
-        return Channel(address, self.token, **options)
+        channel = Channel(address, self.token, **options)
+        self._opened.append(channel)
+        return channel
 
     def client(self, **options: Any) -> ParameterClient:
         """Connect to all shards."""
@@ -123,7 +126,9 @@ class Shards:
             address = self.folder.shard_address(number)
             assert address is not None
             addresses.append(address)
-        return ParameterClient(addresses, self.token, self.config.tables, **options)
+        client = ParameterClient(addresses, self.token, self.config.tables, **options)
+        self._opened.append(client)
+        return client
 
     def worker(self, number: int = 0, *, generation: int = 1, role: str = "train") -> Channel:
         """Return the registered connection of a worker."""
@@ -153,6 +158,8 @@ class Shards:
 
     def close(self) -> None:
         """End what is still there, as a killed process would."""
+        for opened in self._opened:
+            opened.close()
         for shard in self.shards.values():
             shard.crash()
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cirrus.errors import (
     AuthenticationError,
     CirrusError,
+    ConnectionLostError,
     LeaseLostError,
     ProtocolError,
     RegistrationError,
@@ -114,6 +115,9 @@ class Connection(threading.Thread):
         try:
             configure(self._sock, HELLO_SECONDS)
             self._serve()
+        except ConnectionLostError as error:
+            # The shard is going down: a peer that sees the connection end comes back to its next generation.
+            log.debug("connection %d of shard %d ends: %s", self.number, self._shard.shard, error)
         except CirrusError as error:
             self._refuse(error)
         except (OSError, struct.error) as error:
@@ -170,7 +174,7 @@ class Connection(threading.Thread):
         return message, header.request
 
     def _check_hello(self, hello: Hello) -> None:
-        if not hmac.compare_digest(hello.token.encode(), self._shard.token.encode()):
+        if not hmac.compare_digest(hello.token.encode(errors="replace"), self._shard.token.encode()):
             raise AuthenticationError("the token is wrong")
         if hello.shard != self._shard.shard:
             raise ProtocolError(f"this is shard {self._shard.shard}, not {hello.shard}")
@@ -246,13 +250,15 @@ class Connection(threading.Thread):
 
     def _attach(self, message: Attach) -> int:
         """Make this the one connection that pushes a lease; return the first position wanted."""
-        marks = self._shard.attach(self, message)
-        with self.gate:
-            self._marks = marks
-            self.attached = (message.epoch, message.lease)
-            self._lease_lost = False
-            self._skipping = False
-            return int(marks[message.lease])
+        # One at a time: of two that take the same lease over from each other, one could overlook the other.
+        with self._shard.attaching:
+            marks = self._shard.attach(self, message)
+            with self.gate:
+                self._marks = marks
+                self.attached = (message.epoch, message.lease)
+                self._lease_lost = False
+                self._skipping = False
+                return int(marks[message.lease])
 
     def detach(self, lease: tuple[int, int]) -> None:
         """Another connection took the lease over: pushes of it are dropped here from now on."""
@@ -329,6 +335,8 @@ class Connection(threading.Thread):
             self._skipping = False
         elif status == kernels.NEED_IDS:
             self._ask_for_ids(header, body)
+        elif status == kernels.NOT_ATTACHED:
+            self._drop(header, body)
         elif not (status == kernels.GAP and self._skipping):
             raise ProtocolError(_PUSH_PROBLEMS.get(status, "a malformed push"))
 

@@ -161,20 +161,34 @@ class RunKeeper:
         return Done()
 
     def _complete(self, connection: int, message: Complete) -> None:
-        if message.lease >= len(self._config.leases) or message.epoch >= self._config.stop.epochs:
+        config = self._config
+        if not (0 <= message.lease < len(config.leases) and 0 <= message.epoch < config.stop.epochs):
             raise ProtocolError(f"there is no lease {message.lease} in epoch {message.epoch}")
         full = self._shard.is_complete((message.epoch, message.lease))
         if not self.coordinator.complete(connection, message, full, time.monotonic()):
             raise LeaseLostError("steps of the lease were lost; it is given again")
 
     def _note_marks(self, shard: int, held: ShardStarted | MarksReply) -> int:
+        well_formed = 0 < shard < self._config.n_shards and held.completed_epochs >= 0
+        if not well_formed or not all(self._are_marks(marks) for marks in held.marks.values()):
+            raise ProtocolError(f"marks of shard {shard} that make no sense")
         lost = self.coordinator.shard_started(shard, held.generation, held.completed_epochs, held.marks)
         if lost:
             log.warning("shard %d lost steps of %d leases; they are given again", shard, lost)
         return lost
 
+    def _are_marks(self, marks: object) -> bool:
+        n_leases = len(self._config.leases)
+        return (
+            isinstance(marks, list)
+            and len(marks) == n_leases
+            and all(isinstance(mark, int) for mark in marks)
+        )
+
     def _next_task(self, connection: int, message: NextTask) -> Task:
-        deadline = time.monotonic() + min(message.wait_seconds, LONGEST_WAIT_SECONDS)
+        wanted = message.wait_seconds
+        wait_seconds = wanted if 0 <= wanted <= LONGEST_WAIT_SECONDS else LONGEST_WAIT_SECONDS  # also for NaN
+        deadline = time.monotonic() + wait_seconds
         with self.work:
             while True:
                 if self._shard.stopping.is_set() and not self.run_ended:

@@ -4,8 +4,8 @@ There is a thread for each connection, one that accepts, and one that takes reco
 one more, that of its :class:`~cirrus.paramserver.run_keeper.RunKeeper`; any other shard one that tells shard
 0 what it holds. Everything a client may know lies in the run folder.
 
-Lock order: ``_connections_lock``, then the gates of connections, then the keeper's ``work``, then
-``_marks_lock``.
+Lock order: ``attaching``, ``_connections_lock``, then the gates of connections, then the keeper's ``work``,
+then ``_marks_lock``.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ class Shard:
         self._host, self._port = host, port
         self._marks = StepMarks(self.config.leases)
         self._marks_lock = threading.Lock()
+        self.attaching = threading.Lock()
+        """Held while a lease changes hands."""
         self._attachments: dict[LeaseKey, tuple[Connection, int]] = {}
         self._connections: dict[int, Connection] = {}
         self._connections_lock = threading.Lock()
@@ -235,6 +237,8 @@ class Shard:
             self._connections.pop(connection.number, None)
             self._past_counters += connection.counters
             self._past_rows_pulled += connection.pulls.rows_pulled
+        with self._marks_lock:
+            self._leave(connection)
         if self._keeper is not None:
             self._keeper.disconnect(connection.number)
 
@@ -247,17 +251,15 @@ class Shard:
             ProtocolError: There is no such lease.
             LeaseLostError: A later grant of it is at work here.
         """
-        if message.lease >= len(self.config.leases) or message.epoch >= self.config.stop.epochs:
+        config = self.config
+        if not (0 <= message.lease < len(config.leases) and 0 <= message.epoch < config.stop.epochs):
             raise ProtocolError(f"there is no lease {message.lease} in epoch {message.epoch}")
         key = (message.epoch, message.lease)
         with self._marks_lock:
             previous = self._attachments.get(key)
             if previous is not None and previous[1] > message.grant:
                 raise LeaseLostError(f"lease {message.lease} of epoch {message.epoch} was given again")
-            if connection.attached is not None:
-                held = self._attachments.get(connection.attached)
-                if held is not None and held[0] is connection:
-                    del self._attachments[connection.attached]
+            self._leave(connection)
             self._attachments[key] = (connection, message.grant)
             marks = self._marks.of_epoch(message.epoch)
         # Outside the lock, since this waits for the other connection's gate, and who holds all gates wants
@@ -265,6 +267,13 @@ class Shard:
         if previous is not None and previous[0] is not connection:
             previous[0].detach(key)
         return marks
+
+    def _leave(self, connection: Connection) -> None:
+        """Forget which lease a connection has attached to."""
+        if connection.attached is not None:
+            held = self._attachments.get(connection.attached)
+            if held is not None and held[0] is connection:
+                del self._attachments[connection.attached]
 
     def answer(self, connection: Connection, message: Message) -> Message:
         """Carry out a request that is neither pull, push nor attach."""
