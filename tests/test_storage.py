@@ -20,6 +20,7 @@ from cirrus.storage import ObjectStore, S3Options, drop_memory_store, open_store
 
 @pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
+    """The URL of a server that speaks S3."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -31,6 +32,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3_options(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Options:
+    """How to reach that server, with credentials in the environment."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -49,6 +51,7 @@ def _fresh_s3(options: S3Options, request: pytest.FixtureRequest) -> ObjectStore
 
 @pytest.fixture(params=["folder", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
+    """An empty store of each kind."""
     if request.param == "folder":
         yield open_store(tmp_path / "new" / "store")
     elif request.param == "memory":
