@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import math
 import types
@@ -335,9 +336,14 @@ def _convert(hint: Any, raw: Any, where: str) -> Any:
     return raw
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _convert_dataclass(kind: type, raw: Any, where: str) -> Any:
     _check(isinstance(raw, dict), where, f"must be an object, got {type(raw).__name__}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(raw) - set(fields))
     _check(not unknown, where, f"unknown field {', '.join(unknown)}")

@@ -62,6 +62,9 @@ WINDOW_PUSHES = 16
 #: Bytes of pushes that may be under way to one shard.
 WINDOW_BYTES = 32 * 2**20
 BUFFER_BYTES = 256 * 1024
+#: A push up to this size is held until the next pull is sent with it: one system call and one wake-up of the
+#: shard instead of two.
+CORK_BYTES = 256 * 1024
 
 _ERRORS: Mapping[int, type[CirrusError]] = {
     ErrorCode.PROTOCOL: ProtocolError,
@@ -256,12 +259,20 @@ class _ShardLink:
         self._replies: dict[int, ValuesReply] = {}
         self._window: deque[_Unacknowledged] = deque()
         self._window_bytes = 0
+        self._corked: list[Buffer] = []
 
     def pull(self, sections: tuple[Section, ...]) -> int:
         message = Pull(sections=sections, float16=self._float16, compressed=self._compressed)
         request = self.channel.next_request()
-        self.channel.send_parts(encode_parts(message, request, compressed=self._compressed))
+        self._corked += encode_parts(message, request, compressed=self._compressed)
+        self.uncork()
         return request
+
+    def uncork(self) -> None:
+        """Send the pushes that were held for the next pull to go with them."""
+        if self._corked:
+            parts, self._corked = self._corked, []
+            self.channel.send_parts(parts)
 
     def wait(self, request: int) -> ValuesReply:
         while request not in self._replies:
@@ -279,7 +290,9 @@ class _ShardLink:
         n_bytes = sum(len(part) for part in parts)
         self._window.append(_Unacknowledged(request, push, ids, n_bytes))
         self._window_bytes += n_bytes
-        self.channel.send_parts(parts)
+        self._corked += parts
+        if n_bytes > CORK_BYTES:
+            self.uncork()
 
     def flush(self) -> None:
         """Wait until every push was acknowledged."""
@@ -287,6 +300,7 @@ class _ShardLink:
             self._take_one()
 
     def attach(self, message: Attach) -> int:
+        """Attach to a lease; return the first position that the shard has not applied."""
         self.flush()
         request = self.channel.send(message)
         while True:
@@ -297,6 +311,7 @@ class _ShardLink:
             self._deal(got, reply)
 
     def _take_one(self) -> None:
+        self.uncork()
         got, reply = self.channel.receive()
         self._deal(got, reply)
 

@@ -1,12 +1,15 @@
 """The training loop: lease, minibatch, pull, gradient, push.
 
-The pull of the next minibatch is under way while the gradient of this one is computed, and pushes are not
-waited for; they are acknowledged at the end of the lease.
+The pull of the next minibatch is under way while the gradient of this one is computed; the push of this one
+goes out together with the pull of the one after next, and is not waited for. Pushes are acknowledged at the
+end of the lease.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +26,8 @@ from cirrus.worker_runtime.session import DeadlineError, RunOverError, Session
 
 #: How long to wait for a lease before looking at the clock again.
 IDLE_SECONDS = 0.2
+#: With two, the reply for the next minibatch comes while this one's gradient is computed.
+PULLS_AHEAD = 2
 
 
 @dataclass(slots=True)
@@ -136,11 +141,10 @@ class LeaseTrainer:
             self._lease.blocks, config.batch_size, position, (config.seed, task.epoch, task.lease)
         )
         clock = time.perf_counter
-        batch = next(batches, None)
-        ticket = None if batch is None else self._request(batch)
-        while batch is not None and ticket is not None:
-            following = next(batches, None)
-            next_ticket = None if following is None else self._request(following)
+        ahead: deque[tuple[Block, PullTicket]] = deque()
+        self._look_ahead(ahead, batches)
+        while ahead:
+            batch, ticket = ahead.popleft()
             before = clock()
             rows = self._client.wait(ticket)
             pulled = clock()
@@ -148,22 +152,29 @@ class LeaseTrainer:
             computed = clock()
             # The deadline is looked at once, so that the filter's last push is truly the last.
             over = self._session.clock.is_over
-            last = following is None or over
-            self._push(position, gradients, batch, ticket, last=last)
+            self._push(position, gradients, batch, ticket, last=over or not ahead)
             totals = self._totals
             totals.pull_seconds += pulled - before
             totals.compute_seconds += computed - pulled
             totals.push_seconds += clock() - computed
             position += 1
-            if over and following is not None:
+            if over and ahead:
                 self._client.flush()
                 raise DeadlineError("the deadline came")
-            batch, ticket = following, next_ticket
+            self._look_ahead(ahead, batches)
         before = clock()
         self._client.flush()
         self._totals.push_seconds += clock() - before
         self._complete()
         return self._totals
+
+    def _look_ahead(self, ahead: deque[tuple[Block, PullTicket]], batches: Iterator[Block]) -> None:
+        """Keep two pulls under way: that of the next minibatch, and one that goes out with the last push."""
+        while len(ahead) < PULLS_AHEAD:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            ahead.append((batch, self._request(batch)))
 
     def _request(self, batch: Block) -> PullTicket:
         session = self._session
