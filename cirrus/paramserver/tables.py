@@ -100,8 +100,8 @@ class ShardTables:
             self.layout[i] = (size, first, last - first, table.width, stride, code)
             self.hyper[i] = hyper_row(table.optimizer)
             size += (last - first) * table.width * stride
-        # Not np.zeros: numpy asks for huge pages for np.empty alone, and a sparse push meets a new page every few
-        # rows (measured: AdaGrad on 10,000 of 2**20 rows in half the time).
+        # Not np.zeros: numpy asks for huge pages for np.empty alone, and a sparse push meets a new page every
+        # few rows (measured: AdaGrad on 10,000 of 2**20 rows in half the time).
         self.values: Floats = np.empty(size, np.float32)
         self.values.fill(0.0)
         for i, table in enumerate(self.tables):
