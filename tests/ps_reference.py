@@ -38,7 +38,7 @@ class DenseTable:
             gradient: ``(n_rows, width)`` or flat.
             step: The run's clock.
         """
-        w, g = self.weights[rows], gradient.reshape(len(rows), -1).astype(np.float64)
+        w, g = self.weights[rows], gradient.reshape(-1, self.weights.shape[1]).astype(np.float64)
         a, b = self.first[rows], self.second[rows]
         rate, l1, l2, more = (
             self.optimizer.learning_rate,
