@@ -227,7 +227,7 @@ class Shard:
                 self._n_accepted += 1
                 connection = Connection(self, sock, self._n_accepted)
                 self._connections[connection.number] = connection
-            connection.start()
+                connection.start()  # before anybody who closes all connections can wait for its end
             if self.stopping.is_set():
                 connection.end()
 
