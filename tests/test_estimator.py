@@ -408,24 +408,31 @@ def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if "loky" not in type(thread).__module__ + thread.name}
 
 
-def test_nothing_is_left_behind(data):
-    """After a fit no thread, no temporary folder and no store of the run is left."""
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """Return a folder for temporary files that nobody else uses."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_nothing_is_left_behind(data, temporary):
+    """After a fit no thread and no temporary folder of the run is left."""
     before = _threads()
-    folders = set(Path(tempfile.gettempdir()).glob("cirrus-*"))
     make(epochs=2).fit(*data, validation=data)
     assert _threads() <= before
-    assert set(Path(tempfile.gettempdir()).glob("cirrus-*")) <= folders
+    assert list(temporary.iterdir()) == []
 
 
-def test_local_processes_train_from_arrays(data, tmp_path):
+def test_local_processes_train_from_arrays(data, tmp_path, temporary):
     """The local backend gives the model that threads give, and removes the arrays' copy."""
     X, y = data
-    folders = set(Path(tempfile.gettempdir()).glob("cirrus-*"))
-    backend = cirrus.LocalBackend(root=tmp_path)
+    backend = cirrus.LocalBackend(root=tmp_path / "home")
     est = make(epochs=5, tol=None, backend=backend).fit(X, y)
     assert np.array_equal(est.coef_, make(epochs=5, tol=None).fit(X, y).coef_)
     assert [summary.model for summary in cirrus.list_runs(backend.root)] == ["logistic"]
-    assert set(Path(tempfile.gettempdir()).glob("cirrus-*")) <= folders
+    assert list(temporary.iterdir()) == []
 
 
 # scikit-learn's machinery.
