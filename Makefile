@@ -9,7 +9,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 TRAIN_ARGS ?=
 TEST_ARGS ?=
-BENCH_DATA ?= out/bench-data
+BENCH_DATA := out/bench-data
+BENCH_TOOL := ../shared/tools/make_criteo_like.py
+BENCH_ARGS ?=
 BENCH_ROWS ?= 1000000
 
 .DEFAULT_GOAL := help
@@ -63,9 +65,16 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: install $(VENV)/.installed-bench
+bench: install $(VENV)/.installed-bench $(BENCH_DATA)/X.npy
 	@for script in benchmarks/[a-z]*.py; do \
-	    echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	    echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS) || exit 1; done
+
+# A million rows shaped like advertising data, where the generator lies beside the project.
+$(BENCH_DATA)/X.npy: | $(VENV)/.installed
+	@if [ -e $(BENCH_TOOL) ]; then \
+	    echo "making $(BENCH_ROWS) rows in $(BENCH_DATA)"; \
+	    $(BIN)/python $(BENCH_TOOL) $(BENCH_ROWS) $(BENCH_DATA) --vw; \
+	else echo "no $(BENCH_TOOL): the benchmark of training is skipped"; fi
 
 clean:
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
