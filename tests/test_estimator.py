@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import tempfile
 import threading
@@ -433,6 +434,24 @@ def test_local_processes_train_from_arrays(data, tmp_path, temporary):
     assert np.array_equal(est.coef_, make(epochs=5, tol=None).fit(X, y).coef_)
     assert [summary.model for summary in cirrus.list_runs(backend.root)] == ["logistic"]
     assert list(temporary.iterdir()) == []
+
+
+def test_local_processes_train_from_datasets_in_memory(data, tmp_path, temporary):
+    """A dataset that only this process can read is copied for workers that are others."""
+    X, y = data
+    backend = cirrus.LocalBackend(root=tmp_path / "home")
+    est = make(epochs=2, tol=None, backend=backend)
+    est.fit(cirrus.load_arrays(X, y, random_state=0), validation=cirrus.load_arrays(X, y))
+    assert est.history_[-1].validation_loss is not None
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_run_keeps_its_datasets(data):
+    """A dataset in memory that nobody else holds lives as long as the run over it."""
+    est = make(epochs=50, tol=None)
+    run = est.start(cirrus.load_arrays(*data, random_state=0))
+    gc.collect()
+    assert run.wait().state is RunState.FINISHED
 
 
 # scikit-learn's machinery.

@@ -85,7 +85,7 @@ def test_auto_epochs_is_many_for_little_data(n_rows, epochs):
         ({"n_workers": 5}, "n_workers", 5),
         ({"n_shards": 3}, "n_shards", 3),
         ({"checkpoint_seconds": 9}, "checkpoint_seconds", 9.0),
-        ({"checkpoint_url": "x"}, "checkpoint_url", "x"),
+        ({"checkpoint_url": "/x"}, "checkpoint_url", "/x"),
         ({"checkpoint_url": "x"}, "checkpoint_seconds", 60.0),
         ({"gradient_threshold": 0.125}, "gradient_threshold", 0.125),
         ({"compression": "lz4"}, "compression", "lz4"),

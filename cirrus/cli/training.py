@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shlex
-from pathlib import Path
 
 from cirrus.cli.console import say, show
 from cirrus.cli.options import FileOptions, TrainOptions
@@ -18,6 +16,7 @@ from cirrus.frontend.planning import check_params
 from cirrus.frontend.scoring import score_dataset, scores_table
 from cirrus.frontend.scratch import remove_below
 from cirrus.frontend.training import check_finished
+from cirrus.storage import open_store
 
 
 def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
@@ -62,7 +61,7 @@ def _estimator(options: TrainOptions, backend: LocalBackend) -> LogisticRegressi
         max_seconds=options.max_seconds,
         early_stopping=options.early_stopping,
         checkpoint_seconds=options.checkpoint_seconds,
-        checkpoint_url=None if options.checkpoint_url is None else _absolute(options.checkpoint_url),
+        checkpoint_url=options.checkpoint_url,
         resume_from=options.resume_from,
         backend=backend,
         random_state=options.seed,
@@ -84,7 +83,7 @@ class _Job:
         name = secrets.token_hex(8)
         self._scratch_url = f"{root}/scratch/{name}"
         self._uses_scratch = False
-        self._model = f"{root}/models/{name}" if model is None else _absolute(model)
+        self._model = f"{root}/models/{name}" if model is None else open_store(model).url
         self._shown_model = self._model if model is None else model
 
     def scratch(self, name: str) -> str:
@@ -141,11 +140,6 @@ class _Job:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _absolute(url: str) -> str:
-    """Return a URL that means the same in another working folder."""
-    return url if "://" in url else os.path.abspath(Path(url).expanduser())
 
 
 def _number_or_auto(text: str) -> int | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -280,7 +281,9 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         try:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             if isinstance(train, Dataset):
-                data = take_dataset(self, train, y, sample_weight, classes=classes, reset=reset)
+                data = take_dataset(
+                    self, train, y, sample_weight, scratch=scratch, classes=classes, reset=reset
+                )
             else:
                 data = take_arrays(
                     self, train, y, sample_weight, scratch=scratch, seed=seed, classes=classes, reset=reset
@@ -315,7 +318,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             self.history_ = outcome.points
             self.cost_ = outcome.status.cost
 
-        return TrainingRun(run, scratch, adopt, self.progress)
+        return TrainingRun(run, scratch, adopt, self.progress, inputs=(train, validation))
 
     def _model_config(self, data: TrainingData) -> ModelConfig:
         factors = labels.class_factors(self.class_weight, data.classes, data.totals)
@@ -442,7 +445,12 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             StorageError: The object store refused.
         """
         check_is_fitted(self)
-        card = self._card(self.classes_, self.n_features_in_, self.encoding_)
+        card = dataclasses.replace(
+            self._card(self.classes_, self.n_features_in_, self.encoding_),
+            n_iter=self.n_iter_,
+            cost=self.cost_,
+            history=tuple(self.history_),
+        )
         save_model_files(url, card, self._checkpoint)
 
     def _card(self, classes: Array, n_features: int, encoding: Mapping[str, Any]) -> ModelCard:
@@ -454,9 +462,6 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             n_features=n_features,
             feature_names=None if names is None else tuple(str(name) for name in names),
             encoding=encoding,
-            n_iter=getattr(self, "n_iter_", 0),
-            cost=getattr(self, "cost_", 0.0),
-            history=tuple(getattr(self, "history_", ())),
         )
 
     def _restore(self, card: ModelCard, checkpoint: Checkpoint) -> None:

@@ -39,7 +39,14 @@ class TrainingData:
 
 
 def take_dataset(
-    estimator: Any, dataset: Dataset, y: Any, sample_weight: Any, *, classes: Array | None, reset: bool
+    estimator: Any,
+    dataset: Dataset,
+    y: Any,
+    sample_weight: Any,
+    *,
+    scratch: Scratch,
+    classes: Array | None,
+    reset: bool,
 ) -> TrainingData:
     """Take a dataset as it is.
 
@@ -48,6 +55,7 @@ def take_dataset(
         dataset: The rows.
         y: Must be None.
         sample_weight: Must be None.
+        scratch: Where it is copied to, if workers cannot read it where it is.
         classes: The labels there may be; None: those there are.
         reset: Whether the estimator starts anew.
 
@@ -64,7 +72,11 @@ def take_dataset(
     codes = labels.dataset_codes(dataset.manifest, classes, dataset.url)
     low, high = (labels.label_weight(dataset.manifest, code) for code in codes)
     return TrainingData(
-        url=dataset.url, manifest=dataset.manifest, classes=classes, codes=codes, totals=(low, high)
+        url=scratch.reachable(dataset.url, "train"),
+        manifest=dataset.manifest,
+        classes=classes,
+        codes=codes,
+        totals=(low, high),
     )
 
 
@@ -141,7 +153,7 @@ def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch
         codes = labels.dataset_codes(validation.manifest, data.classes, validation.url)
         if codes[1] != data.codes[1]:
             raise DataError(f"{validation.url}: codes its labels otherwise than {data.url}; load both alike")
-        return validation.url
+        return scratch.reachable(validation.url, "validation")
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise ConfigError("validation", "must be a Dataset or a pair (X, y)")
     X, y = validate_data(estimator, *validation, accept_sparse="csr", dtype=_DTYPES, reset=False)

@@ -24,6 +24,7 @@ from cirrus.config import (
 )
 from cirrus.errors import ConfigError
 from cirrus.models import TableSpec, create_model
+from cirrus.storage import open_store
 
 #: Data of at most this many rows is one minibatch: a gradient over all of it costs less than a round trip.
 ONE_BATCH_ROWS = 1024
@@ -148,7 +149,7 @@ def plan_run(
         wire_dtype=params["wire_dtype"],
         gradient_threshold=_number_or_none(params["gradient_threshold"], "gradient_threshold"),
         checkpoint_seconds=_number_or_none(checkpoint_seconds, "checkpoint_seconds"),
-        checkpoint_url=None if params["checkpoint_url"] is None else str(params["checkpoint_url"]),
+        checkpoint_url=_absolute(params["checkpoint_url"]),
         resume_url=None if start is None else start.url,
         resume_ledger=start is not None and start.schedule is not None,
         dollars_per_hour=dollars_per_hour,
@@ -240,6 +241,11 @@ def _table(
         boundaries=boundaries,
         initial_scale=spec.initial_scale,
     )
+
+
+def _absolute(url: Any) -> str | None:
+    """Return a URL that means the same to a process in another working folder."""
+    return None if url is None else open_store(url).url
 
 
 def _auto(value: Any, name: str, automatic: int) -> int:

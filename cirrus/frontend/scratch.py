@@ -8,6 +8,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
+from cirrus.chunks import MANIFEST_KEY, read_manifest
 from cirrus.storage import drop_memory_store, open_store
 
 
@@ -19,6 +20,7 @@ class Scratch:
     """
 
     def __init__(self, *, in_memory: bool) -> None:
+        self.in_memory = in_memory
         if in_memory:
             name = f"scratch-{secrets.token_hex(8)}"
             self._root = f"memory://{name}"
@@ -32,6 +34,23 @@ class Scratch:
         if self._root.startswith("memory://"):
             return f"{self._root}/{name}"
         return str(Path(self._root) / name)
+
+    def reachable(self, dataset_url: str, name: str) -> str:
+        """Return a URL at which shards and workers can read a dataset.
+
+        A dataset in the memory of this process is copied for workers that are processes of their own.
+
+        Args:
+            dataset_url: Where the dataset is.
+            name: What to call a copy.
+        """
+        if self.in_memory or not dataset_url.startswith("memory://"):
+            return dataset_url
+        source, target = open_store(dataset_url), open_store(self.url(name))
+        manifest = read_manifest(source)
+        for key in [*(chunk.key for chunk in manifest.chunks), MANIFEST_KEY]:
+            target.put(key, source.get(key))
+        return target.url
 
     def close(self) -> None:
         """Remove everything. Closing twice is harmless."""

@@ -24,8 +24,8 @@ def resume_point(url: str) -> Start:
         NotFoundError: There is no checkpoint.
         CorruptDataError: It is damaged, or does not say where it was cut.
     """
-    found = resolve(url)
-    extra = read_manifest(open_store(found)).extra
+    store = open_store(resolve(url))
+    extra = read_manifest(store).extra
     try:
         schedule = Schedule(
             fingerprint=str(extra["fingerprint"]),
@@ -33,8 +33,8 @@ def resume_point(url: str) -> Start:
             leases=tuple(_lease(raw) for raw in extra["leases"]),
         )
     except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CorruptDataError(f"{found}: does not say where in a run it was cut: {error}") from error
-    return Start(url=found, schedule=schedule)
+        raise CorruptDataError(f"{store.url}: does not say where in a run it was cut: {error}") from error
+    return Start(url=store.url, schedule=schedule)
 
 
 def _lease(raw: Any) -> LeaseRange:

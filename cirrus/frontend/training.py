@@ -57,6 +57,7 @@ class TrainingRun:
         scratch: What is to be removed once the run has ended.
         adopt: Called with what the run left, once, when it has finished.
         progress: The estimator's parameter.
+        inputs: Datasets that have to live as long as the run.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class TrainingRun:
         scratch: Scratch,
         adopt: Callable[[Outcome], None],
         progress: bool | Listener | None = None,
+        inputs: tuple[object, ...] = (),
     ) -> None:
         self._run = run
         self._scratch = scratch
         self._adopt = adopt
         self._progress = progress
+        self._inputs = inputs
         self._points: list[MetricPoint] | None = None
         self._final: RunStatus | None = None
 
@@ -139,6 +142,7 @@ class TrainingRun:
         """End the run if it has not ended, and remove what it needed. Closing twice is harmless."""
         self._run.close()
         self._scratch.close()
+        self._inputs = ()
 
     def __enter__(self) -> TrainingRun:
         return self
