@@ -435,15 +435,20 @@ class ParameterClient:
         """
         cuts = {}
         for table, rows in ids.items():
-            inner = self._boundaries[table]
-            cut = np.searchsorted(rows, inner)
-            cut[0], cut[-1] = 0, len(rows)
-            cuts[table] = cut
+            cuts[table] = self._cut(table, rows)
         requests = []
         for shard, link in enumerate(self._links):
             parts = {t: rows[cuts[t][shard] : cuts[t][shard + 1]] for t, rows in ids.items()}
             requests.append([link.pull(sections) for sections in self._frames(parts)])
         return PullTicket(ids, cuts, requests)
+
+    def _cut(self, table: int, rows: Ids) -> NDArray[np.intp]:
+        """Return where sorted rows are cut at the shards' boundaries, ``n_shards + 1`` positions."""
+        if len(self._links) == 1:
+            return np.array((0, len(rows)))
+        cut = np.searchsorted(rows, self._boundaries[table])
+        cut[0], cut[-1] = 0, len(rows)
+        return cut
 
     def _frames(self, parts: Mapping[int, Ids]) -> list[tuple[Section, ...]]:
         """Spread the sections of a pull over frames whose answers are not too large."""

@@ -64,7 +64,8 @@ _VALUE_DTYPES: dict[int, np.dtype[Any]] = {
 }
 _LARGEST_FLOAT16 = np.float32(np.finfo(np.float16).max)
 _KIND_OF_JSON = {message: kind for kind, message in JSON_MESSAGES.items()}
-_EMPTY_ACK = b"{}"
+#: The body of an acknowledgement that has nothing to say.
+EMPTY_ACK = b"{}"
 _ACK = Ack()
 
 
@@ -170,12 +171,12 @@ def decode(kind: Kind, body: Buffer) -> Message:
 
 def _encode_json(message: Message) -> bytes:
     if isinstance(message, Ack) and not message.lease_lost:
-        return _EMPTY_ACK
+        return EMPTY_ACK
     return json.dumps(dataclasses.asdict(message)).encode()
 
 
 def _decode_json(kind: Kind, view: memoryview) -> Message:
-    if kind == Kind.ACK and view == _EMPTY_ACK:
+    if kind == Kind.ACK and view == EMPTY_ACK:
         return _ACK  # the one JSON message that travels every step
     if len(view) > MAX_JSON_BYTES:
         raise ProtocolError(f"a {kind.name} of {len(view)} bytes is above the limit of {MAX_JSON_BYTES}")
@@ -234,7 +235,7 @@ def _encode_ids(section: Section, compressed: bool) -> tuple[int, int, int, Buff
     if int(ids[-1]) - first == count - 1:
         return IdEncoding.RANGE, count, first, b""
     deltas = ids[1:] - ids[:-1]
-    widest = int(deltas.max())
+    widest = int(np.maximum.reduce(deltas))
     encoding = (
         IdEncoding.DELTA8 if widest < 2**8 else IdEncoding.DELTA16 if widest < 2**16 else IdEncoding.DELTA32
     )

@@ -30,10 +30,12 @@ from cirrus.errors import (
     VersionMismatchError,
 )
 from cirrus.paramserver import kernels
-from cirrus.paramserver.codec import Buffer, Header, decode, decode_header, encode
+from cirrus.paramserver.codec import EMPTY_ACK, Buffer, Header, decode, decode_header, encode
 from cirrus.paramserver.protocol import (
     HEADER,
+    MAGIC,
     MAX_HELLO_BYTES,
+    VERSION,
     Ack,
     Attach,
     Attached,
@@ -46,7 +48,7 @@ from cirrus.paramserver.protocol import (
     Push,
     Welcome,
 )
-from cirrus.paramserver.pulls import PullDesk
+from cirrus.paramserver.pulls import REPLY_START, PullDesk
 from cirrus.paramserver.sockets import close, configure, send_parts, set_timeout
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ HELLO_SECONDS = 10.0
 IDLE_SECONDS = 3600.0
 SEND_SECONDS = 60.0
 BUFFER_BYTES = 1 << 20
+
+# Members of an enumeration are slow to look up, and these are needed every step.
+_PUSH, _PULL, _ACK = int(Kind.PUSH), int(Kind.PULL), int(Kind.ACK)
 
 _ERROR_CODES: dict[type[CirrusError], ErrorCode] = {
     VersionMismatchError: ErrorCode.VERSION,
@@ -206,8 +211,15 @@ class Connection(threading.Thread):
         """Deal with one run of pushes or one other frame; False when more bytes are needed."""
         if self._end - self._start < HEADER.size:
             return False
-        if self._buffer[self._start + 3] == Kind.PUSH:
+        kind = self._view[self._start + 3]
+        if kind == _PUSH:
             return self._apply_pushes()
+        if kind == _PULL:
+            status = self.pulls.answer_plain(self._buffer, self._start, self._end)
+            if status == kernels.ANSWERED:
+                self._start = self.pulls.position
+                self._send_plain_reply()
+                return True
         header = decode_header(self._view[self._start : self._end])
         stop = self._start + HEADER.size + header.length
         if stop > self._end:
@@ -231,6 +243,18 @@ class Connection(threading.Thread):
                 reply = Error(code=_ERROR_CODES[type(error)], message=str(error))
         self._send([encode(reply, header.request)])
 
+    def _send_plain_reply(self) -> None:
+        """Send the answer to a plain pull, and the acknowledgement of the pushes before it."""
+        start, stop = REPLY_START, REPLY_START + self.pulls.reply_bytes
+        if self._ack is not None:
+            ack = self._take_ack()
+            if len(ack) > start:
+                self._sock.sendall(ack)
+            else:
+                start -= len(ack)
+                self.pulls.reply.data[start:REPLY_START] = ack
+        self._sock.sendall(self.pulls.reply.data[start:stop])
+
     def _send(self, parts: list[Buffer]) -> None:
         if self._ack is not None:
             parts.insert(0, self._take_ack())
@@ -242,7 +266,11 @@ class Connection(threading.Thread):
 
     def _take_ack(self) -> bytes:
         assert self._ack is not None
-        frame = encode(Ack(lease_lost=self._lease_lost), self._ack)
+        frame = (
+            encode(Ack(lease_lost=True), self._ack)
+            if self._lease_lost
+            else HEADER.pack(MAGIC, VERSION, _ACK, self._ack, len(EMPTY_ACK), 0) + EMPTY_ACK
+        )
         self._ack = None
         return frame
 
@@ -278,7 +306,7 @@ class Connection(threading.Thread):
                 decode_header(self._view[self._start : self._end])  # refuses one that is too long
             return False
         if status == kernels.OTHER_FRAME:
-            if self._buffer[self._start + 3] != Kind.PUSH:
+            if self._view[self._start + 3] != _PUSH:
                 return True
             return self._one_push(self._apply_encoded)
         if status == kernels.NOT_ATTACHED:

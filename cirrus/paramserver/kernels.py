@@ -29,7 +29,16 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus.paramserver.protocol import ALIGNMENT_BYTES, COMPRESSED, HEADER, MAGIC, PUSH_KEY, SECTION, VERSION
+from cirrus.paramserver.protocol import (
+    ALIGNMENT_BYTES,
+    COMPRESSED,
+    HEADER,
+    MAGIC,
+    PULL_HEAD,
+    PUSH_KEY,
+    SECTION,
+    VERSION,
+)
 from cirrus.paramserver.protocol import IdEncoding as _Id
 from cirrus.paramserver.protocol import Kind as _Kind
 from cirrus.paramserver.protocol import ValueEncoding as _Value
@@ -46,6 +55,10 @@ SGD, MOMENTUM, NESTEROV, ADAGRAD, ADAM, FTRL, ADD = range(7)
 STEPS_APPLIED, DUPLICATES_DROPPED, NONFINITE_REFUSED, VALUES_PUSHED, ROWS_PUSHED, N_COUNTERS = range(6)
 # Why apply_pushes stopped.
 NEED_MORE, OTHER_FRAME, NOT_ATTACHED, BAD_PUSH, ID_OUT_OF_RANGE, IDS_NOT_ASCENDING, GAP, NEED_IDS = range(8)
+# What answer_pull says beside these.
+ANSWERED, NEED_ROOM = 8, 9
+# Entries of the ``out`` array of answer_pull; the last two when it needs room.
+PULL_POSITION, PULL_REPLY_BYTES, PULL_ROWS, PULL_ROOM_BYTES = range(4)
 # Entries of the ``out`` array of apply_pushes.
 OUT_POSITION, OUT_REQUEST, OUT_FRAMES, OUT_STATUS = range(4)
 
@@ -54,13 +67,14 @@ _TILE = 512
 _HEADER_BYTES = HEADER.size
 _KEY_BYTES = PUSH_KEY.size
 _SECTION_BYTES = SECTION.size
-_PUSH = int(_Kind.PUSH)
+_PUSH, _PULL, _VALUES = int(_Kind.PUSH), int(_Kind.PULL), int(_Kind.VALUES)
+_PULL_HEAD_BYTES = PULL_HEAD.size
 _MAX_SECTIONS = 64
 _ALIGN = ALIGNMENT_BYTES
 _MAGIC_VERSION = MAGIC | VERSION << 16
 _COMPRESSED = COMPRESSED
 _DELTA8, _DELTA16, _DELTA32 = int(_Id.DELTA8), int(_Id.DELTA16), int(_Id.DELTA32)
-_SAME, _RANGE = int(_Id.SAME_AS_PULL), int(_Id.RANGE)
+_SAME, _RANGE, _NONE = int(_Id.SAME_AS_PULL), int(_Id.RANGE), int(_Id.NONE)
 _FLOAT32 = int(_Value.FLOAT32)
 
 
@@ -298,6 +312,142 @@ def gather_rows(table: Any, values: Any, rows: Any, out: Any) -> None:
 
 
 @_jit
+def _put_u16(buffer: Any, at: int, number: int) -> None:
+    buffer[at] = number & 0xFF
+    buffer[at + 1] = number >> 8 & 0xFF
+
+
+@_jit
+def _put_u32(buffer: Any, at: int, number: int) -> None:
+    _put_u16(buffer, at, number & 0xFFFF)
+    _put_u16(buffer, at + 2, number >> 16 & 0xFFFF)
+
+
+@_jit
+def _padded(n_bytes: int) -> int:
+    return (n_bytes + _ALIGN - 1) // _ALIGN * _ALIGN
+
+
+@_jit
+def _measure_pull(buffer: Any, body: int, stop: int, layout: Any, out: Any) -> int:
+    """Check the lengths of a plain pull; note in ``out`` how many rows and reply bytes it takes."""
+    n_sections = _u16(buffer, body)
+    if _u16(buffer, body + 2) != 0 or n_sections > _MAX_SECTIONS:
+        return OTHER_FRAME
+    n_rows = 0
+    n_bytes = _HEADER_BYTES + _PULL_HEAD_BYTES
+    at = body + _PULL_HEAD_BYTES
+    for _ in range(n_sections):
+        if at + _SECTION_BYTES > stop:
+            return OTHER_FRAME
+        table = _u16(buffer, at)
+        count = _u32(buffer, at + 4)
+        following = at + _SECTION_BYTES + _padded(_u32(buffer, at + 12))
+        odd = int(buffer[at + 2]) > _RANGE or _u32(buffer, at + 16) != 0
+        if odd or table >= layout.shape[0] or following > stop:
+            return OTHER_FRAME
+        n_rows += count
+        n_bytes += _SECTION_BYTES + _padded(4 * count * layout[table, WIDTH])
+        at = following
+    out[PULL_ROWS] = n_rows
+    out[PULL_ROOM_BYTES] = n_bytes
+    return NEED_MORE
+
+
+@_jit
+def answer_pull(
+    buffer: Any,
+    start: int,
+    end: int,
+    layout: Any,
+    values: Any,
+    keys: Any,
+    rows: Any,
+    reply: Any,
+    reply_start: int,
+    out: Any,
+) -> int:
+    """Answer a plain pull: decode its ids, remember their rows, gather the weights into the reply's frame.
+
+    Args:
+        buffer: uint8, what was received.
+        start: Where the frame begins.
+        end: One past the last byte received.
+        layout: Tables, see the module.
+        values: The flat array.
+        keys: int64 ``(1 + 2 * n_tables,)``, where to note request, and start and count of each table's rows.
+        rows: uint32, room for the local rows.
+        reply: uint8, room for the reply.
+        reply_start: Where in it the reply's frame begins.
+        out: int64 ``(4,)``: where the next frame begins, bytes of the reply, rows and bytes that need room.
+
+    Returns:
+        ANSWERED; NEED_MORE bytes of the frame; NEED_ROOM; OTHER_FRAME, for one that is compressed, malformed
+        or in any other way not plain; or what is wrong with the ids.
+    """
+    if end - start < _HEADER_BYTES:
+        return NEED_MORE
+    length = _u32(buffer, start + 8)
+    body = start + _HEADER_BYTES
+    stop = body + length
+    if _u32(buffer, start) != (_MAGIC_VERSION | _PULL << 24) or length < _PULL_HEAD_BYTES:
+        return OTHER_FRAME
+    if stop > end:
+        return NEED_MORE
+    status = _measure_pull(buffer, body, stop, layout, out)
+    if status != NEED_MORE:
+        return status
+    if out[PULL_ROWS] > rows.size or out[PULL_ROOM_BYTES] > reply.size - reply_start:
+        return NEED_ROOM
+    n_sections = _u16(buffer, body)
+    for i in range(keys.size):
+        keys[i] = 0
+    keys[0] = -1
+    at = body + _PULL_HEAD_BYTES
+    to = reply_start + _HEADER_BYTES + _PULL_HEAD_BYTES
+    used = 0
+    for _ in range(n_sections):
+        table = _u16(buffer, at)
+        count = _u32(buffer, at + 4)
+        id_bytes = _u32(buffer, at + 12)
+        part = rows[used : used + count]
+        first_row, n_rows = layout[table, FIRST_ROW], layout[table, N_ROWS]
+        ids = at + _SECTION_BYTES
+        encoding, first = int(buffer[at + 2]), _u32(buffer, at + 8)
+        status = decode_rows(buffer, ids, id_bytes, encoding, count, first, first_row, n_rows, part)
+        if status != NEED_MORE:
+            return status
+        keys[1 + 2 * table] = used
+        keys[2 + 2 * table] = count
+        used += count
+        n_bytes = 4 * count * layout[table, WIDTH]
+        _put_u16(reply, to, table)
+        reply[to + 2] = _NONE
+        reply[to + 3] = _FLOAT32
+        for word in range(3):
+            _put_u32(reply, to + 4 + 4 * word, 0)
+        _put_u32(reply, to + 16, n_bytes)
+        _put_u32(reply, to + 20, n_bytes)
+        to += _SECTION_BYTES
+        gather_rows(layout[table], values, part, reply[to : to + n_bytes].view(np.float32))
+        for i in range(to + n_bytes, to + _padded(n_bytes)):
+            reply[i] = 0
+        to += _padded(n_bytes)
+        at = ids + _padded(id_bytes)
+    request = _u32(buffer, start + 4)
+    keys[0] = request
+    _put_u32(reply, reply_start, _MAGIC_VERSION | _VALUES << 24)
+    _put_u32(reply, reply_start + 4, request)
+    _put_u32(reply, reply_start + 8, to - reply_start - _HEADER_BYTES)
+    _put_u32(reply, reply_start + 12, 0)
+    _put_u32(reply, reply_start + _HEADER_BYTES, n_sections)
+    _put_u32(reply, reply_start + _HEADER_BYTES + 4, 0)
+    out[PULL_POSITION] = stop
+    out[PULL_REPLY_BYTES] = to - reply_start
+    return ANSWERED
+
+
+@_jit
 def _find_pull(remembered_keys: Any, request: int) -> int:
     for slot in range(remembered_keys.shape[0]):
         if remembered_keys[slot, 0] == request:
@@ -495,6 +645,9 @@ def compile_all() -> None:
             np.zeros((1, 1), np.uint32), rows, np.zeros(N_COUNTERS, np.int64), True, np.zeros(4, np.int64),
         )  # fmt: skip
         decode_rows(buffer, 0, 0, _RANGE, 1, 0, 0, 1, rows)
+    answer_pull(
+        received, 0, 0, layout, values, np.zeros(3, np.int64), rows, received, 0, np.zeros(4, np.int64)
+    )
     gather_rows(layout[0], values, rows, np.zeros(1, np.float32))
 
 

@@ -14,19 +14,14 @@ from cirrus.paramserver.codec import Buffer, Header, encode_parts
 from cirrus.paramserver.protocol import (
     ALIGNMENT_BYTES,
     COMPRESSED,
-    HEADER,
-    MAGIC,
     MAX_FRAME_BYTES,
     PULL_COMPRESSED,
     PULL_FLOAT16,
     PULL_HEAD,
     REMEMBERED_PULLS,
     SECTION,
-    VERSION,
     IdEncoding,
-    Kind,
     Section,
-    ValueEncoding,
     ValuesReply,
 )
 from cirrus.paramserver.tables import ShardTables
@@ -34,6 +29,9 @@ from cirrus.paramserver.tables import ShardTables
 #: Pulls of more rows are answered but not remembered.
 MAX_REMEMBERED_ROWS = 1 << 20
 FIRST_CAPACITY_ROWS = 1024
+FIRST_REPLY_BYTES = 8192
+#: Before a reply there is room for an acknowledgement, so that both go out with one call.
+REPLY_START = 32
 #: What headers take of a reply's frame at most.
 HEAD_BYTES = 4096
 MAX_SECTIONS = 64
@@ -69,12 +67,62 @@ class PullDesk:
         """For each pull remembered its request, then start and count of each table's rows in ``rows``."""
         self.rows = np.empty((REMEMBERED_PULLS, FIRST_CAPACITY_ROWS), np.uint32)
         """For each pull remembered its local rows."""
+        self.reply = np.empty(FIRST_REPLY_BYTES, np.uint8)
+        """The answer to a plain pull, from :data:`REPLY_START` on."""
+        self.reply_bytes = 0
+        self.position = 0
+        """Where the frame after the answered one begins."""
         self._tables = tables
+        self._out = np.zeros(4, np.int64)
         self._widths = [table.width for table in tables.tables]
         self._next_slot = 0
 
+    def answer_plain(self, buffer: NDArray[np.uint8], start: int, end: int) -> int:
+        """Answer the usual kind of pull into :attr:`reply`, with one call of a kernel.
+
+        Args:
+            buffer: What was received.
+            start: Where the pull begins.
+            end: One past the last byte received.
+
+        Returns:
+            ANSWERED, NEED_MORE, or OTHER_FRAME for a pull that :meth:`answer` deals with.
+
+        Raises:
+            ProtocolError: The ids are malformed or not here.
+        """
+        tables, out = self._tables, self._out
+        while True:
+            keys = self.keys[self._next_slot]
+            rows = self.rows[self._next_slot]
+            status = kernels.answer_pull(
+                buffer, start, end, tables.layout, tables.values, keys, rows, self.reply, REPLY_START, out
+            )
+            if status != kernels.NEED_ROOM:
+                break
+            n_rows, n_bytes = int(out[kernels.PULL_ROWS]), int(out[kernels.PULL_ROOM_BYTES])
+            if n_rows > MAX_REMEMBERED_ROWS or n_bytes > MAX_FRAME_BYTES:
+                return kernels.OTHER_FRAME
+            self._make_room(n_rows)
+            if REPLY_START + n_bytes > len(self.reply):
+                self.reply = np.empty(REPLY_START + 2 * n_bytes, np.uint8)
+        if status == kernels.ANSWERED:
+            self._next_slot = (self._next_slot + 1) % REMEMBERED_PULLS
+            self.position = int(out[kernels.PULL_POSITION])
+            self.reply_bytes = int(out[kernels.PULL_REPLY_BYTES])
+            self.rows_pulled += int(out[kernels.PULL_ROWS])
+        elif status in _PROBLEMS:
+            raise ProtocolError(_PROBLEMS[status])
+        return int(status)
+
+    def _make_room(self, n_rows: int) -> None:
+        if n_rows > self.rows.shape[1]:
+            larger = np.empty((REMEMBERED_PULLS, 2 * n_rows), np.uint32)
+            larger[:, : self.rows.shape[1]] = self.rows
+            self.rows = larger
+
     def answer(self, header: Header, body: memoryview) -> list[Buffer]:
-        """Return the reply's frame, in pieces.
+        """Return the reply's frame to any pull, in pieces.
 
         Raises:
             ProtocolError: The pull is malformed, too large, or of rows that are not here.
@@ -88,8 +136,6 @@ class PullDesk:
             raise ProtocolError(f"a pull of {n_values} values is too large for one frame")
         rows = self._remember(header.request, wanted)
         self.rows_pulled += sum(section.count for section in wanted)
-        if not flags & (PULL_FLOAT16 | PULL_COMPRESSED):
-            return [self._plain_reply(header.request, wanted, rows)]
         sections = []
         for section, section_rows in zip(wanted, rows, strict=True):
             values = np.empty(section.count * self._widths[section.table], np.float32)
@@ -98,25 +144,6 @@ class PullDesk:
         float16, compressed = bool(flags & PULL_FLOAT16), bool(flags & PULL_COMPRESSED)
         reply = ValuesReply(sections=tuple(sections))
         return encode_parts(reply, header.request, float16=float16, compressed=compressed)
-
-    def _plain_reply(self, request: int, wanted: list[_Wanted], rows: list[NDArray[np.uint32]]) -> Buffer:
-        """Return the whole frame, the values gathered straight into it; the codec would copy them."""
-        lengths = [4 * section.count * self._widths[section.table] for section in wanted]
-        size = HEADER.size + PULL_HEAD.size
-        size += sum(SECTION.size + n + -n % ALIGNMENT_BYTES for n in lengths)
-        frame = np.empty(size, np.uint8)
-        HEADER.pack_into(frame, 0, MAGIC, VERSION, Kind.VALUES, request, size - HEADER.size, 0)
-        PULL_HEAD.pack_into(frame, HEADER.size, len(wanted), 0, 0)
-        at = HEADER.size + PULL_HEAD.size
-        for section, section_rows, n_bytes in zip(wanted, rows, lengths, strict=True):
-            encodings = IdEncoding.NONE, ValueEncoding.FLOAT32
-            SECTION.pack_into(frame, at, section.table, *encodings, 0, 0, 0, n_bytes, n_bytes)
-            at += SECTION.size
-            stop = at + n_bytes
-            self._gather(section.table, section_rows, frame[at:stop].view(np.float32))
-            at = stop + -n_bytes % ALIGNMENT_BYTES
-            frame[stop:at] = 0
-        return frame.data
 
     def _gather(self, table: int, rows: NDArray[np.uint32], out: NDArray[np.float32]) -> None:
         kernels.gather_rows(self._tables.layout[table], self._tables.values, rows, out)
@@ -154,10 +181,7 @@ class PullDesk:
         keys[:] = -1
         keys[2::2] = 0
         if total <= MAX_REMEMBERED_ROWS:
-            if total > self.rows.shape[1]:
-                larger = np.empty((REMEMBERED_PULLS, 2 * total), np.uint32)
-                larger[:, : self.rows.shape[1]] = self.rows
-                self.rows = larger
+            self._make_room(total)
             target = self.rows[self._next_slot]
         else:
             target = np.empty(total, np.uint32)
