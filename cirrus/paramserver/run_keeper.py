@@ -241,10 +241,10 @@ class RunKeeper:
             phase = self._tick()
             if phase is Phase.ENDED:
                 return
+            # While a shard is away the model cannot be saved, but requests are heard, the status renewed.
             if phase is Phase.SAVING:
                 self._save_model()
-                continue
-            if self._checkpoint_due:
+            elif self._checkpoint_due:
                 self._cut_checkpoint()
             if checkpoints is not None and checkpoints.is_due():
                 with self.work:
