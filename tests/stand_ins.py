@@ -194,7 +194,8 @@ def run_worker() -> None:
 def run_client(root: str, run_id: str, how: str) -> None:
     """Play a client: start a run, and ``wait`` for it, or ``leave`` or ``fail`` with the run going on."""
     run = make_backend(root).start(make_config(run_id=run_id, n_workers=2, n_shards=2))
-    eventually(lambda: run.folder.store.list("stand-ins/train-1"))
+    eventually(lambda: run.folder.store.list("stand-ins/train-1") and run.folder.shard_address(0))
+    eventually(lambda: run.folder.shard_address(1))
     print("ready", flush=True)
     if how == "wait":
         run.wait()

@@ -137,7 +137,7 @@ def test_threads_recover_as_processes_do(train: Dataset) -> None:
 
 def test_workers_may_be_short_lived(train: Dataset, tmp_path: Path) -> None:
     """Workers that live for a second each, as functions do for minutes, lose and repeat nothing."""
-    config = plan(train, epochs=10)
+    config = plan(train, epochs=8)
     with LocalBackend(root=tmp_path, generation_seconds=1.0).start(config) as run:
         status = run.wait(RUN_SECONDS)
         assert_exact(config, status)
