@@ -30,7 +30,7 @@ def zipf_rows(seed: int) -> sp.csr_matrix:
 
 @pytest.mark.parametrize("batch_size", [64, 1024])
 def test_four_shards_get_pulls_and_pushes_within_a_fifth(tmp_path: Path, batch_size: int) -> None:
-    """With Zipf ids in order of frequency, the busiest of 4 shards has at most 1.2 times the idlest's rows."""
+    """With Zipf ids in order of frequency, the busiest of 4 shards has at most 1.2 times the idlest."""
     rows = zipf_rows(seed=0)
     labels = np.random.default_rng(1).integers(0, 2, N_ROWS)
     dataset = cirrus.load_arrays(rows, labels, str(tmp_path / "data"), random_state=0)
