@@ -448,7 +448,7 @@ def test_local_processes_train_from_datasets_in_memory(data, tmp_path, temporary
 
 def test_a_run_keeps_its_datasets(data):
     """A dataset in memory that nobody else holds lives as long as the run over it."""
-    est = make(epochs=50, tol=None)
+    est = make(epochs=200, tol=None)
     run = est.start(cirrus.load_arrays(*data, random_state=0))
     gc.collect()
     assert run.wait().state is RunState.FINISHED
@@ -460,9 +460,9 @@ def test_a_run_keeps_its_datasets(data):
 def test_works_in_pipelines_searches_and_cross_validation(data):
     """The estimator is one more scikit-learn classifier, also in other processes."""
     X, y = data
-    pipeline = make_pipeline(StandardScaler(), make(epochs=5))
+    pipeline = make_pipeline(StandardScaler(), make(epochs=20))
     assert pipeline.fit(X, y).score(X, y) > 0.8
-    assert cross_val_score(make(epochs=5), X, y, cv=2, n_jobs=2).min() > 0.75
+    assert cross_val_score(make(epochs=20), X, y, cv=2, n_jobs=2).min() > 0.75
     search = GridSearchCV(make(epochs=3, n_workers=1), {"l1": [0.1, 1e6]}, cv=2).fit(X, y)
     assert search.best_params_ == {"l1": 0.1}
 

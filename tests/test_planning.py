@@ -196,3 +196,11 @@ def test_resuming_with_other_data_or_batch_size_is_refused(manifest):
     schedule = Schedule(fingerprint=manifest.fingerprint, batch_size=64, leases=())
     with pytest.raises(ConfigError, match="batch_size=64"):
         plan(manifest, start=Start(url="memory://old", schedule=schedule), batch_size=65)
+
+
+@pytest.mark.parametrize(("optimizer", "divisor"), [("ftrl", 1), ("adagrad", 3000)])
+def test_penalties_are_relative_to_the_loss_of_all_rows(manifest, optimizer, divisor):
+    """FTRL, which gets sums, gets the penalty whole; optimizers of means get it divided by the 3,000 rows."""
+    table = plan(manifest, optimizer=optimizer, l1=2.0, l2=4.0).tables[0]
+    assert table.optimizer.l1 == pytest.approx(2.0 / divisor)
+    assert table.optimizer.l2 == pytest.approx(4.0 / divisor)

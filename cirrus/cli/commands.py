@@ -146,7 +146,7 @@ def train(
         float, typer.Option(help="Share of DATA to hold out; 0: train on all of it.")
     ] = 0.1,
     optimizer: Annotated[Optimizer, typer.Option(help="How gradients become updates.")] = Optimizer.FTRL,
-    learning_rate: Annotated[float, typer.Option(help="Step size.")] = 0.15,
+    learning_rate: Annotated[float, typer.Option(help="Step size.")] = 0.1,
     l1: Annotated[float, typer.Option(help="Penalty on absolute values.")] = 1.0,
     l2: Annotated[float, typer.Option(help="Penalty on squares.")] = 0.0,
     batch_size: Annotated[str, typer.Option(help='Rows of a minibatch, or "auto".')] = "auto",

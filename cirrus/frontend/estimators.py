@@ -48,15 +48,15 @@ Array = npt.NDArray[Any]
 class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Binary logistic regression over sparse rows, trained by workers against a parameter server.
 
-    Data is a :class:`cirrus.Dataset`, or arrays as scikit-learn takes them. With ``optimizer="ftrl"`` a
-    minibatch's gradient is the *sum* over its rows, so ``l1`` and ``l2`` are in units of summed gradient
-    (McMahan et al., 2013); with all others it is the mean, and ``l1`` and ``l2`` are relative to the mean
-    loss. The intercept is never regularised.
+    Data is a :class:`cirrus.Dataset`, or arrays as scikit-learn takes them. The penalties ``l1`` and ``l2``
+    are relative to the loss *summed* over the training rows, as in liblinear with C = 1, whatever the
+    optimizer. With ``optimizer="ftrl"`` a minibatch's gradient is the sum over its rows (McMahan et al.,
+    2013); with all others it is the mean. The intercept is never regularised.
 
     Args:
         optimizer: ``"ftrl"``, ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"`` or ``"adam"``.
         learning_rate: Step size; with ftrl and adagrad the initial one, a feature at a time.
-        l1: Strength of the penalty on absolute values; makes weights exactly 0 with ftrl.
+        l1: Strength of the penalty on absolute values; makes weights exactly 0.
         l2: Strength of the penalty on squares.
         optimizer_params: Further parameters of the optimizer, such as ``{"momentum": 0.95}``.
         batch_size: Rows of a minibatch; ``"auto"``: all of them up to 1,024 rows, else 64 to 1,024 by size.
@@ -122,7 +122,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         self,
         *,
         optimizer: str = "ftrl",
-        learning_rate: float = 0.15,
+        learning_rate: float = 0.1,
         l1: float = 1.0,
         l2: float = 0.0,
         optimizer_params: Mapping[str, float] | None = None,

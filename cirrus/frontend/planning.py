@@ -5,6 +5,7 @@ Pure: nothing is opened or started here. What ``"auto"`` means is decided here a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def plan_run(
     if start is not None and start.schedule is not None:
         batch_size = _resumed_batch_size(start.schedule, manifest, params["batch_size"])
         leases = start.schedule.leases
-    optimizer = _optimizer(params)
+    optimizer = _per_minibatch(_optimizer(params), manifest.n_rows)
     tables = tuple(
         _table(spec, optimizer, manifest, n_shards, batch_size)
         for spec in create_model(model).tables(manifest.n_features)
@@ -155,6 +156,16 @@ def plan_run(
         dollars_per_hour=dollars_per_hour,
         model_metadata={} if metadata is None else metadata,
     )
+
+
+def _per_minibatch(optimizer: OptimizerConfig, n_rows: int) -> OptimizerConfig:
+    """Bring penalties to the scale of the gradients that the optimizer gets.
+
+    Users give them relative to the loss summed over all rows; FTRL sums gradients, all others get means.
+    """
+    if optimizer.sums_gradients:
+        return optimizer
+    return dataclasses.replace(optimizer, l1=optimizer.l1 / n_rows, l2=optimizer.l2 / n_rows)
 
 
 def check_params(params: Mapping[str, Any]) -> None:
