@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import BinaryIO
 
-from cirrus.errors import CirrusError
+from cirrus.errors import CirrusError, SupersededError
 from cirrus.paramserver.server import Shard
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,20 +44,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             port=options.port,
         )
         address = shard.start()
+    except SupersededError as error:
+        log.info("%s", error)
+        return 0
     except (CirrusError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        # For whoever started this process: some errors another attempt cannot heal.
+        print(json.dumps({"error": str(error), "type": type(error).__name__}), flush=True)
         return 1
     print(f"{address.host}:{address.port}", flush=True)
     if not options.no_leash:
-        threading.Thread(target=_watch, args=(shard, sys.stdin.buffer), daemon=True).start()
+        threading.Thread(target=_watch, args=(shard,), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=shard.stop, daemon=True).start())
     shard.wait()
-    return 0
+    return 1 if shard.failed else 0
 
 
-def _watch(shard: Shard, leash: BinaryIO) -> None:
-    while leash.read(1):
+def _watch(shard: Shard) -> None:
+    # Not sys.stdin: a thread that waits in it would trouble the interpreter's end.
+    while os.read(sys.stdin.fileno(), 1):
         pass
     shard.stop()
 

@@ -51,6 +51,7 @@ class Ledger:
         self.given_again = 0
         """How many leases were taken back from a worker or had lost steps."""
         self._begun: set[LeaseKey] = set()
+        self._lost: set[LeaseKey] = set()
         self._dropped: set[LeaseKey] = set()
         self._orders: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._todo: list[tuple[int, int, int]] = []
@@ -125,16 +126,17 @@ class Ledger:
         heapq.heapify(self._todo)
 
     def finish(self, key: LeaseKey) -> bool:
-        """Mark a lease as done; False when it was done already."""
+        """Mark a lease as done; False when it was done before, were it only to be lost by a shard."""
         self._begun.discard(key)
-        if self.open.pop(key, None) is not None:
-            return True
+        pending = self.open.pop(key, None) is not None
         entry = self._entry(key)
         if entry in self._todo:
             self._todo.remove(entry)
             heapq.heapify(self._todo)
-            return True
-        return False
+            pending = True
+        first_time = key not in self._lost
+        self._lost.discard(key)
+        return pending and first_time
 
     def give_again(self, key: LeaseKey) -> None:
         """Put a lease back: its worker died, gave up or was too slow, or a shard lost steps of it."""
@@ -164,6 +166,7 @@ class Ledger:
                 complete = held is not None and held[lease] >= lease_range.n_steps
                 if not complete and (epoch, lease) not in missing:
                     self.give_again((epoch, lease))
+                    self._lost.add((epoch, lease))
                     lost += 1
         return lost
 
@@ -173,6 +176,7 @@ class Ledger:
         return {
             "epoch": self.epoch,
             "todo": [list(key) for key in todo],
+            "lost": [list(key) for key in sorted(self._lost)],
             "begun": [list(key) for key in sorted(self._begun)],
             "dropped": [list(key) for key in sorted(self._dropped)],
             "given_again": self.given_again,
@@ -183,6 +187,7 @@ class Ledger:
         self.epoch = int(plain["epoch"])
         self.given_again = int(plain["given_again"])
         self.open.clear()
+        self._lost = {(int(e), int(lease)) for e, lease in plain["lost"]}
         self._begun = {(int(e), int(lease)) for e, lease in plain["begun"]}
         self._dropped = {(int(e), int(lease)) for e, lease in plain["dropped"]}
         keys: Iterable[LeaseKey] = ((int(e), int(lease)) for e, lease in plain["todo"])

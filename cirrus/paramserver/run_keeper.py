@@ -207,6 +207,11 @@ class RunKeeper:
             self.coordinator.disconnect(connection)
             self.work.notify_all()
 
+    def wake(self) -> None:
+        """Have those who wait for a task look at the state again."""
+        with self.work:
+            self.work.notify_all()
+
     # The thread.
 
     def run(self) -> None:

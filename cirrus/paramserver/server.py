@@ -108,7 +108,10 @@ class Shard:
         self._past_counters = np.zeros(kernels.N_COUNTERS, np.int64)
         self._past_rows_pulled = 0
         self._ended = threading.Event()
+        self.failed = False
+        """True when the shard ended by an error of its own."""
         self._interrupted = False
+        self._restored = False
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
         self._snapshots = Snapshots(self.folder, shard)
@@ -127,6 +130,7 @@ class Shard:
         """
         kernels.compile_all()
         self._restore()
+        self._restored = True
         self._listener = socket.create_server((self._host, self._port), backlog=1024)
         host, port = self._listener.getsockname()[:2]
         address = ShardAddress(
@@ -156,7 +160,7 @@ class Shard:
 
     def crash(self) -> None:
         """End like a killed process: nothing is saved. For tests of recovery."""
-        self.stopping.set()
+        self._stop_waiting()
         self._close_sockets()
         self._ended.set()
 
@@ -175,12 +179,13 @@ class Shard:
         if self.stopping.is_set():
             self._ended.wait(JOIN_SECONDS)
             return
-        self.stopping.set()
+        self._stop_waiting()
         self._close_listener()
         keeper = self._keeper
         finished = keeper is not None and keeper.coordinator.final_state is RunState.FINISHED
         try:
-            if not finished or self._interrupted:
+            # What was not restored yet must not replace the snapshot that it should be restored from.
+            if self._restored and (not finished or self._interrupted):
                 self._snapshot()
             if keeper is not None and self._interrupted:
                 keeper.interrupt()
@@ -190,9 +195,22 @@ class Shard:
             self._close_sockets()
             self._ended.set()
 
+    def _stop_waiting(self) -> None:
+        """Tell every thread that the shard ends."""
+        self.stopping.set()
+        if self._keeper is not None:
+            self._keeper.wake()
+
     def _keep_run(self) -> None:
         assert self._keeper is not None
-        self._keeper.run()
+        try:
+            self._keeper.run()
+        except BaseException:
+            # Without it the run would stand still: die, so that a new generation takes over.
+            log.exception("the keeper of the run failed")
+            self.failed = True
+            self.crash()
+            return
         if self._keeper.run_ended:
             self._shut_down()
 

@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import traceback
-from typing import BinaryIO
 
 from cirrus.errors import CirrusError
 from cirrus.worker_runtime.handler import handler
@@ -22,8 +21,8 @@ LEASH_CODE = 3
 
 def main() -> int:
     """Read the event, work, print the result; return the exit code."""
-    line = sys.stdin.buffer.readline()
-    threading.Thread(target=_watch, args=(sys.stdin.buffer,), daemon=True).start()
+    line = _read_line()
+    threading.Thread(target=_watch, daemon=True).start()
     try:
         event = json.loads(line)
     except ValueError as error:
@@ -35,12 +34,27 @@ def main() -> int:
         traceback.print_exc()
         print(json.dumps({"error": str(error), "type": type(error).__name__}), flush=True)
         return 1
+    except Exception as error:  # noqa: BLE001 (a bug; whoever started this process has to hear of it)
+        traceback.print_exc()
+        print(json.dumps({"error": repr(error), "type": type(error).__name__}), flush=True)
+        return 1
     print(json.dumps(result), flush=True)
     return 0
 
 
-def _watch(leash: BinaryIO) -> None:
-    while leash.read(1):
+def _read_line() -> bytes:
+    """Read up to the first line's end. Not through sys.stdin, since a thread will wait on what follows."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        piece = os.read(sys.stdin.fileno(), 1)
+        if not piece:
+            break
+        line += piece
+    return bytes(line)
+
+
+def _watch() -> None:
+    while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(LEASH_CODE)
 
