@@ -24,7 +24,8 @@ def drain(ledger: Ledger, *, finish: bool = True) -> list[LeaseKey]:
     while (key := ledger.grant(0, len(keys), 0.0)) is not None:
         keys.append(key)
     for key in keys if finish else []:
-        assert ledger.finish(key)
+        ledger.finish(key)
+        assert key not in ledger.open
     return keys
 
 
@@ -199,6 +200,22 @@ def test_lost_steps_are_found_by_marks(in_work: bool) -> None:
     assert open_key is None or open_key in ledger.open
     assert ledger.reopen_lost(3, {}) == 0
     assert ledger.reopen_lost(0, {}) == len(LEASES) * 2 + (3 if in_work else 4)
+
+
+def test_a_lease_done_again_for_a_shard_counts_once() -> None:
+    """Finishing a lease is news the first time alone, also when a shard lost its steps in between."""
+    ledger = make_ledger()
+    key = ledger.grant(0, 0, 0.0)
+    assert key is not None
+    assert ledger.finish(key)
+    assert not ledger.finish(key)
+    held = [0 if lease == key[1] else steps.n_steps for lease, steps in enumerate(LEASES)]
+    assert ledger.reopen_lost(0, {"0": held}) == 1
+    assert ledger.grant(0, 1, 0.0, only_begun=True) == key
+    restored = make_ledger()
+    restored.restore(ledger.to_plain())
+    for each in (ledger, restored):
+        assert not each.finish(key)
 
 
 def test_the_ledger_survives_as_json() -> None:
