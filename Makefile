@@ -43,8 +43,14 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	@touch $@
 
 # Compiled here once, so that the first run does not stand still for it.
-$(VENV)/.kernels: $(VENV)/.installed $(wildcard cirrus/paramserver/*kernels*.py)
+$(VENV)/.kernels: $(VENV)/.installed $(shell grep -rl numba.njit cirrus)
 	@$(BIN)/python -m cirrus.paramserver.kernels
+	@echo "compiling the loader's kernels"
+	@printf '1 1:1\n0 2:1\n' > $(VENV)/two-rows.svm
+	@printf 'label,colour\n1,red\n0,blue\n' > $(VENV)/two-rows.csv
+	@$(BIN)/python -c "import cirrus; cirrus.load_svmlight('$(VENV)/two-rows.svm', 'memory://two/svm')"
+	@$(BIN)/python -c "import cirrus; \
+	    cirrus.load_csv('$(VENV)/two-rows.csv', 'memory://two/csv', label='label', categorical=['colour'])"
 	@touch $@
 
 install: $(VENV)/.installed $(VENV)/.kernels
