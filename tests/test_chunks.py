@@ -298,9 +298,9 @@ def test_other_versions_are_named() -> None:
 
 def test_a_row_that_is_too_large_is_a_data_error() -> None:
     """A single row beyond the size of a block is refused by name of that limit."""
-    n = MAX_BLOCK_BYTES // 8
+    n = MAX_BLOCK_BYTES // 5
     with pytest.raises(DataError, match=str(MAX_BLOCK_BYTES)):
-        encode_block(Block.from_csr([0, n], np.arange(n), np.full(n, 2.0, np.float32), [0]))
+        encode_block(Block.from_csr([0, n], np.arange(n), np.full(n, 2.5, np.float32), [0]))
 
 
 # Datasets.

@@ -156,19 +156,16 @@ class CsvParser:
         self, cells: Sequence[str], column: CsvColumn, where: _Where
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Return a column's numbers, 0 where there is none, and where that is."""
-        is_missing = np.zeros(len(cells), np.bool_)
-        try:
-            numbers = np.array([float(cell) for cell in cells], np.float64)
-        except ValueError:
-            cells = [cell.strip() for cell in cells]
-            is_missing[:] = [cell in self._missing for cell in cells]
-            numbers = np.zeros(len(cells))
-            for i in np.flatnonzero(~is_missing).tolist():
-                try:
-                    numbers[i] = float(cells[i])
-                except ValueError:
-                    remedy = "correct it, or add it to na_values"
-                    where.refuse(i, f"{column.name}: {_shown(cells[i])} is not a number: {remedy}")
+        cells = [cell.strip() for cell in cells]
+        # Also what reads as a number can stand for none, such as -999.
+        is_missing = np.array([cell in self._missing for cell in cells], np.bool_)
+        numbers = np.zeros(len(cells))
+        for i in np.flatnonzero(~is_missing).tolist():
+            try:
+                numbers[i] = float(cells[i])
+            except ValueError:
+                remedy = "correct it, or add it to na_values"
+                where.refuse(i, f"{column.name}: {_shown(cells[i])} is not a number: {remedy}")
         with np.errstate(over="ignore"):
             is_strange = ~np.isfinite(numbers.astype(np.float32))
         for i in np.flatnonzero(is_strange).tolist():

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from cirrus.chunks import BlockBuilder, ChunkInfo, ChunkWriter, DatasetSummary
+from cirrus.client_backend.csv_fast import FastCsvParser
 from cirrus.client_backend.csv_format import CsvFormat
-from cirrus.client_backend.csv_rows import CsvParser, LabelNames
+from cirrus.client_backend.csv_rows import LabelNames
 from cirrus.client_backend.parsers import SvmlightParser
 from cirrus.client_backend.rows import (
     Parser,
@@ -128,7 +129,7 @@ class LoadWorker:
     def _make_parser(self) -> Parser:
         plan = self._plan
         if plan.csv is not None:
-            return CsvParser(plan.path, plan.csv, self._label_names)
+            return FastCsvParser(plan.path, plan.csv, self._label_names)
         return SvmlightParser(plan.path, plan.n_features, plan.zero_based)
 
     def _rng(self, purpose: int, *numbers: int) -> np.random.Generator:

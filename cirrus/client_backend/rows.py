@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus.chunks import BLOCK_ROWS, Block
-from cirrus.client_backend.numbering import number_ids
+from cirrus.client_backend.numbering import number_ids, take_entries
 
 #: Feature ids are uint32, and one more than the highest must be too.
 MAX_INDEX = 2**32 - 2
@@ -69,15 +69,14 @@ def take_rows(rows: Rows, chosen: NDArray[np.intp], starts: NDArray[np.int64]) -
         starts: Where each of all rows begins (:func:`row_starts`).
     """
     lengths = rows.lengths[chosen]
-    new_starts = row_starts(lengths)
-    entries = np.repeat(starts[chosen] - new_starts[:-1], lengths)
-    entries += np.arange(entries.size)
-    return Rows(
-        lengths=lengths,
-        indices=rows.indices[entries],
-        values=None if rows.values is None else rows.values[entries],
-        labels=rows.labels[chosen],
-    )
+    n_entries = int(lengths.sum(dtype=np.int64))
+    indices = np.empty(n_entries, np.uint32)
+    take_entries(rows.indices, chosen, starts, indices)
+    values = None
+    if rows.values is not None:
+        values = np.empty(n_entries, np.float32)
+        take_entries(rows.values, chosen, starts, values)
+    return Rows(lengths=lengths, indices=indices, values=values, labels=rows.labels[chosen])
 
 
 def row_starts(lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
