@@ -1,0 +1,15 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C work in the processes that tests start.
+
+    A shell that starts a job in the background has it ignore SIGINT, and its children inherit that; a signal
+    that is caught here is theirs to catch again.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
