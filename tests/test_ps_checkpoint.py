@@ -91,6 +91,10 @@ def test_a_damaged_part_is_refused_or_the_same_floats(bit: int) -> None:
         b'{"tables": [{"name": "w", "first_row": 0, "arrays": [{"name": "z", "shape": [-1, -1]}]}]}',
         b'{"tables": [{"name": "w", "first_row": 0, "arrays": [{"name": "z", "shape": [1]}]}]}',
         b'{"tables": [{"name": "w", "first_row": 1e999, "arrays": []}], "extra": {}}',
+        b'{"tables": [{"name": "w", "first_row": 0, "arrays": []}], "extra": {}}',
+        b'{"tables": [{"name": "w", "first_row": 0, "arrays": [{"name": "z", "shape": [0, 1], "crc32": 0}]}],'
+        b' "extra": {}}',
+        b'{"tables": [], "extra": []}',
         b"[" * 100_000,
     ],
 )
@@ -152,6 +156,49 @@ def test_damage_is_named(store: ObjectStore) -> None:
         store.put(c.MANIFEST_KEY, manifest)
         with pytest.raises(CorruptDataError, match=problem):
             c.read_checkpoint(store)
+
+
+def _piece(first_row: int, **shapes: tuple[int, int]) -> c.Part:
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return c.Part(tables=(c.TablePart(name="w", first_row=first_row, arrays=arrays),))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "problem"),
+    [
+        ({"z": (2, 1)}, "no weights"),
+        ({"weights": (2, 1), "z": (1, 1)}, "several shapes"),
+        ({"weights": (2, 1), "z": (2, 3)}, "several shapes"),
+    ],
+)
+def test_arrays_of_a_table_must_fit_each_other(shapes: dict[str, tuple[int, int]], problem: str) -> None:
+    """A table has weights, and states of the same shape."""
+    with pytest.raises(CorruptDataError, match=f"here: table w has .*{problem}"):
+        c.decode_part(c.encode_part(_piece(0, **shapes)), "here")
+
+
+@pytest.mark.parametrize("shapes", [{"weights": (2, 3)}, {"weights": (2, 1), "z": (2, 1)}])
+def test_parts_must_fit_each_other(store: ObjectStore, shapes: dict[str, tuple[int, int]]) -> None:
+    """Pieces of a table have the same arrays and the same width, else the checkpoint is damaged."""
+    parts = [_piece(0, weights=(2, 1)), _piece(2, **shapes)]
+    c.write_manifest(store, [c.write_part(store, f"part-{i}.bin", part) for i, part in enumerate(parts)], {})
+    with pytest.raises(CorruptDataError, match="the parts disagree on the arrays or the width of w"):
+        c.read_checkpoint(store)
+
+
+def test_a_part_outside_the_checkpoint_is_refused(store: ObjectStore) -> None:
+    """A manifest cannot name objects that are not below it."""
+    c.write_manifest(store, [c.PartInfo(key="../other", n_bytes=0, crc32=0)], {})
+    with pytest.raises(CorruptDataError, match="names no usable part"):
+        c.read_checkpoint(store)
+
+
+@pytest.mark.parametrize("note", [b"", b"[]", b'{"key": 3}', b"\xff"])
+def test_part_infos_that_make_no_sense_are_refused(store: ObjectStore, note: bytes) -> None:
+    """What a shard left is checked before it gets into the manifest."""
+    store.put("part-0.json", note)
+    with pytest.raises(CorruptDataError, match=r"part-0\.json"):
+        c.read_part_infos(store, 1)
 
 
 def test_part_infos_are_taken_away(store: ObjectStore) -> None:

@@ -104,7 +104,14 @@ def portable_params(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restored_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo :func:`portable_params`."""
+    """Undo :func:`portable_params`.
+
+    Raises:
+        CorruptDataError: There are parameters that it leaves out: not for a file to set, least of all places.
+    """
+    foreign = sorted(params.keys() & set(_UNSAVED_PARAMS))
+    if foreign:
+        raise CorruptDataError(f"sets {', '.join(foreign)}, which no saved model holds")
     restored = dict(params)
     if isinstance(restored.get("class_weight"), list):
         restored["class_weight"] = {label: weight for label, weight in restored["class_weight"]}

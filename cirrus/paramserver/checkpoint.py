@@ -138,8 +138,18 @@ def _decode_part(data: bytes) -> Part:
                 raise ValueError(f"array {spec['name']} of table {table['name']} is truncated or changed")
             arrays[str(spec["name"])] = np.frombuffer(raw, "<f4").reshape(n_rows, width)
             offset += n_bytes
+        _check_arrays(arrays, f"table {table['name']}")
         tables.append(TablePart(name=str(table["name"]), first_row=int(table["first_row"]), arrays=arrays))
+    if not isinstance(head["extra"], dict):
+        raise TypeError("extra must be an object")
     return Part(tables=tuple(tables), extra=head["extra"])
+
+
+def _check_arrays(arrays: Mapping[str, Floats], name: str) -> None:
+    if "weights" not in arrays:
+        raise ValueError(f"{name} has no weights")
+    if len({array.shape for array in arrays.values()}) > 1:
+        raise ValueError(f"{name} has arrays of several shapes")
 
 
 def write_part(store: ObjectStore, key: str, part: Part) -> PartInfo:
@@ -155,11 +165,20 @@ def write_part_info(store: ObjectStore, shard: int, info: PartInfo) -> None:
 
 
 def read_part_infos(store: ObjectStore, n_shards: int) -> list[PartInfo]:
-    """Read what the shards left, and take it away: the manifest will hold it."""
+    """Read what the shards left, and take it away: the manifest will hold it.
+
+    Raises:
+        NotFoundError: A shard has left nothing.
+        CorruptDataError: It left something else.
+    """
     infos = []
     for shard in range(n_shards):
         key = f"part-{shard}.json"
-        infos.append(from_plain(PartInfo, json.loads(store.get(key)), f"{store.url}/{key}"))
+        data = store.get(key)
+        try:
+            infos.append(from_plain(PartInfo, json.loads(data), f"{store.url}/{key}"))
+        except (ValueError, RecursionError) as error:
+            raise CorruptDataError(f"{store.url}/{key}: {error}") from error
         store.delete(key)
     return infos
 
@@ -217,7 +236,10 @@ def read_parts(store: ObjectStore, manifest: CheckpointManifest) -> Iterator[Par
         CorruptDataError: A part is not what the manifest says.
     """
     for info in manifest.parts:
-        data = store.get(info.key)
+        try:
+            data = store.get(info.key)
+        except ConfigError as error:  # a key that leads out of the store
+            raise CorruptDataError(f"{store.url}/{MANIFEST_KEY}: names no usable part: {error}") from error
         if len(data) != info.n_bytes or zlib.crc32(data) != info.crc32:
             raise CorruptDataError(f"{store.url}/{info.key}: is not the object that {MANIFEST_KEY} names")
         yield decode_part(data, f"{store.url}/{info.key}")
@@ -238,6 +260,8 @@ def read_checkpoint(store: ObjectStore) -> Checkpoint:
     tables = {}
     for name, held in pieces.items():
         held.sort(key=lambda piece: piece.first_row)
+        if len({_kind(piece) for piece in held}) > 1:
+            raise CorruptDataError(f"{store.url}: the parts disagree on the arrays or the width of {name}")
         expected = 0
         for piece in held:
             if piece.first_row != expected:
@@ -249,6 +273,11 @@ def read_checkpoint(store: ObjectStore) -> Checkpoint:
             array: np.concatenate([piece.arrays[array] for piece in held]) for array in held[0].arrays
         }
     return Checkpoint(tables=tables, extra=manifest.extra)
+
+
+def _kind(piece: TablePart) -> tuple[int, frozenset[str]]:
+    """Return what must be the same for all pieces of a table: width and arrays."""
+    return piece.arrays["weights"].shape[1], frozenset(piece.arrays)
 
 
 def write_checkpoint(store: ObjectStore, checkpoint: Checkpoint) -> None:
