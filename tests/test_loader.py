@@ -28,7 +28,7 @@ from cirrus.client_backend.load_tasks import LoadSizes
 from cirrus.client_backend.loader import LoadOptions, LoadProgress, load_svmlight_file
 from cirrus.client_backend.numbering import number_ids
 from cirrus.client_backend.parsers import SvmlightParser
-from cirrus.client_backend.segments import read_segments
+from cirrus.client_backend.segments import InputFile, read_segments
 from cirrus.errors import ConfigError, DataError, NotFoundError, StorageError
 from cirrus.frontend.datasets import Dataset, load_csv, load_csv_like, load_svmlight
 from cirrus.storage import open_store
@@ -354,13 +354,18 @@ def test_a_store_that_refuses_is_a_storage_error(tmp_path: Path, temporary: Path
 # Segments.
 
 
+def input_file(path: Path) -> InputFile:
+    """A file as the loader opens it."""
+    return InputFile(str(path), path.name, path.stat().st_size)
+
+
 @given(st.binary(max_size=300).map(lambda b: b.replace(b"\x1f", b"").replace(b"P", b"")), st.integers(1, 50))
 @settings(max_examples=50)
 def test_segments_are_whole_lines_and_nothing_is_lost(tmp_path_factory: Any, data: bytes, size: int) -> None:
     """Segments end at line ends, know their first line, and together are the file."""
     path = tmp_path_factory.mktemp("segments") / "x"
     path.write_bytes(data)
-    segments = list(read_segments(str(path), segment_bytes=size))
+    segments = list(read_segments(input_file(path), segment_bytes=size))
     assert b"".join(s.data for s in segments) == data.removeprefix(b"\xef\xbb\xbf")
     line = 1
     for k, segment in enumerate(segments):
@@ -376,7 +381,7 @@ def test_a_quoted_field_is_not_cut(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("\n".join(rows) + "\n")
     for size in (1, 7, 50, 333):
-        segments = [s.data.decode() for s in read_segments(str(path), quoted=True, segment_bytes=size)]
+        segments = [s.data.decode() for s in read_segments(input_file(path), quoted=True, segment_bytes=size)]
         assert len(segments) > 3
         assert all(s.count('"') % 2 == 0 and s.endswith(",end\n") for s in segments)
         assert "".join(segments) == path.read_text()

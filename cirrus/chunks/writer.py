@@ -8,6 +8,7 @@ import secrets
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from cirrus.chunks.block import Block
 from cirrus.chunks.codec import encode_block
 from cirrus.chunks.manifest import MANIFEST_KEY, MAX_LABEL_VALUES, ChunkInfo, Manifest, fingerprint
 from cirrus.chunks.touches import TouchCounter
-from cirrus.errors import CorruptDataError, DataError, NotFoundError, StorageError
+from cirrus.errors import ConflictError, CorruptDataError, DataError, NotFoundError, StorageError
 from cirrus.storage import ObjectStore
 
 #: Rows of a block, but for the last one of a chunk. A power of two, so that usual batch sizes divide it.
@@ -195,6 +196,26 @@ def new_chunk_prefix() -> str:
     return f"{CHUNK_PREFIX}{secrets.token_hex(6)}/"
 
 
+@dataclass(frozen=True)
+class Replaced:
+    """The dataset, if any, that is at a URL when the work on its successor begins."""
+
+    etag: str | None
+    """Of its manifest; None: there is none."""
+
+
+def find_replaced(store: ObjectStore) -> Replaced:
+    """Return what :func:`commit_dataset` must still find, so that of two writers at once only one wins.
+
+    Raises:
+        StorageError: The object store refused or failed.
+    """
+    try:
+        return Replaced(store.get_versioned(MANIFEST_KEY)[1])
+    except NotFoundError:
+        return Replaced(None)
+
+
 def commit_dataset(
     store: ObjectStore,
     chunks: Iterable[ChunkInfo],
@@ -203,6 +224,7 @@ def commit_dataset(
     n_features: int | None = None,
     label_names: tuple[str, ...] | None = None,
     encoding: Mapping[str, Any] | None = None,
+    replaces: Replaced | None = None,
 ) -> Manifest:
     """Write the manifest over chunks that are in the store, and then delete those of the dataset it replaces.
 
@@ -215,9 +237,11 @@ def commit_dataset(
         n_features: None: one more than the highest id.
         label_names: Names of the labels 0, 1, ..., where they were text.
         encoding: How raw rows became columns.
+        replaces: What :func:`find_replaced` gave when the work began; None: replace whatever there is.
 
     Raises:
         DataError: There are no rows.
+        ConflictError: Another dataset was stored here since ``replaces`` was found; it stays.
     """
     chunks = tuple(chunks)
     if not chunks:
@@ -240,7 +264,7 @@ def commit_dataset(
     )
     _warn_of_single_labels(manifest)
     replaced = _existing_manifest(store)
-    store.put(MANIFEST_KEY, manifest.to_json())
+    _put_manifest(store, manifest, replaces)
     # The new dataset is there from here on: what cannot be deleted any more is only in the way.
     with contextlib.suppress(StorageError):
         if replaced is not None and replaced.fingerprint != manifest.fingerprint:
@@ -248,6 +272,19 @@ def commit_dataset(
         for chunk in replaced.chunks if replaced is not None else ():
             store.delete(chunk.key)
     return manifest
+
+
+def _put_manifest(store: ObjectStore, manifest: Manifest, replaces: Replaced | None) -> None:
+    if replaces is None:
+        store.put(MANIFEST_KEY, manifest.to_json())
+        return
+    try:
+        store.put(MANIFEST_KEY, manifest.to_json(), if_match=replaces.etag, if_absent=replaces.etag is None)
+    except ConflictError as error:
+        raise ConflictError(
+            f"{store.url}: another dataset was stored or deleted here meanwhile: what is there stays; load "
+            "again to replace it, or choose another URL"
+        ) from error
 
 
 def discard_chunks(store: ObjectStore, prefix: str) -> None:

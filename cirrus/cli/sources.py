@@ -14,7 +14,7 @@ from cirrus.errors import ConfigError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset, load_csv, load_csv_like, load_svmlight
 from cirrus.frontend.progress import short_number
 
-_CSV_SUFFIXES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", ".gz", ".zip"))
+_CSV_SUFFIXES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", ".gz", ".lz4", ".zip"))
 
 
 def is_dataset(data: str) -> bool:

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cirrus.chunks import DatasetSummary, Manifest, commit_dataset, discard_chunks, new_chunk_prefix
+from cirrus.chunks.writer import find_replaced
 from cirrus.client_backend.csv_format import CsvFormat, CsvRequest
+from cirrus.client_backend.inputs import open_input
 from cirrus.client_backend.load_tasks import BucketResult, BucketTask, LoadPlan, LoadSizes, ScatterResult
 from cirrus.client_backend.load_team import Team, Worker
 from cirrus.client_backend.rows import MAX_INDEX
-from cirrus.client_backend.segments import Segment, file_size, is_compressed, read_segments
+from cirrus.client_backend.segments import InputFile, Segment, is_compressed, read_segments
 from cirrus.errors import ConfigError, DataError
 from cirrus.storage import MemoryStore, ObjectStore
 
@@ -77,7 +79,7 @@ def load_svmlight_file(
     """Load an svmlight file; see :func:`cirrus.load_svmlight`.
 
     Args:
-        path: The file, plain, gzip or zip.
+        path: The file, plain, gzip, LZ4 or zip; ``-`` for standard input.
         store: The store at the dataset's URL.
         n_features: Number of columns; None: one more than the highest that occurs.
         zero_based: Whether the first feature is 0 or 1; None: 0 if 0 occurs anywhere in the file, else 1.
@@ -86,19 +88,20 @@ def load_svmlight_file(
     Raises:
         DataError: Something is wrong with the file.
         NotFoundError: There is no such file.
+        ConflictError: Another dataset was stored at the URL meanwhile.
         StorageError: The object store refused or failed.
     """
     if n_features is not None and not 1 <= n_features <= MAX_INDEX:
         raise ConfigError("n_features", f"must be a whole number >= 1 or None, got {n_features!r}")
-    load = _Load(path, store, options, n_features=n_features, zero_based=zero_based)
-    return load.run()
+    with open_input(path) as file:
+        return _Load(file, store, options, n_features=n_features, zero_based=zero_based).run()
 
 
 def load_csv_file(path: str, store: ObjectStore, *, request: CsvRequest, options: LoadOptions) -> Manifest:
     """Load a CSV file; see :func:`cirrus.load_csv`.
 
     Args:
-        path: The file, plain, gzip or zip.
+        path: The file, plain, gzip, LZ4 or zip; ``-`` for standard input.
         store: The store at the dataset's URL.
         request: Which columns to take, and how.
         options: How to load.
@@ -106,9 +109,11 @@ def load_csv_file(path: str, store: ObjectStore, *, request: CsvRequest, options
     Raises:
         DataError: Something is wrong with the file.
         NotFoundError: There is no such file.
+        ConflictError: Another dataset was stored at the URL meanwhile.
         StorageError: The object store refused or failed.
     """
-    return _Load(path, store, options, csv=request.resolve(path, _first_lines(path))).run()
+    with open_input(path) as file:
+        return _Load(file, store, options, csv=request.resolve(file.name, _first_lines(file))).run()
 
 
 def load_csv_file_like(
@@ -123,7 +128,7 @@ def load_csv_file_like(
     """Load a CSV file in the way another was; see :func:`cirrus.load_csv_like`.
 
     Args:
-        path: The file, plain, gzip or zip.
+        path: The file, plain, gzip, LZ4 or zip; ``-`` for standard input.
         store: The store at the dataset's URL.
         csv: How the other file was read.
         label_names: The other file's labels, if they were text.
@@ -133,16 +138,17 @@ def load_csv_file_like(
     Raises:
         DataError: Something is wrong with the file, or it has not got the columns.
         NotFoundError: There is no such file.
+        ConflictError: Another dataset was stored at the URL meanwhile.
         StorageError: The object store refused or failed.
     """
-    found = csv.fit_to(path, _first_lines(path), with_labels=with_labels)
     names = (label_names or ()) if with_labels else ()
-    return _Load(path, store, options, csv=found, label_names=names).run()
+    with open_input(path) as file:
+        found = csv.fit_to(file.name, _first_lines(file), with_labels=with_labels)
+        return _Load(file, store, options, csv=found, label_names=names).run()
 
 
-def _first_lines(path: str) -> bytes:
-    file_size(path)
-    for segment in read_segments(path, quoted=True):
+def _first_lines(file: InputFile) -> bytes:
+    for segment in read_segments(file, quoted=True):
         return segment.data
     return b""
 
@@ -152,7 +158,7 @@ class _Load:
 
     def __init__(
         self,
-        path: str,
+        file: InputFile,
         store: ObjectStore,
         options: LoadOptions,
         *,
@@ -161,14 +167,16 @@ class _Load:
         n_features: int | None = None,
         zero_based: bool | None = None,
     ) -> None:
+        self._file = file
         self._store = store
+        self._replaces = find_replaced(store)
         self._progress = options.progress
         self._sizes = sizes = options.sizes
-        self._size = file_size(path)
-        text_bytes = self._size * (COMPRESSION_RATIO if is_compressed(path) else 1)
+        self._size = file.n_bytes
+        text_bytes = self._size * (COMPRESSION_RATIO if is_compressed(file) else 1)
         seed = options.random_state
         self._plan = LoadPlan(
-            path=path,
+            path=file.name,
             url=store.url,
             prefix=new_chunk_prefix(),
             folder="",
@@ -207,7 +215,7 @@ class _Load:
 
     def _segments(self) -> Iterator[Segment]:
         return read_segments(
-            self._plan.path, quoted=self._plan.csv is not None, segment_bytes=self._sizes.segment_bytes
+            self._file, quoted=self._plan.csv is not None, segment_bytes=self._sizes.segment_bytes
         )
 
     def _note_segment(self, worker: int, result: ScatterResult) -> None:
@@ -290,6 +298,7 @@ class _Load:
             n_features=n_features,
             label_names=self._final_label_names,
             encoding=encoding,
+            replaces=self._replaces,
         )
         self._report(self._size)
         return manifest

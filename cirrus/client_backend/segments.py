@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, cast
 
+import lz4.frame
+
 from cirrus.errors import DataError, NotFoundError, StorageError
 
 #: Size of a segment, if nothing else is asked for.
@@ -19,6 +21,7 @@ SEGMENT_BYTES = 8 * 2**20
 MAX_LINE_BYTES = 64 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
+_LZ4_MAGIC = b"\x04\x22\x4d\x18"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -34,8 +37,22 @@ class Segment:
     """Bytes of the file read so far (compressed ones, where it is)."""
 
 
-def file_size(path: str) -> int:
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file to be read."""
+
+    path: str
+    name: str
+    """What to call it in an error message."""
+    n_bytes: int
+
+
+def file_size(path: str, name: str) -> int:
     """Return the size of a file to be read.
+
+    Args:
+        path: The file.
+        name: What to call it in an error message.
 
     Raises:
         NotFoundError: There is none.
@@ -44,29 +61,29 @@ def file_size(path: str) -> int:
     try:
         size = os.stat(path).st_size
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: there is no such file") from error
+        raise NotFoundError(f"{name}: there is no such file") from error
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
+        raise StorageError(f"{name}: {error.strerror}") from error
     if os.path.isdir(path):
-        raise DataError(f"{path}: is a folder: name a file")
+        raise DataError(f"{name}: is a folder: name a file")
     if size == 0:
-        raise DataError(f"{path}: is empty: there are no rows to load")
+        raise DataError(f"{name}: is empty: there are no rows to load")
     return size
 
 
-def is_compressed(path: str) -> bool:
+def is_compressed(file: InputFile) -> bool:
     """Return whether a file is compressed, by its first bytes."""
-    with _open(path) as file:
-        return file.read(4).startswith((_GZIP_MAGIC, _ZIP_MAGIC))
+    with _open(file) as stream:
+        return stream.read(4).startswith((_GZIP_MAGIC, _ZIP_MAGIC, _LZ4_MAGIC))
 
 
 def read_segments(
-    path: str, *, quoted: bool = False, segment_bytes: int = SEGMENT_BYTES
+    file: InputFile, *, quoted: bool = False, segment_bytes: int = SEGMENT_BYTES
 ) -> Iterator[Segment]:
     """Yield a file in segments of about ``segment_bytes``, cut at line ends.
 
     Args:
-        path: The file; gzip, and zip archives of a single file, are recognised by their content.
+        file: gzip, LZ4 frames, and zip archives of a single file, are recognised by their content.
         quoted: A line end between an odd and an even quotation mark does not end a line (CSV).
         segment_bytes: Size wanted.
 
@@ -75,7 +92,8 @@ def read_segments(
         DataError: A line does not end, or the compressed data is damaged.
         StorageError: The file cannot be read.
     """
-    with _open(path) as raw, _decompressed(raw, path) as stream:
+    path = file.name
+    with _open(file) as raw, _decompressed(raw, path) as stream:
         number, line, rest = 0, 1, b""
         while True:
             with _reading_errors(path, line + rest.count(b"\n")):
@@ -98,13 +116,13 @@ def read_segments(
                 return
 
 
-def _open(path: str) -> IO[bytes]:
+def _open(file: InputFile) -> IO[bytes]:
     try:
-        return open(path, "rb")
+        return open(file.path, "rb")
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: there is no such file") from error
+        raise NotFoundError(f"{file.name}: there is no such file") from error
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
+        raise StorageError(f"{file.name}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -116,6 +134,8 @@ def _decompressed(raw: IO[bytes], path: str) -> Iterator[IO[bytes]]:
         with _reading_errors(path, 1):
             if magic.startswith(_GZIP_MAGIC):
                 stream = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
+            elif magic == _LZ4_MAGIC:
+                stream = cast(IO[bytes], stack.enter_context(lz4.frame.LZ4FrameFile(raw)))
             elif magic == _ZIP_MAGIC:
                 archive = stack.enter_context(zipfile.ZipFile(raw))
                 members = archive.infolist()
@@ -131,14 +151,21 @@ def _reading_errors(path: str, line: int) -> Iterator[None]:
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}:{line}: the compressed data is truncated or damaged from about here on ({error}): "
-            "get the file again"
-        ) from error
+        raise _damaged(path, line, error) from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
-    except (NotImplementedError, RuntimeError) as error:  # a zip archive with encryption or a rare method
+    except (NotImplementedError, RuntimeError) as error:
+        if str(error).startswith("LZ4"):
+            raise _damaged(path, line, error) from error
+        # A zip archive with encryption or a rare method.
         raise DataError(f"{path}: cannot be unpacked ({error}): unpack it and name the file in it") from error
+
+
+def _damaged(path: str, line: int, error: Exception) -> DataError:
+    return DataError(
+        f"{path}:{line}: the compressed data is truncated or damaged from about here on ({error}): "
+        "get the file again"
+    )
 
 
 def _last_line_end(data: bytes, quoted: bool) -> int:

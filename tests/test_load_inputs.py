@@ -1,0 +1,146 @@
+"""What loaders read and write: compressed files, standard input, strange bytes, a place that is taken."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lz4.frame
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cirrus.errors import ConflictError, DataError
+from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
+from cirrus.storage import open_store
+
+Loader = Callable[[Path, str], Dataset]
+
+LOADERS: dict[str, Loader] = {
+    "svmlight": lambda path, url: load_svmlight(path, url, shuffle=False),
+    "csv": lambda path, url: load_csv(path, url, numeric=[1], categorical=[2], shuffle=False),
+}
+TEXT = {
+    "svmlight": b"1 1:1 5:2.5\n0 3:1\n" * 50,
+    "csv": b"1,2.5,red\n0,3,blue\n" * 50,
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_lz4_files_load_as_plain_ones(tmp_path: Path, kind: str) -> None:
+    """An LZ4 frame is recognised by its content, and gives the same dataset as what is in it."""
+    (tmp_path / "plain").write_bytes(TEXT[kind])
+    (tmp_path / "packed").write_bytes(lz4.frame.compress(TEXT[kind]))
+    plain = LOADERS[kind](tmp_path / "plain", str(tmp_path / "a"))
+    packed = LOADERS[kind](tmp_path / "packed", str(tmp_path / "b"))
+    assert packed.manifest.fingerprint == plain.manifest.fingerprint
+
+
+def test_damaged_lz4_files(tmp_path: Path) -> None:
+    """A truncated or changed LZ4 frame is one error that says where."""
+    packed = lz4.frame.compress(np.random.default_rng(0).bytes(100_000), content_checksum=True)
+    path = tmp_path / "x.lz4"
+    for damaged in (packed[:-1000], packed[:500] + bytes(100) + packed[600:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"x\.lz4:1: the compressed data is truncated or damaged"):
+            load_svmlight(path, tmp_path / "ds")
+
+
+def test_standard_input(tmp_path: Path) -> None:
+    """``-`` reads standard input; errors call it by its name; nothing of it stays."""
+    url = tmp_path / "ds"
+
+    def load(text: bytes) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "cirrus", "load", "-", str(url)]
+        return subprocess.run(command, input=text, capture_output=True, check=False, timeout=60)
+
+    assert load(TEXT["svmlight"]).returncode == 0
+    assert Dataset.open(url).n_rows == 100
+    refused = load(b"1 1:1\n0 1:x\n")
+    assert refused.returncode == 1
+    assert refused.stderr.decode().splitlines()[-1].startswith("error: standard input:2: ")
+    assert Dataset.open(url).n_rows == 100
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["empty place", "dataset there"])
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_of_two_writers_one_wins(tmp_path: Path, kind: str, before: bool) -> None:
+    """A load that finds another's dataset in its place in the end says so, and leaves that as it is."""
+    url = str(tmp_path / "ds") if kind == "folder" else f"memory://two-writers-{before}/ds"
+    path = tmp_path / "x.svm"
+    path.write_bytes(TEXT["svmlight"])
+    if before:
+        load_svmlight(path, url)
+    others: list[Dataset] = []
+
+    def meanwhile(_: Any) -> None:
+        if not others:
+            others.append(load_svmlight(path, url, n_features=77))
+
+    with pytest.raises(ConflictError, match="another dataset was stored or deleted here meanwhile"):
+        load_svmlight(path, url, progress=meanwhile)
+    assert Dataset.open(url).manifest == others[0].manifest
+    keys = {"manifest.json", *(chunk.key for chunk in others[0].manifest.chunks)}
+    assert set(open_store(url).list()) == keys
+
+
+bits = st.one_of(
+    st.binary(max_size=20),
+    st.sampled_from(
+        [b"\n", b",", b":", b" ", b'"', b"1", b"0:1", b"-1", b"1e400", b"\r", b"\0", b"#", b"\xef\xbb\xbf"]
+    ),
+)
+magics = st.sampled_from([b"", b"", b"\x1f\x8b\x08", b"PK\x03\x04", b"\x04\x22\x4d\x18"])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(sorted(LOADERS)), magics, st.lists(bits, max_size=30))
+@example("csv", b"", [b'1,2,"'])
+@example("svmlight", b"", [b"1 99999999999999999999:1"])
+def test_any_bytes_load_or_are_refused_by_place(
+    tmp_path_factory: Any, kind: str, magic: bytes, parts: list[bytes]
+) -> None:
+    """Whatever bytes a file holds, a loader takes them or raises one DataError that names the file."""
+    path = tmp_path_factory.mktemp("fuzz") / "strange"
+    path.write_bytes(magic + b"".join(parts))
+    url = f"memory://fuzz/{kind}"
+    refusal = ""
+    try:
+        dataset = LOADERS[kind](path, url)
+    except DataError as error:
+        refusal = str(error)
+    if refusal:
+        assert str(path) in refusal
+        return
+    X, y, _ = dataset.to_csr()
+    assert X.shape[0] == y.size == dataset.n_rows > 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_rows_come_back_in_order(data: st.DataObject) -> None:
+    """Sparse rows with any labels, stored unshuffled, read back as they were."""
+    n_rows, n_columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 2**20))
+    numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    rows = data.draw(
+        st.lists(
+            st.dictionaries(st.integers(0, n_columns - 1), numbers.filter(bool), max_size=8),
+            min_size=n_rows,
+            max_size=n_rows,
+        )
+    )
+    labels = np.array(data.draw(st.lists(numbers, min_size=n_rows, max_size=n_rows)), np.float32)
+    indptr = np.cumsum([0, *(len(row) for row in rows)])
+    columns = np.array([c for row in rows for c in sorted(row)], np.int64)
+    values = np.array([row[c] for row in rows for c in sorted(row)], np.float32)
+    X = scipy.sparse.csr_array((values, columns, indptr), shape=(n_rows, n_columns))
+    back, y, _ = load_arrays(X, labels, shuffle=False).to_csr()
+    np.testing.assert_array_equal(back.indptr, indptr)
+    np.testing.assert_array_equal(back.indices, columns)
+    np.testing.assert_array_equal(back.data, values)
+    np.testing.assert_array_equal(y, labels)
