@@ -220,7 +220,6 @@ class RunConfig:
     """A worker's lifetime; None: until the job is done."""
     dollars_per_hour: float = 0.0
     """What the whole job costs while it runs."""
-    on_client_loss: str = "stop"
     model_metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the client wants back when it attaches: estimator class, parameters, classes, encoding."""
 

@@ -21,14 +21,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import secrets
 import time
 from dataclasses import dataclass
 
 from cirrus.config import RunConfig, from_plain
-from cirrus.errors import ConflictError, CorruptDataError, NotFoundError, SupersededError
+from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError, SupersededError
 from cirrus.metrics import MetricPoint, RunStatus
 from cirrus.storage import ObjectStore, open_store
+
+log = logging.getLogger(__name__)
 
 #: A metrics object is rewritten as it grows to this size; then the next one begins.
 METRICS_SEGMENT_BYTES = 64 * 1024
@@ -209,6 +212,10 @@ class RunFolder:
                 found.append((key, from_plain(ControlRequest, _parse(self.store.get(key), key), key)))
             except NotFoundError:
                 continue
+            except (ConfigError, CorruptDataError) as error:
+                # A stray file, or a client of another version: no reason to end a run.
+                log.warning("%s: is no control request: %s", key, error)
+                self.store.delete(key)
         return found
 
     def finish_request(self, key: str) -> None:

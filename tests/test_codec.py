@@ -111,7 +111,7 @@ def test_the_table_has_every_kind() -> None:
 #: Written down byte by byte: a change of any of these is a new version of the protocol.
 GOLDEN: list[tuple[p.Message, dict[str, Any], str]] = [
     (p.Ack(), {}, "43520107 07000000 02000000 00000000 7b7d"),
-    (p.End(), {}, "43520119 07000000 02000000 00000000 7b7d"),
+    (p.Done(), {}, "43520111 07000000 02000000 00000000 7b7d"),
     (
         p.Attached(position=9),
         {},

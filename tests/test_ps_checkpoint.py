@@ -227,30 +227,30 @@ def test_the_newest_checkpoint_is_found(store: ObjectStore) -> None:
 def test_the_newest_snapshot_is_the_one_restored(store: ObjectStore) -> None:
     """There is none at first; then always the last, and no other is kept, also over generations."""
     folder = RunFolder(URL)
-    assert Snapshots(folder, 1).newest() is None
+    assert Snapshots(folder, 1, 1).newest() is None
     for generation in range(3):
-        snapshots = Snapshots(folder, 1)
+        snapshots = Snapshots(folder, 1, generation)
         snapshots.newest()
         for value in (1.0, 2.0):
             snapshots.write(make_part(value=generation + value))
-        found = Snapshots(folder, 1).newest()
+        found = Snapshots(folder, 1, generation + 1).newest()
         assert found is not None
         assert same(found, make_part(value=generation + 2.0))
         assert len(store.list("snapshots/1/")) == 2
-    assert Snapshots(folder, 0).newest() is None
+    assert Snapshots(folder, 0, 1).newest() is None
 
 
 def test_a_death_while_writing_leaves_the_snapshot_before(store: ObjectStore) -> None:
     """A part without its word in the manifest is not restored, and does not disturb the next one."""
     folder = RunFolder(URL)
-    Snapshots(folder, 0).write(make_part(value=1.0))
-    store.put("snapshots/0/00000002.bin", ENCODED[:40])
-    snapshots = Snapshots(folder, 0)
+    Snapshots(folder, 0, 1).write(make_part(value=1.0))
+    store.put("snapshots/0/000001-00000002.bin", ENCODED[:40])
+    snapshots = Snapshots(folder, 0, 1)
     found = snapshots.newest()
     assert found is not None
     assert same(found, make_part(value=1.0))
     snapshots.write(make_part(value=2.0))
-    again = Snapshots(folder, 0).newest()
+    again = Snapshots(folder, 0, 1).newest()
     assert again is not None
     assert same(again, make_part(value=2.0))
 
@@ -258,17 +258,17 @@ def test_a_death_while_writing_leaves_the_snapshot_before(store: ObjectStore) ->
 def test_a_damaged_snapshot_is_named(store: ObjectStore) -> None:
     """A snapshot that was changed, or whose manifest was, or that is gone, is one clear error each."""
     folder = RunFolder(URL)
-    Snapshots(folder, 0).write(make_part())
+    Snapshots(folder, 0, 1).write(make_part())
     manifest = store.get("snapshots/0/newest.json")
     key = f"snapshots/0/{json.loads(manifest)['key']}"
     data = store.get(key)
     store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(CorruptDataError, match=key):
-        Snapshots(folder, 0).newest()
+        Snapshots(folder, 0, 1).newest()
     store.delete(key)
     with pytest.raises(CirrusError, match=key):
-        Snapshots(folder, 0).newest()
+        Snapshots(folder, 0, 1).newest()
     for wrong in (b"{", b"[]", b'{"key": "x", "n_bytes": 1}'):
         store.put("snapshots/0/newest.json", wrong)
         with pytest.raises(CorruptDataError, match=r"newest\.json"):
-            Snapshots(folder, 0).newest()
+            Snapshots(folder, 0, 1).newest()

@@ -315,6 +315,11 @@ class Coordinator:
     # Time.
 
     @property
+    def shard_generations(self) -> tuple[int, ...]:
+        """The generation of every shard that the ledger counts on."""
+        return tuple(self._shard_generations)
+
+    @property
     def updates(self) -> int:
         """Steps done so far."""
         return self._progress.updates
@@ -378,7 +383,7 @@ class Coordinator:
 
     def end(self, reason: str, state: RunState = RunState.FINISHED, error: str | None = None) -> None:
         """End the run. Killed and failed ones save no model and wait for nobody."""
-        if self.phase in (Phase.SAVING, Phase.ENDED) and state == RunState.FINISHED:
+        if self.phase is not Phase.RUNNING and state == RunState.FINISHED:
             return
         self.stop_reason, self.final_state, self.error = reason, state, error
         if state == RunState.FINISHED:

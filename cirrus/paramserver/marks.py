@@ -49,7 +49,7 @@ class StepMarks:
 
     def is_complete(self, epoch: int, lease: int) -> bool:
         """Tell whether every step of a lease was applied here."""
-        return bool(self.of_epoch(epoch)[lease] == self._full[lease])
+        return bool(self.of_epoch(epoch)[lease] >= self._full[lease])
 
     def to_plain(self) -> tuple[int, dict[str, list[int]]]:
         """Return ``completed_epochs`` and the marks of the other epochs, for JSON."""

@@ -369,6 +369,9 @@ class StatisticsReply:
 class End:
     """Shard 0 tells another shard that the run is over."""
 
+    finished: bool = False
+    """True when the model is in the run folder: no snapshot is needed any more."""
+
 
 Message = (
     Hello

@@ -13,7 +13,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from cirrus.config import RunConfig
-from cirrus.errors import CirrusError, ConnectionLostError, LeaseLostError, ProtocolError, ShardError
+from cirrus.errors import (
+    CirrusError,
+    ConnectionLostError,
+    LeaseLostError,
+    ProtocolError,
+    ShardError,
+    StorageError,
+    SupersededError,
+)
 from cirrus.metrics import RunState
 from cirrus.paramserver import checkpoint
 from cirrus.paramserver.coordinator import Coordinator, Phase
@@ -45,6 +53,8 @@ log = logging.getLogger(__name__)
 #: The coordinator looks at the clock this often when nothing happens.
 TICK_SECONDS = 0.05
 STATUS_SECONDS = 0.5
+#: An object store that refuses status and metrics for longer than this ends the run.
+MUTE_SECONDS = 30.0
 PEER_COUNTS_SECONDS = 2.0
 CONTROL_SECONDS = 0.2
 #: An object store over the network is asked less often.
@@ -54,6 +64,8 @@ FAREWELL_SECONDS = 2.0
 LONGEST_WAIT_SECONDS = 5.0
 #: Writing a part of a checkpoint is the longest that one shard asks of another.
 CHECKPOINT_SECONDS = 300.0
+#: Requests that are carried out when the run has ended.
+ENDING_ACTIONS = frozenset({"kill", "fail", "stop"})
 
 
 class OwnShard(Protocol):
@@ -74,6 +86,9 @@ class OwnShard(Protocol):
 
     def write_part(self, url: str) -> None:
         """Write this shard's part of a checkpoint."""
+
+    def superseded(self) -> None:
+        """Stop at once: a newer generation works."""
 
 
 class _Timer:
@@ -112,8 +127,12 @@ class RunKeeper:
         self._folder = folder
         self._config = config
         self._peers = peers
+        self._generation = generation
+        self._reported_at = time.monotonic()
         self._metrics = MetricsWriter(folder)
         self._peer_counts: dict[str, int] = {}
+        self._snapshots_asked: set[str] = set()
+        """Requests that the next checkpoint answers."""
         remote = "://" in folder.url and not folder.url.startswith(("memory:", "file:"))
         self._control_seconds = REMOTE_CONTROL_SECONDS if remote else CONTROL_SECONDS
 
@@ -219,6 +238,9 @@ class RunKeeper:
         coordinator = self.coordinator
         try:
             self._keep_going()
+        except SupersededError:
+            self._shard.superseded()
+            return
         except CirrusError as error:
             log.exception("the coordinator failed")
             with self.work:
@@ -280,8 +302,13 @@ class RunKeeper:
     def _checkpoint_due(self) -> bool:
         return self.coordinator.checkpoint_wanted and self.coordinator.ledger.at_rest
 
-    def _report(self) -> None:
-        """Write status and metrics to the run folder."""
+    def _report(self) -> bool:
+        """Write status and metrics to the run folder; return whether it took them.
+
+        Raises:
+            StorageError: It has refused for :data:`MUTE_SECONDS`.
+            SupersededError: A newer shard 0 looks after the run.
+        """
         # Outside the lock: this takes the shard's lock of connections, under which a snapshot takes `work`.
         counts = {**self._peer_counts, **self._shard.counts()}
         with self.work:
@@ -289,8 +316,27 @@ class RunKeeper:
             status = self.coordinator.status(time.monotonic(), time.time(), counts)
         for point in points:
             self._metrics.append(point)
-        self._metrics.flush()
-        self._folder.write_status(status)
+        try:
+            self._check_generation()
+            self._metrics.flush()
+            self._folder.write_status(status)
+        except StorageError as error:
+            log.warning("status and metrics cannot be written: %s", error)
+            if time.monotonic() - self._reported_at > MUTE_SECONDS:
+                raise
+            return False
+        self._reported_at = time.monotonic()
+        return True
+
+    def _check_generation(self) -> None:
+        """Write nothing for a run that a newer shard 0 looks after.
+
+        Raises:
+            SupersededError: There is one.
+        """
+        address = self._folder.shard_address(0)
+        if address is not None and address.generation > self._generation:
+            raise SupersededError(f"shard 0 was replaced by generation {address.generation}")
 
     def _refresh_peer_counts(self) -> None:
         for peer in self._other_shards:
@@ -306,7 +352,11 @@ class RunKeeper:
             with self.work:
                 self._obey(request)
                 self.work.notify_all()
-            self._folder.finish_request(key)
+            # What takes time stays in the folder until it is done, for the next generation if this one dies.
+            if request.action == "snapshot":
+                self._snapshots_asked.add(key)
+            elif request.action not in ENDING_ACTIONS:
+                self._folder.finish_request(key)
 
     def _obey(self, request: ControlRequest) -> None:
         coordinator = self.coordinator
@@ -329,6 +379,8 @@ class RunKeeper:
 
         Asked first what they hold, shards that lost steps are found out, and their leases given again.
         """
+        with self.work:
+            generations = self.coordinator.shard_generations
         try:
             for peer in self._other_shards:
                 reply = self._peers.ask(peer, MarksRequest(), MarksReply)
@@ -339,15 +391,22 @@ class RunKeeper:
                     return False
             for peer in self._other_shards:
                 self._peers.call(peer, WriteCheckpoint(url=url), CHECKPOINT_SECONDS)
-        except (ConnectionLostError, ShardError) as error:
+        except (ConnectionLostError, SupersededError) as error:
             log.info("a shard is not ready to save: %s", error)
             self._shard.stopping.wait(TICK_SECONDS)
             return False
+        except ShardError as error:
+            raise StorageError(f"{url}: a shard cannot write its part: {error}") from error
         self._shard.write_part(url)
         store = open_store(url)
         parts = checkpoint.read_part_infos(store, self._config.n_shards)
-        checkpoint.write_manifest(store, parts, self._checkpoint_extra())
-        return True
+        extra = self._checkpoint_extra()
+        with self.work:
+            # A shard that came back from an older snapshot meanwhile wrote what the ledger does not say.
+            same = generations == self.coordinator.shard_generations and self.coordinator.ledger.at_rest
+        if same:
+            checkpoint.write_manifest(store, parts, extra)
+        return same
 
     def _checkpoint_extra(self) -> Mapping[str, Any]:
         config = self._config
@@ -372,16 +431,23 @@ class RunKeeper:
 
     def _cut_checkpoint(self) -> None:
         base = self._config.checkpoint_url or f"{self._folder.url}/checkpoints"
+        asked = set(self._snapshots_asked)
         name = f"step-{self.coordinator.updates:012d}"
         if self._write_everywhere(f"{base}/{name}"):
             checkpoint.write_latest(open_store(base), name)
             with self.work:
                 self.coordinator.checkpoint_wanted = False
                 self.work.notify_all()
+            for key in asked:
+                self._folder.finish_request(key)
+            self._snapshots_asked -= asked
 
     def _say_farewell(self) -> None:
         """The run is over: say so in the folder, to the workers, and to the other shards."""
-        self._report()
+        while not self._report():
+            self._shard.stopping.wait(STATUS_SECONDS)
+        for key, _ in self._folder.requests():
+            self._folder.finish_request(key)
         deadline = time.monotonic() + FAREWELL_SECONDS
         with self.work:
             self.work.notify_all()
@@ -389,6 +455,6 @@ class RunKeeper:
                 self.work.wait(TICK_SECONDS)
         for peer in self._other_shards:
             try:
-                self._peers.call(peer, End())
+                self._peers.call(peer, End(finished=self.coordinator.final_state is RunState.FINISHED))
             except (ConnectionLostError, ShardError) as error:
                 log.info("shard %d was gone before the end: %s", peer, error)

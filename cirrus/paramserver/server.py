@@ -29,6 +29,7 @@ from cirrus.errors import (
     LeaseLostError,
     ProtocolError,
     ShardError,
+    SupersededError,
 )
 from cirrus.metrics import RunState
 from cirrus.paramserver import checkpoint, kernels
@@ -112,9 +113,10 @@ class Shard:
         """True when the shard ended by an error of its own."""
         self._interrupted = False
         self._restored = False
+        self._model_saved = False
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
-        self._snapshots = Snapshots(self.folder, shard)
+        self._snapshots = Snapshots(self.folder, shard, generation)
         self._peers = Peers(self.folder, self.config, self.token, shard)
         self._keeper: RunKeeper | None = None
         if shard == 0:
@@ -182,10 +184,13 @@ class Shard:
         self._stop_waiting()
         self._close_listener()
         keeper = self._keeper
-        finished = keeper is not None and keeper.coordinator.final_state is RunState.FINISHED
+        if keeper is not None and keeper.run_ended:
+            self._model_saved = keeper.coordinator.final_state is RunState.FINISHED
         try:
-            # What was not restored yet must not replace the snapshot that it should be restored from.
-            if self._restored and (not finished or self._interrupted):
+            if self._model_saved:
+                self._snapshots.clear()
+            elif self._restored:
+                # What was not restored yet must not replace the snapshot that it should be restored from.
                 self._snapshot()
             if keeper is not None and self._interrupted:
                 keeper.interrupt()
@@ -304,6 +309,7 @@ class Shard:
             self.write_part(message.url)
             return Done()
         if isinstance(message, End):
+            self._model_saved = message.finished
             # Joining this very connection from here would wait for itself.
             self._spawn(self._shut_down, "end")
             return Done()
@@ -376,6 +382,8 @@ class Shard:
                 continue
             try:
                 self._snapshot()
+            except SupersededError:
+                self.superseded()
             except CirrusError:
                 log.exception("shard %d could not write a snapshot; it tries again", self.shard)
             else:

@@ -13,11 +13,13 @@ import zlib
 from dataclasses import asdict
 
 from cirrus.config import from_plain
-from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
+from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError, SupersededError
 from cirrus.paramserver.checkpoint import Part, PartInfo, decode_part, write_part
 from cirrus.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+NEWEST_KEY = "newest.json"
 
 
 class Snapshots:
@@ -26,23 +28,62 @@ class Snapshots:
     Args:
         folder: The run's folder.
         shard: Whose.
+        generation: Of the shard; a newer one's snapshots are never replaced.
     """
 
-    def __init__(self, folder: RunFolder, shard: int) -> None:
+    def __init__(self, folder: RunFolder, shard: int, generation: int) -> None:
         self._store = folder.store.child(f"snapshots/{shard}")
+        self._generation = generation
         self._lock = threading.Lock()
         self._number = 0
         self._previous: str | None = None
 
     def write(self, part: Part) -> None:
-        """Write a snapshot and forget the one before."""
+        """Write a snapshot and forget the one before.
+
+        Raises:
+            SupersededError: A newer generation has written one.
+        """
         with self._lock:
             self._number += 1
-            info = write_part(self._store, f"{self._number:08d}.bin", part)
-            self._store.put("newest.json", json.dumps(asdict(info)).encode())
+            info = write_part(self._store, f"{self._generation:06d}-{self._number:08d}.bin", part)
+            try:
+                self._make_newest(info)
+            except SupersededError:
+                self._store.delete(info.key)
+                raise
             if self._previous is not None:
                 self._store.delete(self._previous)
             self._previous = info.key
+
+    def _make_newest(self, info: PartInfo) -> None:
+        data = json.dumps(asdict(info)).encode()
+        while True:
+            held = self._read_newest()
+            try:
+                if held is None:
+                    self._store.put(NEWEST_KEY, data, if_absent=True)
+                    return
+                key, etag = held[0].key, held[1]
+                if _parse_name(key)[0] > self._generation:
+                    raise SupersededError(f"{self._store.url}/{key}: a newer generation has written it")
+                self._store.put(NEWEST_KEY, data, if_match=etag)
+            except ConflictError:
+                continue  # another generation writes at this very moment: look again who is newer
+            return
+
+    def _read_newest(self) -> tuple[PartInfo, str] | None:
+        try:
+            raw, etag = self._store.get_versioned(NEWEST_KEY)
+        except NotFoundError:
+            return None
+        where = f"{self._store.url}/{NEWEST_KEY}"
+        try:
+            info = from_plain(PartInfo, json.loads(raw), NEWEST_KEY)
+            _parse_name(info.key)
+        except (ValueError, ConfigError) as error:
+            raise CorruptDataError(f"{where}: {error}") from error
+        return info, etag
 
     def newest(self) -> Part | None:
         """Return the newest snapshot, or None when there is none.
@@ -50,19 +91,34 @@ class Snapshots:
         Raises:
             CorruptDataError: It was changed since it was written.
         """
-        try:
-            raw = self._store.get("newest.json")
-        except NotFoundError:
+        held = self._read_newest()
+        if held is None:
             return None
-        try:
-            info = from_plain(PartInfo, json.loads(raw), "newest.json")
-        except (ValueError, ConfigError) as error:
-            raise CorruptDataError(f"{self._store.url}/newest.json: {error}") from error
+        info = held[0]
         data = self._store.get(info.key)
         where = f"{self._store.url}/{info.key}"
         if zlib.crc32(data) != info.crc32:
             raise CorruptDataError(f"{where}: does not match its checksum")
-        self._number = int(info.key.removesuffix(".bin"))
         self._previous = info.key
+        generation, number = _parse_name(info.key)
+        if generation == self._generation:
+            self._number = number
         log.info("restoring from %s", where)
         return decode_part(data, where)
+
+    def clear(self) -> None:
+        """Delete all snapshots: the run is over and its model saved."""
+        with self._lock:
+            for key in self._store.list():
+                self._store.delete(key)
+            self._previous = None
+
+
+def _parse_name(key: str) -> tuple[int, int]:
+    """Return generation and number of a snapshot.
+
+    Raises:
+        ValueError: The name is not a snapshot's.
+    """
+    generation, _, number = key.removesuffix(".bin").partition("-")
+    return int(generation), int(number)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cirrus.chunks import Manifest, StoredBlock, read_lease
 from cirrus.config import LeaseRange
-from cirrus.errors import CirrusError, ProtocolError
+from cirrus.errors import ProtocolError
 from cirrus.paramserver.client import Channel
 from cirrus.paramserver.protocol import NextTask, Task
 from cirrus.storage import ObjectStore
@@ -50,7 +50,7 @@ class LeaseFetcher:
         self._store = store
         self._manifest = manifest
         self._leases = leases
-        self._queue: queue.Queue[FetchedLease | CirrusError] = queue.Queue(maxsize=1)
+        self._queue: queue.Queue[FetchedLease | Exception] = queue.Queue(maxsize=1)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-fetcher", daemon=True)
         self._thread.start()
@@ -60,13 +60,13 @@ class LeaseFetcher:
 
         Raises:
             RunOverError: There will be none any more.
-            CirrusError: Whatever went wrong in fetching.
+            Exception: Whatever went wrong in fetching.
         """
         try:
             item = self._queue.get(timeout=timeout)
         except queue.Empty:
             return None
-        if isinstance(item, CirrusError):
+        if isinstance(item, Exception):
             raise item
         return item
 
@@ -77,18 +77,18 @@ class LeaseFetcher:
         self._thread.join(POLL_SECONDS)
 
     def _run(self) -> None:
-        item: FetchedLease | CirrusError | None
+        item: FetchedLease | Exception | None
         while not self._stopping.is_set():
             try:
                 item = self._next()
-            except CirrusError as error:
+            except Exception as error:  # noqa: BLE001 (raised again by get, in the worker's own thread)
                 item = error
             while item is not None and not self._stopping.is_set():
                 try:
                     self._queue.put(item, timeout=POLL_SECONDS)
                 except queue.Full:
                     continue
-                if isinstance(item, CirrusError):
+                if isinstance(item, Exception):
                     return
                 break
 

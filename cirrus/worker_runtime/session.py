@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from cirrus.chunks import Manifest, read_manifest
 from cirrus.config import RunConfig, TableConfig
-from cirrus.errors import ConnectionLostError, RegistrationError, RunError, SupersededError
+from cirrus.errors import ConnectionLostError, DataError, RegistrationError, RunError, SupersededError
 from cirrus.models import Model, create_model
 from cirrus.paramserver.client import Channel, ParameterClient
 from cirrus.paramserver.protocol import Register
@@ -91,10 +91,17 @@ class Session:
         self._tables = {table.name: i for i, table in enumerate(self.config.tables)}
         self._was_registered = False
 
-    def open_dataset(self, url: str) -> tuple[ObjectStore, Manifest]:
-        """Open a dataset."""
+    def open_dataset(self, url: str, fingerprint: str | None = None) -> tuple[ObjectStore, Manifest]:
+        """Open a dataset.
+
+        Raises:
+            DataError: It is not the one with this fingerprint.
+        """
         store = open_store(url)
-        return store, read_manifest(store)
+        manifest = read_manifest(store)
+        if fingerprint is not None and manifest.fingerprint != fingerprint:
+            raise DataError(f"{url}: was replaced since the run began; start a new run on it")
+        return store, manifest
 
     def table(self, name: str) -> tuple[int, TableConfig]:
         """Return a table's number on the wire, and its config."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cirrus.chunks import Block
-from cirrus.errors import ConnectionLostError, LeaseLostError, SupersededError
+from cirrus.errors import ConnectionLostError, CorruptDataError, LeaseLostError, SupersededError
 from cirrus.models import Gradients
 from cirrus.paramserver.client import ParameterClient, PullTicket
 from cirrus.paramserver.protocol import Complete, Ids, Values
@@ -63,7 +63,8 @@ class Trainer:
             RegistrationError: Another worker of this id is at work.
             ConnectionLostError: The shards cannot be reached any more.
         """
-        store, manifest = self.session.open_dataset(self.session.config.train_url)
+        config = self.session.config
+        store, manifest = self.session.open_dataset(config.train_url, config.train_fingerprint)
         while True:
             fetcher = LeaseFetcher(self.session.register(), store, manifest, self.session.config.leases)
             try:
@@ -145,6 +146,7 @@ class LeaseTrainer:
         self._look_ahead(ahead, batches)
         while ahead:
             batch, ticket = ahead.popleft()
+            self._check_position(position, position < self._range.n_steps)
             before = clock()
             rows = self._client.wait(ticket)
             pulled = clock()
@@ -165,8 +167,18 @@ class LeaseTrainer:
         before = clock()
         self._client.flush()
         self._totals.push_seconds += clock() - before
+        self._check_position(position, position >= self._range.n_steps)
         self._complete()
         return self._totals
+
+    def _check_position(self, position: int, right: bool) -> None:
+        """Refuse data that has not the rows of which leases were planned: it would never be done."""
+        if not right:
+            name = self._lease.blocks[0].name
+            raise CorruptDataError(
+                f"{name} and the blocks after it: {position} minibatches where the run's plan has"
+                f" {self._range.n_steps}; load the data again"
+            )
 
     def _look_ahead(self, ahead: deque[tuple[Block, PullTicket]], batches: Iterator[Block]) -> None:
         """Keep two pulls under way: that of the next minibatch, and one that goes out with the last push."""
