@@ -35,6 +35,7 @@ class Peers:
         self._shard = shard
         self._channels: dict[int, Channel] = {}
         self._lock = threading.Lock()
+        self._closed = False
 
     def call(self, peer: int, message: Message, timeout_seconds: float = PEER_SECONDS) -> Message:
         """Ask another shard and return its answer.
@@ -44,6 +45,8 @@ class Peers:
             ShardError: It refused.
         """
         with self._lock:
+            if self._closed:
+                raise ConnectionLostError("this shard is going down")
             channel = self._channels.get(peer)
             if channel is None:
                 channel = self._channels[peer] = self._connect(peer)
@@ -69,8 +72,9 @@ class Peers:
         return reply
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and make no more."""
         with self._lock:
+            self._closed = True
             for channel in self._channels.values():
                 channel.close()
             self._channels.clear()
