@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
     from cirrus.frontend.estimators import LogisticRegression, load_model
+    from cirrus.frontend.mapping import wait
     from cirrus.metrics import MetricPoint, RunState, RunStatus
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ _HOMES = {
     "load_model": "cirrus.frontend.estimators",
     "load_svmlight": "cirrus.frontend.datasets",
     "open_run": "cirrus.client_backend.runs",
+    "wait": "cirrus.frontend.mapping",
 }
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "load_model",
     "load_svmlight",
     "open_run",
+    "wait",
 ]
 
 

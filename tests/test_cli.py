@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import cirrus
 from cirrus.cli.commands import app
 
-COMMANDS = ["load", "describe", "train", "predict", "runs", "attach", "kill", "ps"]
+COMMANDS = ["load", "describe", "preprocess", "train", "predict", "runs", "attach", "kill", "ps"]
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 #: Something that should happen soon has not happened when this has passed.
 PATIENCE_SECONDS = 30.0

@@ -75,9 +75,12 @@ def read_lease(store: ObjectStore, manifest: Manifest, lease: LeaseRange) -> lis
         lease: A range of blocks of one chunk.
 
     Raises:
+        DataError: The dataset has no such blocks.
         CorruptDataError: The chunk is missing or truncated.
         StorageError: The store refused or failed.
     """
+    if not 0 <= lease.chunk < len(manifest.chunks):
+        raise DataError(f"{store.url}: has no chunk {lease.chunk}")
     chunk = manifest.chunks[lease.chunk]
     last = lease.first_block + lease.n_blocks
     if not 0 <= lease.first_block < last <= chunk.n_blocks:
@@ -94,6 +97,7 @@ def read_lease(store: ObjectStore, manifest: Manifest, lease: LeaseRange) -> lis
             data=data[start - offsets[0] : stop - offsets[0]],
             name=f"{store.url}/{chunk.key}, block {lease.first_block + i}",
             n_features=manifest.n_features,
+            n_rows=chunk.block_rows[lease.first_block + i],
         )
         for i, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False))
     ]
@@ -101,12 +105,27 @@ def read_lease(store: ObjectStore, manifest: Manifest, lease: LeaseRange) -> lis
 
 def iterate_blocks(store: ObjectStore, manifest: Manifest) -> Iterator[Block]:
     """Yield every block of a dataset, in order; one chunk is in memory at a time."""
-    for number, chunk in enumerate(manifest.chunks):
-        whole = LeaseRange(
-            chunk=number, first_block=0, n_blocks=chunk.n_blocks, n_rows=chunk.n_rows, n_steps=chunk.n_blocks
-        )
-        for stored, n_rows in zip(read_lease(store, manifest, whole), chunk.block_rows, strict=True):
-            block = decode_block(stored)
-            if block.n_rows != n_rows:
-                raise CorruptDataError(f"{stored.name}: has {block.n_rows} rows, the manifest says {n_rows}")
-            yield block
+    for number in range(len(manifest.chunks)):
+        yield from iterate_chunk(store, manifest, number)
+
+
+def iterate_chunk(store: ObjectStore, manifest: Manifest, number: int) -> Iterator[Block]:
+    """Yield every block of one chunk, in order.
+
+    Args:
+        store: The store at the dataset's URL.
+        manifest: The dataset.
+        number: Which of its chunks.
+
+    Raises:
+        CorruptDataError: The chunk is missing or damaged.
+    """
+    chunk = manifest.chunks[number]
+    whole = LeaseRange(
+        chunk=number, first_block=0, n_blocks=chunk.n_blocks, n_rows=chunk.n_rows, n_steps=chunk.n_blocks
+    )
+    for stored, n_rows in zip(read_lease(store, manifest, whole), chunk.block_rows, strict=True):
+        block = decode_block(stored)
+        if block.n_rows != n_rows:
+            raise CorruptDataError(f"{stored.name}: has {block.n_rows} rows, the manifest says {n_rows}")
+        yield block

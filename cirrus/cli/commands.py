@@ -23,6 +23,8 @@ from cirrus.cli.options import (
     NFeaturesOption,
     NumericOption,
     Optimizer,
+    Preprocessing,
+    PreprocessOptions,
     RunArgument,
     SeedOption,
     SepOption,
@@ -119,14 +121,66 @@ def load(
 
 
 @_command
-def describe(url: Annotated[str, typer.Argument(help="A dataset or a saved model.")]) -> None:
+def describe(
+    url: Annotated[str, typer.Argument(help="A dataset or a saved model.")],
+    columns: Annotated[
+        int, typer.Option(help="Dataset: show this many columns; that reads all rows. 0: the manifest alone.")
+    ] = 0,
+) -> None:
     """Say what a dataset or a saved model holds.
 
-    Example: cirrus describe data/clicks
+    Example: cirrus describe data/clicks --columns 20
     """
     from cirrus.cli import data as work
 
-    work.describe(url)
+    work.describe(url, columns)
+
+
+@_command
+def preprocess(
+    kind: Annotated[Preprocessing, typer.Argument(help="What to do with the columns.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A dataset.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="Where the new dataset goes.")],
+    low: Annotated[float, typer.Option(help="minmax: where the smallest value of a column goes.")] = 0.0,
+    high: Annotated[float, typer.Option(help="minmax: where the largest value of a column goes.")] = 1.0,
+    clip: Annotated[bool, typer.Option("--clip", help="minmax: cut values off at the range.")] = False,
+    mean: Annotated[
+        bool, typer.Option(help="standard: shift to mean 0; sparse data would become dense.")
+    ] = True,
+    std: Annotated[bool, typer.Option(help="standard: scale to variance 1.")] = True,
+    buckets: Annotated[int, typer.Option(help="hash: number of columns to hash into.")] = 2**20,
+    columns: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="hash: columns to hash, separated by commas; default: all.")
+    ] = "",
+    densify: Annotated[
+        bool, typer.Option("--densify", help="Fill in zeros that do not stay zero, however many.")
+    ] = False,
+    save: Annotated[str | None, typer.Option(help="Also save what was fitted, to use it on arrays.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Functions at a time; default: one a core.")] = None,
+) -> None:
+    """Scale or hash the columns of a dataset; interrupted, the same command goes on where it was.
+
+    Example: cirrus preprocess standard data/clicks data/scaled --no-mean
+    """
+    from cirrus.cli import preprocessing as work
+
+    work.preprocess(
+        source,
+        target,
+        PreprocessOptions(
+            kind=kind,
+            low=low,
+            high=high,
+            clip=clip,
+            mean=mean,
+            std=std,
+            buckets=buckets,
+            columns=columns,
+            densify=densify,
+            save=save,
+            workers=workers,
+        ),
+    )
 
 
 @_command

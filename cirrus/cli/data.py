@@ -15,11 +15,13 @@ import numpy as np
 
 from cirrus.cli.console import bytes_text, say, show
 from cirrus.cli.options import FileOptions
+from cirrus.cli.preprocessing import describe_columns
 from cirrus.cli.sources import is_dataset, load_file, load_file_like
 from cirrus.errors import ConfigError, NotFoundError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import LogisticRegression, load_model
 from cirrus.frontend.model_files import MODEL_KEY
+from cirrus.frontend.preprocessing_steps import last_steps
 from cirrus.frontend.scratch import Scratch
 from cirrus.storage import open_store
 
@@ -33,7 +35,7 @@ def load(data: str, url: str, options: FileOptions) -> None:
     say(f"next: cirrus train {url}")
 
 
-def describe(url: str) -> None:
+def describe(url: str, columns: int = 0) -> None:
     """Say what a dataset or a saved model holds."""
     if open_store(url).exists(MODEL_KEY):
         _describe_model(url, load_model(url))
@@ -43,6 +45,8 @@ def describe(url: str) -> None:
     except NotFoundError as error:
         raise NotFoundError(f"{url}: there is neither a dataset nor a saved model here") from error
     _describe_dataset(dataset)
+    if columns > 0:
+        describe_columns(dataset, columns)
 
 
 def _describe_dataset(dataset: Dataset) -> None:
@@ -85,7 +89,9 @@ def predict(model: str, data: str, out: str) -> None:
         if is_dataset(data):
             dataset = Dataset.open(data)
         else:
-            dataset = load_file_like(data, scratch.url("rows"), estimator.encoding_, estimator.n_features_in_)
+            steps = last_steps(estimator.encoding_, {})
+            n_features = steps[0].n_features_in if steps else estimator.n_features_in_
+            dataset = load_file_like(data, scratch.url("rows"), estimator.encoding_, n_features)
         with _output(out) as file:
             n_rows = _write_predictions(file, estimator, dataset)
     finally:

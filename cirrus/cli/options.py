@@ -28,6 +28,14 @@ class Optimizer(enum.StrEnum):
     ADAM = "adam"
 
 
+class Preprocessing(enum.StrEnum):
+    """What to do with the columns of a dataset."""
+
+    MINMAX = "minmax"
+    STANDARD = "standard"
+    HASH = "hash"
+
+
 FormatOption = Annotated[
     Format, typer.Option("--format", help="How the file is written; auto: CSV if its name says so.")
 ]
@@ -105,3 +113,20 @@ class TrainOptions:
     resume_from: str | None
     seed: int
     home: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessOptions:
+    """What `cirrus preprocess` is asked for, but for the data."""
+
+    kind: Preprocessing
+    low: float
+    high: float
+    clip: bool
+    mean: bool
+    std: bool
+    buckets: int
+    columns: str
+    densify: bool
+    save: str | None
+    workers: int | None

@@ -11,7 +11,7 @@ from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.runs import Run, judge_status, open_folder, run_url
 from cirrus.client_backend.supervisor import Supervisor
 from cirrus.config import RunConfig
-from cirrus.errors import RunError
+from cirrus.errors import ConfigError, RunError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.run_folder import ClientClaim, RunFolder
 
@@ -40,6 +40,17 @@ class Backend(ABC):
     @abstractmethod
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
         """Return how the shards and workers of this run are run here."""
+
+    def job_launcher(self, job_url: str) -> Launcher:
+        """Return how the workers of a map job are run here; it needs no shards.
+
+        Args:
+            job_url: The job's folder.
+
+        Raises:
+            ConfigError: This backend runs no map jobs.
+        """
+        raise ConfigError("backend", f"{type(self).__name__} cannot run functions over chunks")
 
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what a run of this size costs while it runs."""

@@ -123,6 +123,10 @@ class InlineBackend(Backend):
         """See :meth:`Backend.launcher`."""
         return InlineLauncher(folder.url, self._parts)
 
+    def job_launcher(self, job_url: str) -> Launcher:
+        """See :meth:`Backend.job_launcher`."""
+        return InlineLauncher(job_url, self._parts)
+
 
 class InlineLauncher(Launcher):
     """Runs the shards and workers of one run in the threads that ask for it.

@@ -98,6 +98,10 @@ class LocalBackend(Backend):
         """See :meth:`Backend.launcher`."""
         return LocalLauncher(folder.url, self._commands)
 
+    def job_launcher(self, job_url: str) -> Launcher:
+        """See :meth:`Backend.job_launcher`."""
+        return LocalLauncher(job_url, self._commands)
+
 
 class LocalLauncher(Launcher):
     """Runs the shards and workers of one run as child processes.

@@ -37,11 +37,12 @@ from cirrus.client_backend.loader import (
     load_svmlight_file,
 )
 from cirrus.errors import ConfigError
+from cirrus.frontend.mapping import ChunkOperations
 from cirrus.frontend.scratch import Scratch
 from cirrus.storage import ObjectStore, open_store
 
 
-class Dataset:
+class Dataset(ChunkOperations):
     """Rows in an object store: chunks and a manifest below one URL.
 
     Make one with :func:`cirrus.load_svmlight`, :func:`cirrus.load_csv` or :func:`cirrus.load_arrays`; find it

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cirrus.chunks import Block
@@ -33,6 +33,7 @@ from cirrus.frontend.model_files import (
     save_model_files,
 )
 from cirrus.frontend.planning import Start, check_params, plan_run
+from cirrus.frontend.preprocessing_steps import apply_to_array, last_steps
 from cirrus.frontend.progress import Listener
 from cirrus.frontend.scratch import Scratch
 from cirrus.frontend.starting import resume_point, starting_tables
@@ -359,6 +360,9 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     def decision_function(self, X: Any) -> Array:
         """Return log odds of ``classes_[1]``, float64 of shape (n_rows,).
 
+        If the model was trained on a dataset that had been preprocessed, the same is done to ``X`` first,
+        unless that is a Dataset which has had it already.
+
         Args:
             X: A Dataset, array or sparse matrix.
         """
@@ -366,6 +370,8 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
         if isinstance(X, Dataset):
             parts = [decision for _, decision in self.iter_decisions(X)]
             return np.concatenate(parts) if parts else np.zeros(0)
+        if steps := last_steps(self.encoding_, {}):
+            X = apply_to_array(steps, check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32]))
         X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
         decisions: Array = np.asarray(X @ self.coef_[0], dtype=np.float64) + self.intercept_[0]
         return decisions
@@ -429,9 +435,19 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
             DataError: The dataset has more features than the model.
         """
         check_is_fitted(self)
-        check_width(self, dataset, reset=False)
+        steps = last_steps(self.encoding_, dataset.manifest.encoding)
+        if not steps:
+            check_width(self, dataset, reset=False)
+        elif dataset.n_features > steps[0].n_features_in:
+            raise DataError(
+                f"{dataset.url}: has {dataset.n_features} features, the model was trained on "
+                f"{steps[0].n_features_in} before preprocessing"
+            )
         weights = self.coef_[0].astype(np.float32)
-        for block in dataset.blocks():
+        for stored in dataset.blocks():
+            block = stored
+            for step in steps:
+                block = step.apply_block(block)
             yield block, block.matvec(weights[block.ids]).astype(np.float64) + self.intercept_[0]
 
     # Saving.

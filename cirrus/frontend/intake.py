@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
@@ -18,6 +19,7 @@ from cirrus.chunks import Manifest
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend import labels
 from cirrus.frontend.datasets import Dataset, load_arrays
+from cirrus.frontend.preprocessing_steps import apply_to_array, last_steps
 from cirrus.frontend.scratch import Scratch
 
 Array = npt.NDArray[Any]
@@ -148,6 +150,8 @@ def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch
     if validation is None:
         return None
     if isinstance(validation, Dataset):
+        if last_steps(data.manifest.encoding, validation.manifest.encoding):
+            raise DataError(f"{validation.url}: was not preprocessed as {data.url} was: transform it too")
         check_width(estimator, validation, reset=False)
         # A model knows its positive class by the code, and takes all others for the negative one.
         codes = labels.dataset_codes(validation.manifest, data.classes, validation.url)
@@ -156,7 +160,10 @@ def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch
         return scratch.reachable(validation.url, "validation")
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise ConfigError("validation", "must be a Dataset or a pair (X, y)")
-    X, y = validate_data(estimator, *validation, accept_sparse="csr", dtype=_DTYPES, reset=False)
+    X, y = validation
+    if steps := last_steps(data.manifest.encoding, {}):
+        X = apply_to_array(steps, check_array(X, accept_sparse="csr", dtype=_DTYPES))
+    X, y = validate_data(estimator, X, y, accept_sparse="csr", dtype=_DTYPES, reset=False)
     coded = labels.encode(y, data.classes, data.codes, "validation")
     return load_arrays(X, coded, scratch.url("validation"), shuffle=False).url
 

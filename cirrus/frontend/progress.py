@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from cirrus.client_backend.map_reduce import MapProgress
 from cirrus.errors import ConfigError
 from cirrus.metrics import RunStatus
 
@@ -152,6 +153,46 @@ def clock_time(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class MapLine:
+    """Shows how far a function over chunks is; pass :meth:`show` as its ``progress``, inside ``with``.
+
+    Args:
+        out: Where to; standard error by default.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console(file=out if out is not None else sys.stderr, highlight=False)
+        self._clock = clock
+        self._live: Live | None = None
+        self._started_at = self._shown_at = clock()
+
+    def __enter__(self) -> MapLine:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+    def show(self, progress: MapProgress) -> None:
+        """Show the newest state."""
+        now = self._clock()
+        rate = progress.rows / max(now - self._started_at, 1e-9)
+        done, total = progress.chunks_done, progress.chunks_total
+        line = f"  {done / total:4.0%}  chunk {done}/{total}  {progress.rows:,} rows"
+        line += f"  {short_number(rate)} rows/s"
+        if self._live is not None:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif now - self._shown_at >= PLAIN_SECONDS:
+            self._shown_at = now
+            self._console.print(line, soft_wrap=True)
 
 
 class Progress:

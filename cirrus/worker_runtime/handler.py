@@ -1,6 +1,6 @@
 """The function's entry point: the same on a laptop, in Lambda and in a Ray task.
 
-The event is ``{"role": "train" | "evaluate", "run_url": ..., "worker_id": ..., "generation": ...,
+The event is ``{"role": "train" | "evaluate" | "map", "run_url": ..., "worker_id": ..., "generation": ...,
 "deadline_seconds": ...}``; the result says how the generation ended. Secrets are never in it: the token is in
 the run folder.
 """
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from cirrus.config import from_plain
 from cirrus.errors import ConfigError, RegistrationError
 from cirrus.worker_runtime.evaluate import Evaluator
+from cirrus.worker_runtime.map_tasks import MapWorker
 from cirrus.worker_runtime.session import Clock, DeadlineError, Identity, RunOverError, Session
 from cirrus.worker_runtime.train import Trainer
 
@@ -63,9 +64,13 @@ def handler(event: Mapping[str, Any], context: Context | None = None) -> dict[st
         CirrusError: The generation could not work on.
     """
     parsed = from_plain(Event, dict(event), "event")
-    if parsed.role not in ("train", "evaluate"):
-        raise ConfigError("role", f"must be train or evaluate, got {parsed.role!r}")
+    if parsed.role not in ("train", "evaluate", "map"):
+        raise ConfigError("role", f"must be train, evaluate or map, got {parsed.role!r}")
     clock = Clock(_remaining(parsed, context))
+    if parsed.role == "map":
+        mapper = MapWorker(parsed.run_url, parsed.worker_id, parsed.generation, clock)
+        outcome = mapper.run()
+        return asdict(Result(outcome=outcome, steps=mapper.chunks, rows=mapper.rows, seconds=clock.seconds))
     identity = Identity(parsed.worker_id, parsed.generation, parsed.role)
     session = Session(parsed.run_url, identity, clock)
     steps = rows = 0

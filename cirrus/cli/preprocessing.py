@@ -1,0 +1,54 @@
+"""``cirrus preprocess``, and what ``cirrus describe`` says of columns."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from cirrus.cli.console import say, show, table
+from cirrus.cli.options import Preprocessing, PreprocessOptions
+from cirrus.errors import ConfigError
+from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler
+
+
+def preprocess(source: str, target: str, options: PreprocessOptions) -> None:
+    """Fit, and write the transformed dataset."""
+    dataset = Dataset.open(source)
+    transformer = _transformer(options)
+    started_at = time.monotonic()
+    made = transformer.fit_transform(dataset, target)
+    seconds = time.monotonic() - started_at
+    if options.save is not None:
+        transformer.save(options.save)
+        say(f"saved what was fitted in {options.save}")
+    say(f"preprocessed {made.n_rows:,} rows in {seconds:.1f} s ({made.n_rows / seconds:,.0f} rows/s)")
+    show(f"dataset {made.url}")
+
+
+def _transformer(options: PreprocessOptions) -> Any:
+    common: dict[str, Any] = {
+        "densify": options.densify or "auto",
+        "n_workers": options.workers,
+        "progress": True,
+    }
+    if options.kind is Preprocessing.MINMAX:
+        return MinMaxScaler((options.low, options.high), clip=options.clip, **common)
+    if options.kind is Preprocessing.STANDARD:
+        return StandardScaler(with_mean=options.mean, with_std=options.std, **common)
+    names = [part.strip() for part in options.columns.split(",") if part.strip()]
+    for name in names:
+        if not name.isdecimal():
+            raise ConfigError("columns", f"must be numbers of columns, from 0; got {name!r}")
+    return FeatureHasher(options.buckets, columns=[int(name) for name in names] or None, **common)
+
+
+def describe_columns(dataset: Dataset, n_columns: int) -> None:
+    """Show density, and the first columns' statistics."""
+    found = dataset.describe(progress=True)
+    show(f"density   {found.density:.3%}, {found.n_entries:,} values that are not 0")
+    rows = [["column", "min", "max", "mean", "std", "missing"]]
+    for number in range(min(n_columns, found.n_features)):
+        numbers = (found.minimum, found.maximum, found.mean, found.variance**0.5)
+        rows.append([str(number), *(f"{part[number]:.6g}" for part in numbers), f"{found.missing[number]:,}"])
+    show(table(rows, right=frozenset(range(6))))

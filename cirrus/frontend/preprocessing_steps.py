@@ -1,0 +1,169 @@
+"""What was done to a dataset's columns, as its manifest remembers it, and doing it again to raw rows."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lz4.block
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+
+from cirrus.chunks import Block
+from cirrus.errors import ConfigError, CorruptDataError, DataError
+from cirrus.worker_runtime.column_map import BlockRewriter, ColumnMap
+
+Array = npt.NDArray[Any]
+
+_DTYPES = {"factor": "<f8", "offset": "<f8", "target": "<u4", "clip": "<f8"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One preprocessing of columns."""
+
+    name: str
+    """Class that did it."""
+    columns: ColumnMap
+    n_features_in: int
+    n_features_out: int
+
+    @classmethod
+    def of(cls, columns: ColumnMap, name: str, n_features_in: int, n_features_out: int) -> Step:
+        """Return a step."""
+        return cls(name=name, columns=columns, n_features_in=n_features_in, n_features_out=n_features_out)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the step as what JSON can hold."""
+        arrays = {name: _encode(name, array) for name, array in self.columns.to_arrays().items()}
+        return {
+            "name": self.name,
+            "n_features_in": self.n_features_in,
+            "n_features_out": self.n_features_out,
+            "arrays": arrays,
+        }
+
+    @classmethod
+    def from_plain(cls, raw: Any) -> Step:
+        """Read a step back.
+
+        Raises:
+            CorruptDataError: It is none.
+        """
+        try:
+            arrays = {name: _decode(name, text) for name, text in raw["arrays"].items()}
+            step = cls.of(
+                ColumnMap.from_arrays(arrays),
+                str(raw["name"]),
+                int(raw["n_features_in"]),
+                int(raw["n_features_out"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CorruptDataError(f"preprocessing: is not what Cirrus wrote: {error}") from error
+        for name in ("factor", "offset", "target"):
+            if name in arrays and arrays[name].shape != (step.n_features_in,):
+                raise CorruptDataError(f"preprocessing: {name} is not of {step.n_features_in} columns")
+        return step
+
+    @functools.cached_property
+    def _filled(self) -> Array:
+        return self.columns.filled_columns(self.n_features_in)
+
+    def apply_dense(self, X: Array) -> Array:
+        """Return an array with its columns mapped; NaN stays NaN."""
+        self._check(X.shape[1])
+        every = np.arange(X.shape[1])
+        rows = np.asarray(X, np.float64)
+        if self.columns.factor is not None:
+            rows = rows * self.columns.factor
+        if self.columns.offset is not None:
+            rows = rows + self.columns.offset
+        if self.columns.clip is not None:
+            rows = np.clip(rows, *self.columns.clip)
+        if self.columns.target is None:
+            return rows
+        shape = (X.shape[1], self.n_features_out)
+        spread = scipy.sparse.csr_array((np.ones(X.shape[1]), (every, self.columns.target)), shape=shape)
+        mapped: Array = rows @ spread
+        return mapped
+
+    def apply_sparse(self, X: Any) -> Any:
+        """Return a CSR matrix with its columns mapped.
+
+        Raises:
+            ConfigError: Zeros would not stay zero.
+        """
+        self._check(X.shape[1])
+        if self._filled.size:
+            raise ConfigError(
+                "X",
+                f"is sparse, and {self.name} makes zeros of {self._filled.size} columns other numbers: "
+                "give an array",
+            )
+        values = self.columns.image(X.indices, X.data.astype(np.float64))
+        indices = X.indices if self.columns.target is None else self.columns.target.take(X.indices)
+        mapped = scipy.sparse.csr_array(
+            (values, indices.astype(X.indices.dtype), X.indptr), shape=(X.shape[0], self.n_features_out)
+        )
+        if self.columns.target is not None:
+            mapped.sum_duplicates()
+        return mapped
+
+    def apply_block(self, block: Block) -> Block:
+        """Return a block of a dataset with its columns mapped."""
+        return self._rewriter(block)
+
+    @functools.cached_property
+    def _rewriter(self) -> BlockRewriter:
+        return BlockRewriter(self.columns, self.n_features_in)
+
+    def _check(self, n_features: int) -> None:
+        if n_features != self.n_features_in:
+            raise DataError(
+                f"X has {n_features} features, but the model's {self.name} is expecting {self.n_features_in}"
+            )
+
+
+def last_steps(encoding: Mapping[str, Any], done: Mapping[str, Any]) -> list[Step]:
+    """Return the steps of one encoding that another one has not had yet.
+
+    Args:
+        encoding: Of what a model was trained on.
+        done: Of the rows at hand; empty: they are raw.
+
+    Raises:
+        DataError: The rows have had other steps.
+    """
+    wanted: Sequence[Any] = encoding.get("preprocessing", ())
+    had: Sequence[Any] = done.get("preprocessing", ())
+    if list(wanted[: len(had)]) != list(had):
+        raise DataError("the dataset was preprocessed in another way than what the model was trained on")
+    return [Step.from_plain(raw) for raw in wanted[len(had) :]]
+
+
+def apply_to_array(steps: Sequence[Step], X: Any) -> Any:
+    """Return an array or sparse matrix with all steps applied."""
+    for step in steps:
+        if scipy.sparse.issparse(X):
+            X = step.apply_sparse(scipy.sparse.csr_array(X))
+        else:
+            X = step.apply_dense(np.asarray(X))
+    return X
+
+
+def _encode(name: str, array: Array) -> str:
+    raw = np.ascontiguousarray(array, _DTYPES[name]).tobytes()
+    return base64.b64encode(lz4.block.compress(raw)).decode()
+
+
+def _decode(name: str, text: str) -> Array:
+    try:
+        raw = lz4.block.decompress(base64.b64decode(text, validate=True))
+    except (binascii.Error, lz4.block.LZ4BlockError) as error:
+        raise CorruptDataError(f"preprocessing: {name} is damaged: {error}") from error
+    return np.frombuffer(raw, _DTYPES[name])

@@ -1,0 +1,194 @@
+"""The folder of a map job: how its client and its workers meet.
+
+===============  ============  ======================================================================
+key              its writer    what
+===============  ============  ======================================================================
+``client.json``  the client    who directs the job (a claim that lapses, as on a run)
+``token``        the client    the job's secret, readable by its owner alone
+``job.json``     the client    :class:`MapJob`; signed
+``function``     the client    what to do with each chunk; signed, readable by its owner alone
+``stop``         the client    workers begin no further chunk
+``claims/N``     one worker    it is at work on chunk N (written if absent; the client removes a dead one's)
+``results/N``    one worker    what came of chunk N; signed
+===============  ============  ======================================================================
+
+What is signed is used only if the signature, of the job's token over key and content, is right: a function
+that somebody changed is never executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus.config import from_plain
+from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError
+from cirrus.storage import ObjectStore, open_store
+
+Kind = Literal["statistics", "columns", "rewrite", "reduce"]
+
+JOB_KEY = "job.json"
+FUNCTION_KEY = "function"
+TOKEN_KEY = "token"
+STOP_KEY = "stop"
+CLAIMS = "claims/"
+RESULTS = "results/"
+JOB_VERSION = 1
+_DIGEST = "sha256"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapJob:
+    """A function over the chunks of a dataset."""
+
+    job_id: str
+    """The same for the same function, rows and place."""
+    kind: str
+    """``statistics`` and ``columns`` are Cirrus' own; ``rewrite`` and ``reduce`` run a user's function."""
+    input_url: str
+    fingerprint: str
+    """Of the input: a dataset that was replaced meanwhile is not read on."""
+    n_chunks: int
+    output_url: str | None = None
+    prefix: str = ""
+    """What the keys of written chunks begin with."""
+    n_features: int | None = None
+    """Columns that the output may have; None: any number."""
+    version: int = JOB_VERSION
+
+    def __post_init__(self) -> None:
+        """Check the kind."""
+        if self.kind not in ("statistics", "columns", "rewrite", "reduce"):
+            raise ConfigError("kind", f"unknown kind of map job {self.kind!r}")
+
+
+class JobFolder:
+    """Reads and writes a job's folder.
+
+    Args:
+        url: Where it is.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.store: ObjectStore = open_store(url)
+        self.url = self.store.url
+        self._token: bytes | None = None
+
+    def create(self, job: MapJob, function: bytes, token: str) -> None:
+        """Write the job; ``job.json`` comes last."""
+        self.store.put(TOKEN_KEY, token.encode(), private=True)
+        self._token = token.encode()
+        self._put(FUNCTION_KEY, function, private=True)
+        self._put(JOB_KEY, json.dumps(dataclasses.asdict(job)).encode())
+
+    def job(self) -> MapJob:
+        """Read the job.
+
+        Raises:
+            NotFoundError: There is none.
+            CorruptDataError: It is damaged or was changed.
+        """
+        try:
+            return from_plain(MapJob, json.loads(self._get(JOB_KEY)), JOB_KEY)
+        except (ConfigError, ValueError) as error:
+            raise CorruptDataError(f"{self.url}/{JOB_KEY}: {error}") from error
+
+    def function(self) -> bytes:
+        """Read the function.
+
+        Raises:
+            CorruptDataError: It was changed.
+        """
+        return self._get(FUNCTION_KEY)
+
+    def put_result(self, number: int, data: bytes) -> None:
+        """Write what came of a chunk; private, since it may hold what only a user's own process may read."""
+        self._put(f"{RESULTS}{number:06}", data, private=True)
+
+    def result(self, number: int) -> bytes:
+        """Read what came of a chunk.
+
+        Raises:
+            NotFoundError: Nothing yet.
+            CorruptDataError: It was changed.
+        """
+        return self._get(f"{RESULTS}{number:06}")
+
+    def numbers(self, folder: str) -> set[int]:
+        """Return the numbers of the chunks that have an object in ``claims/`` or ``results/``."""
+        names = [key.removeprefix(folder) for key in self.store.list(folder)]
+        return {int(name) for name in names if name.isdecimal()}
+
+    def claim(self, number: int, worker_id: int, generation: int) -> bool:
+        """Take a chunk; return False when another worker has it."""
+        try:
+            self.store.put(
+                f"{CLAIMS}{number:06}", json.dumps([worker_id, generation]).encode(), if_absent=True
+            )
+        except ConflictError:
+            return False
+        return True
+
+    def release(self, worker_id: int, generation: int) -> None:
+        """Remove the claims of a generation that has ended, so that others do what it did not finish."""
+        mine = json.dumps([worker_id, generation]).encode()
+        for key in self.store.list(CLAIMS):
+            try:
+                if self.store.get(key) == mine:
+                    self.store.delete(key)
+            except NotFoundError:
+                continue
+
+    def _put(self, key: str, data: bytes, *, private: bool = False) -> None:
+        self.store.put(key, self._sign(key, data) + data, private=private)
+
+    def _get(self, key: str) -> bytes:
+        raw = self.store.get(key)
+        signature, data = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
+        if not hmac.compare_digest(signature, self._sign(key, data)):
+            raise CorruptDataError(
+                f"{self.url}/{key}: does not carry the job's signature: it was changed; start the job again"
+            )
+        return data
+
+    def _sign(self, key: str, data: bytes) -> bytes:
+        if self._token is None:
+            self._token = self.store.get(TOKEN_KEY)
+        return hmac.digest(self._token, key.encode() + b"\0" + data, _DIGEST)
+
+
+def pack_arrays(meta: Any, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return plain values and arrays as bytes, without pickle."""
+    file = io.BytesIO()
+    plain = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(file, allow_pickle=False, **{"meta.json": plain, **arrays})
+    return file.getvalue()
+
+
+def unpack_arrays(data: bytes, name: str) -> tuple[Any, dict[str, NDArray[Any]]]:
+    """Read what :func:`pack_arrays` gave; nothing in it is executed.
+
+    Args:
+        data: The bytes.
+        name: What to call them in an error message.
+
+    Raises:
+        CorruptDataError: They are something else.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        return json.loads(arrays.pop("meta.json").tobytes()), arrays
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise CorruptDataError(f"{name}: is damaged: {error}") from error

@@ -1,0 +1,193 @@
+"""The stateless function over one chunk, and the worker that keeps taking chunks until none is left.
+
+Workers of a job share the chunks through claims in the job's folder (:mod:`~cirrus.worker_runtime.map_job`).
+A chunk's result is written whole or not at all, and last: a worker that is killed leaves a claim, which the
+client removes, and perhaps a chunk that the next worker writes again with the same content.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from cirrus.chunks import Block, ChunkWriter, iterate_chunk, read_manifest
+from cirrus.errors import CirrusError, ConfigError, DataError
+from cirrus.storage import open_store
+from cirrus.worker_runtime.column_map import BlockRewriter, ColumnMap
+from cirrus.worker_runtime.column_statistics import ColumnStatistics
+from cirrus.worker_runtime.map_job import (
+    CLAIMS,
+    FUNCTION_KEY,
+    RESULTS,
+    STOP_KEY,
+    JobFolder,
+    MapJob,
+    pack_arrays,
+    unpack_arrays,
+)
+from cirrus.worker_runtime.session import Clock
+
+#: Larger than any chunk: what comes of one chunk is one chunk.
+UNLIMITED_BYTES = 2**62
+
+Task = Callable[[int, Iterable[Block]], bytes]
+
+
+class MapWorker:
+    """Does chunks of a job until there are none, or its time is over.
+
+    Args:
+        job_url: The job's folder.
+        worker_id: Who this is.
+        generation: Which invocation of that worker.
+        clock: When to stop.
+    """
+
+    def __init__(self, job_url: str, worker_id: int, generation: int, clock: Clock) -> None:
+        self._folder = JobFolder(job_url)
+        self._worker_id = worker_id
+        self._generation = generation
+        self._clock = clock
+        self.chunks = 0
+        """Chunks done."""
+        self.rows = 0
+
+    def run(self) -> str:
+        """Work; return ``finished`` or ``deadline``.
+
+        Raises:
+            CorruptDataError: The job or a chunk is damaged, or was changed.
+            DataError: The function failed, or gave something that cannot be stored.
+            StorageError: The store refused or failed.
+        """
+        job = self._folder.job()
+        store = open_store(job.input_url)
+        manifest = read_manifest(store)
+        if manifest.fingerprint != job.fingerprint:
+            raise DataError(f"{job.input_url}: was replaced while it was being read: start again")
+        task = _make_task(job, self._folder.function(), manifest.n_features)
+        while not self._folder.store.exists(STOP_KEY):
+            if self._clock.is_over:
+                return "deadline"
+            number = self._take(job.n_chunks)
+            if number is None:
+                break
+            self._folder.put_result(number, task(number, iterate_chunk(store, manifest, number)))
+            self.chunks += 1
+            self.rows += manifest.chunks[number].n_rows
+        return "finished"
+
+    def _take(self, n_chunks: int) -> int | None:
+        taken = self._folder.numbers(CLAIMS) | self._folder.numbers(RESULTS)
+        for number in range(n_chunks):
+            if number not in taken and self._folder.claim(number, self._worker_id, self._generation):
+                return number
+        return None
+
+
+def _make_task(job: MapJob, function: bytes, n_features: int) -> Task:
+    if job.kind == "statistics":
+        return lambda _, blocks: pack_statistics(ColumnStatistics.of_blocks(blocks))
+    if job.kind == "columns":
+        rewrite: Callable[[Block], Block | None] = BlockRewriter(_column_map(function), n_features)
+        return functools.partial(_write, job, rewrite)
+    import cloudpickle  # only where a user's function is to be run
+
+    map_block, combine = cloudpickle.loads(function)  # signed: JobFolder.function has checked it
+    if job.kind == "rewrite":
+        return functools.partial(_write, job, _checked(map_block))
+    return lambda _, blocks: cloudpickle.dumps(_reduced(map_block, combine, blocks))
+
+
+def _column_map(data: bytes) -> ColumnMap:
+    _, arrays = unpack_arrays(data, FUNCTION_KEY)
+    return ColumnMap.from_arrays(arrays)
+
+
+def pack_statistics(statistics: ColumnStatistics) -> bytes:
+    """Return statistics as bytes."""
+    names = [field.name for field in dataclasses.fields(ColumnStatistics)]
+    return pack_arrays({}, {name: getattr(statistics, name) for name in names})
+
+
+def _write(
+    job: MapJob, rewrite: Callable[[Block], Block | None], number: int, blocks: Iterable[Block]
+) -> bytes:
+    """Rewrite a chunk; return where it is now and what is in it."""
+    assert job.output_url is not None
+    writer = ChunkWriter(open_store(job.output_url), f"{job.prefix}{number:06}-", chunk_bytes=UNLIMITED_BYTES)
+    for block in blocks:
+        mapped = rewrite(block)
+        if mapped is not None and mapped.n_rows:
+            writer.add(mapped)
+    writer.flush()
+    if job.n_features is not None and writer.summary.n_features > job.n_features:
+        raise DataError(
+            f"chunk {number}: feature {writer.summary.n_features - 1} is beyond n_features={job.n_features}"
+        )
+    plain, touches = writer.summary.to_parts()
+    chunks = [dataclasses.asdict(chunk) for chunk in writer.chunks]
+    return pack_arrays({"chunks": chunks, "summary": plain}, {"touches": np.frombuffer(touches, np.uint8)})
+
+
+def _checked(map_block: Callable[[Block], Any]) -> Callable[[Block], Block | None]:
+    def checked(block: Block) -> Block | None:
+        mapped = _call("the function", map_block, block)
+        if mapped is not None:
+            check_block(mapped)
+        return mapped  # type: ignore[no-any-return]
+
+    return checked
+
+
+def _reduced(
+    map_block: Callable[[Block], Any], combine: Callable[[Any, Any], Any] | None, blocks: Iterable[Block]
+) -> Any:
+    """Return what came of the blocks of a chunk, as one value; without a way to combine them, as a list."""
+    values: Iterator[Any] = (_call("the map function", map_block, block) for block in blocks)
+    if combine is None:
+        return list(values)
+    return functools.reduce(functools.partial(_call, "the reduce function", combine), values)
+
+
+def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except CirrusError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def check_block(block: Any) -> None:
+    """Check what a user's function returned.
+
+    Raises:
+        ConfigError: It is no block.
+        DataError: It is one that cannot be stored.
+    """
+    if not isinstance(block, Block):
+        raise ConfigError("fn", f"must return a Block or None, returned {type(block).__name__}")
+    ids, local = block.ids, block.local
+    problems = {
+        "ids do not ascend": bool((ids[1:] <= ids[:-1]).any()),
+        "local positions are beyond the ids": bool(local.size and int(local.max()) > ids.size),
+        "local positions are negative": bool(local.size and int(local.min()) < 0),
+        "values have another shape than the positions": block.values is not None
+        and block.values.shape != local.shape,
+        "the rows' number is not that of the labels": (
+            local.shape[-1] != block.n_rows
+            if block.row_starts is None
+            else block.row_starts.size != block.n_rows + 1
+        ),
+        "weights are not one a row": block.weights is not None and block.weights.size != block.n_rows,
+    }
+    for part, array in (("values", block.values), ("labels", block.labels), ("weights", block.weights)):
+        problems[f"{part} hold NaN or infinity"] = array is not None and not bool(np.isfinite(array).all())
+    for problem, is_so in problems.items():
+        if is_so:
+            raise DataError(f"the function returned a block that cannot be stored: its {problem}")

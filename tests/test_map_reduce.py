@@ -1,0 +1,273 @@
+"""Functions over chunks: complete whatever dies, atomic, resumed, one writer, nothing unsigned executed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import operator
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from stand_ins import eventually
+
+import cirrus
+from cirrus.chunks import Block, BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
+from cirrus.client_backend.map_reduce import JOB_FOLDER
+from cirrus.errors import ConfigError, ConflictError, CorruptDataError, DataError, RunError
+from cirrus.frontend.datasets import Dataset
+from cirrus.storage import open_store
+from cirrus.worker_runtime.map_job import JobFolder, MapJob
+
+N_ROWS = 1200
+
+
+def make_dataset(url: str | Path, n_chunks: int = 6) -> Dataset:
+    """Store rows as chunks of equal size; row i is labelled i."""
+    X = np.random.default_rng(0).normal(size=(N_ROWS, 5)).astype(np.float32)
+    whole = cirrus.load_arrays(X, np.arange(N_ROWS), shuffle=False)
+    store = open_store(url)
+    writer = ChunkWriter(store, new_chunk_prefix(), chunk_bytes=1)
+    builder = BlockBuilder(writer, block_rows=N_ROWS // n_chunks)
+    for block in whole.blocks():
+        builder.add(block)
+    builder.flush()
+    return Dataset(store.url, commit_dataset(store, writer.chunks, writer.summary, n_features=5))
+
+
+def doubled(block: Block) -> Block:
+    """Return the block with its values doubled."""
+    assert block.values is not None
+    return dataclasses.replace(block, values=block.values * 2)
+
+
+def count_rows(block: Block) -> int:
+    """Return the number of rows."""
+    return block.n_rows
+
+
+@pytest.mark.parametrize("backend", ["local", "inline"])
+def test_map_chunks_makes_a_dataset_of_what_the_function_returns(backend: str, tmp_path: Path) -> None:
+    """Every chunk is rewritten once, in order; the manifest is right; no trace of the job is left."""
+    source = make_dataset(tmp_path / "in")
+    seen = []
+    made = source.map_chunks(doubled, tmp_path / "out", backend=backend, n_workers=2, progress=seen.append)
+    np.testing.assert_array_equal(made.to_csr()[0].toarray(), 2 * source.to_csr()[0].toarray())
+    np.testing.assert_array_equal(made.to_csr()[1], np.arange(N_ROWS))
+    assert len(made.chunks) == len(source.chunks)
+    assert seen[-1].chunks_done == 6
+    assert seen[-1].rows == N_ROWS
+    again = Dataset.open(tmp_path / "out")
+    assert again.manifest == made.manifest
+    assert made.manifest.touches == source.manifest.touches
+    assert not list((tmp_path / "out" / JOB_FOLDER).glob("**/*"))
+
+
+@pytest.mark.parametrize("backend", ["local", "inline"])
+def test_map_reduce_combines_in_the_order_of_the_rows(backend: str, tmp_path: Path) -> None:
+    """The reduce function need not be commutative."""
+    source = make_dataset(tmp_path / "in")
+    order = source.map_reduce(lambda b: b.labels.tolist(), operator.add, backend=backend, n_workers=2)
+    assert order == list(range(N_ROWS))
+
+
+def test_dropped_blocks_leave_no_chunk() -> None:
+    """None drops a block; a chunk without rows is not written; none at all is an error."""
+    source = make_dataset("memory://dropped/in")
+    kept = source.map_chunks(lambda b: b if b.labels[0] >= 600 else None, "memory://dropped/out")
+    assert kept.n_rows == 600
+    assert len(kept.chunks) == 3
+    with pytest.raises(DataError, match="no rows"):
+        source.map_chunks(lambda b: None, "memory://dropped/none")
+
+
+@pytest.mark.parametrize(
+    ("fn", "text"),
+    [
+        (lambda b: 1 / 0, "ZeroDivisionError"),
+        (lambda b: 5, "must return a Block"),
+        (lambda b: dataclasses.replace(b, values=b.values * np.nan), "NaN"),
+        (lambda b: dataclasses.replace(b, ids=b.ids[::-1].copy()), "ascend"),
+        (lambda b: dataclasses.replace(b, labels=b.labels[:-1]), "rows"),
+    ],
+)
+def test_a_function_that_fails_gives_one_clear_error_and_leaves_nothing(fn: Any, text: str) -> None:
+    """It is not tried again, and there is no half dataset."""
+    source = make_dataset("memory://failing/in")
+    with pytest.raises(RunError, match=text):
+        source.map_chunks(fn, "memory://failing/out")
+    assert open_store("memory://failing/out").list() == []
+
+
+def test_a_function_that_is_killed_is_run_again(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a chunk costs that attempt, and nothing of the result."""
+    source = make_dataset(tmp_path / "in")
+    mark = tmp_path / "killed"
+
+    def killed_once(block: Block) -> Block:
+        if block.labels[0] == 400 and not mark.exists():
+            mark.write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    made = source.map_chunks(killed_once, tmp_path / "out", backend="local", n_workers=2)
+    assert mark.exists()
+    np.testing.assert_array_equal(made.to_csr()[1], np.arange(N_ROWS))
+    stored = {p.name for p in (tmp_path / "out").glob("chunks-*/*")}
+    assert len(stored) == 6
+
+
+def test_attempts_are_bounded(tmp_path: Path) -> None:
+    """A function that always dies ends the job."""
+    source = make_dataset(tmp_path / "in", n_chunks=1)
+
+    def dies(block: Block) -> Block:
+        os._exit(9)
+
+    with pytest.raises(RunError, match="exit code 9"):
+        source.map_chunks(dies, tmp_path / "out", backend="local", n_workers=1)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+CLIENT = """
+import pathlib, sys, time
+import cirrus
+source, out, marks = sys.argv[1:]
+
+def fn(block, marks=marks, out=out):
+    first = int(block.labels[0])
+    with open(f"{marks}/{first}", "a") as file:
+        file.write("x")
+    while first >= 400 and not pathlib.Path(marks, "go").exists():
+        time.sleep(0.01)
+    return block
+
+cirrus.Dataset.open(source).map_chunks(fn, out, backend="local", n_workers=1)
+"""
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_job_goes_on_with_the_missing_chunks(tmp_path: Path, signal_number: int) -> None:
+    """Nothing is left running, and the same call does no finished chunk again."""
+    make_dataset(tmp_path / "in")
+    marks, out = tmp_path / "marks", tmp_path / "out"
+    marks.mkdir()
+    script = tmp_path / "client.py"
+    script.write_text(CLIENT)
+    command = [sys.executable, str(script), str(tmp_path / "in"), str(out), str(marks)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cirrus.__file__).parents[1])}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    eventually(lambda: (marks / "400").exists())
+    eventually(lambda: len(list((out / JOB_FOLDER / "results").glob("*"))) == 2)
+    children = psutil.Process(first.pid).children(recursive=True)
+    assert children
+    first.send_signal(signal_number)
+    first.wait(20)
+    eventually(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+    assert not (out / "manifest.json").exists()
+    (marks / "go").write_text("")
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    assert [(marks / str(n)).read_text() for n in (0, 200)] == ["x", "x"]
+    np.testing.assert_array_equal(Dataset.open(out).to_csr()[1], np.arange(N_ROWS))
+
+
+def test_of_two_writers_to_one_url_one_wins() -> None:
+    """The other one gets an error at once, and the winner's result is whole."""
+    source = make_dataset("memory://writers/in")
+    begun, go = threading.Event(), threading.Event()
+    with_events = dict(begun=begun, go=go)
+    cirrus_test_events.update(with_events)
+
+    def waits(block: Block) -> Block:
+        import test_map_reduce
+
+        test_map_reduce.cirrus_test_events["begun"].set()
+        assert test_map_reduce.cirrus_test_events["go"].wait(20)
+        return block
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        winner = pool.submit(source.map_chunks, waits, "memory://writers/out", backend="inline")
+        try:
+            assert begun.wait(20)
+            with pytest.raises(ConflictError, match="another job writes here"):
+                source.map_chunks(doubled, "memory://writers/out", backend="inline")
+        finally:
+            go.set()
+        made = winner.result(20)
+    np.testing.assert_array_equal(made.to_csr()[0].toarray(), source.to_csr()[0].toarray())
+    source.map_chunks(doubled, "memory://writers/out", backend="inline")
+
+
+#: What functions that run in this process wait for: they travel by value, and events cannot.
+cirrus_test_events: dict[str, threading.Event] = {}
+
+
+def test_a_changed_function_is_never_executed(tmp_path: Path) -> None:
+    """Whatever is not signed with the job's token is refused; token and function are private."""
+    folder = JobFolder(str(tmp_path))
+    job = MapJob(job_id="a", kind="reduce", input_url="x", fingerprint="f", n_chunks=1)
+    folder.create(job, b"function", "secret")
+    assert folder.function() == b"function"
+    assert folder.job() == job
+    for name in ("function", "token"):
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0
+    raw = (tmp_path / "function").read_bytes()
+    (tmp_path / "function").write_bytes(raw[:-1] + b"!")
+    with pytest.raises(CorruptDataError, match="signature"):
+        JobFolder(str(tmp_path)).function()
+    (tmp_path / "function").write_bytes((tmp_path / "job.json").read_bytes())
+    with pytest.raises(CorruptDataError, match="signature"):
+        JobFolder(str(tmp_path)).function()
+
+
+def test_futures_can_be_waited_for_some_at_a_time() -> None:
+    """The wait ends as soon as k are done; a failure is raised by the future."""
+    source = make_dataset("memory://futures/in")
+    futures = source.submit(count_rows, operator.add)
+    done, rest = cirrus.wait(futures, 2, timeout=20)
+    assert len(done) >= 2
+    assert done | rest == set(futures)
+    assert sum(future.result(20) for future in concurrent.futures.as_completed(futures)) == N_ROWS
+    failing = source.submit(lambda b: 1 / 0)
+    assert len(cirrus.wait(failing, timeout=20).done) == 6
+    with pytest.raises(RunError, match="ZeroDivisionError"):
+        failing[0].result()
+    with pytest.raises(ConfigError, match="k"):
+        cirrus.wait(futures, 7)
+
+
+def test_describe_and_sample() -> None:
+    """Each column's statistics are those of the rows; a sample holds distinct rows, in order."""
+    source = make_dataset("memory://described/in")
+    X = source.to_csr()[0].toarray().astype(np.float64)
+    found = source.describe()
+    assert (found.n_rows, found.n_features, found.density) == (N_ROWS, 5, 1.0)
+    np.testing.assert_allclose(found.mean, X.mean(axis=0), atol=1e-9)
+    np.testing.assert_allclose(found.variance, X.var(axis=0), rtol=1e-9)
+    np.testing.assert_array_equal(found.minimum, X.min(axis=0))
+    np.testing.assert_array_equal(found.missing, 0)
+    sample = source.sample(50, random_state=3)
+    assert sample.n_rows == 50
+    assert (np.diff(sample.labels) > 0).all()
+    with pytest.raises(ConfigError, match="n:"):
+        source.sample(N_ROWS + 1)
+
+
+def test_wrong_arguments_are_refused() -> None:
+    """Each has an error that names the parameter."""
+    source = make_dataset("memory://wrong/in")
+    with pytest.raises(ConfigError, match="url"):
+        source.map_chunks(doubled, "memory://wrong/in")
+    with pytest.raises(ConfigError, match="backend"):
+        source.map_chunks(doubled, "memory://wrong/out", backend="local")
+    with pytest.raises(ConfigError, match="n_workers"):
+        source.map_chunks(doubled, "memory://wrong/out", n_workers=0)
+    with pytest.raises(RunError, match="n_features=3"):
+        source.map_chunks(doubled, "memory://wrong/out", n_features=3)

@@ -1,0 +1,246 @@
+"""Scalers and hashers on datasets give what scikit-learn gives on arrays."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import scipy.sparse
+import sklearn.feature_extraction
+import sklearn.preprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+
+import cirrus
+from cirrus.chunks import BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
+from cirrus.errors import ConfigError, CorruptDataError, DataError
+from cirrus.frontend.datasets import Dataset
+from cirrus.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler, load_preprocessing
+from cirrus.storage import open_store
+from cirrus.worker_runtime.column_statistics import ColumnStatistics
+
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def in_chunks(X: Any, url: str, block_rows: int = 100, chunk_bytes: int = 2_000) -> Dataset:
+    """Store rows, in order, as many small chunks."""
+    whole = cirrus.load_arrays(X, np.arange(X.shape[0]) % 2, shuffle=False)
+    store = open_store(url)
+    writer = ChunkWriter(store, new_chunk_prefix(), chunk_bytes=chunk_bytes)
+    builder = BlockBuilder(writer, block_rows=block_rows)
+    for block in whole.blocks():
+        builder.add(block)
+    builder.flush()
+    manifest = commit_dataset(store, writer.chunks, writer.summary, n_features=X.shape[1])
+    return Dataset(store.url, manifest)
+
+
+def rows_of(dataset: Dataset) -> np.ndarray:
+    """Return the rows as a dense array."""
+    return dataset.to_csr()[0].toarray()
+
+
+def sparse_rows(seed: int, n_rows: int = 700, n_features: int = 30, density: float = 0.2) -> Any:
+    """Return random rows with an empty column and a constant one."""
+    rng = np.random.default_rng(seed)
+    X = scipy.sparse.random_array((n_rows, n_features), density=density, rng=rng).toarray()
+    X *= rng.lognormal(0, 3, n_features) * rng.choice([-1, 1], n_features)
+    X[:, 3] = 0
+    X[:, 4] = 7.25
+    return X.astype(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize("n_workers", [1, 3])
+@pytest.mark.parametrize("block_rows", [37, 1024])
+@pytest.mark.parametrize("feature_range", [(0, 1), (-1, 2)])
+def test_min_max_scaler_equals_scikit_learns(n_workers: int, block_rows: int, feature_range: Any) -> None:
+    """Attributes and rows are scikit-learn's on digits, whatever the number of chunks and workers."""
+    X = load_digits().data
+    dataset = in_chunks(X, f"memory://minmax-{n_workers}-{block_rows}/in", block_rows)
+    ours = MinMaxScaler(feature_range=feature_range, n_workers=n_workers)
+    scaled = ours.fit_transform(dataset, f"memory://minmax-{n_workers}-{block_rows}/out")
+    theirs = sklearn.preprocessing.MinMaxScaler(feature_range=feature_range).fit(X)
+    for name in ("data_min_", "data_max_", "data_range_", "scale_", "min_", "n_samples_seen_"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), err_msg=name, **CLOSE)
+    np.testing.assert_allclose(rows_of(scaled), theirs.transform(X), **CLOSE)
+    assert len(scaled.chunks) == len(dataset.chunks)
+
+
+@pytest.mark.parametrize("with_mean", [True, False])
+@pytest.mark.parametrize("with_std", [True, False])
+def test_standard_scaler_equals_scikit_learns(with_mean: bool, with_std: bool) -> None:
+    """Attributes and rows are scikit-learn's on digits."""
+    X = load_digits().data
+    url = f"memory://standard-{with_mean}-{with_std}"
+    dataset = in_chunks(X, f"{url}/in")
+    ours = StandardScaler(with_mean=with_mean, with_std=with_std)
+    scaled = ours.fit_transform(dataset, f"{url}/out")
+    theirs = sklearn.preprocessing.StandardScaler(with_mean=with_mean, with_std=with_std).fit(X)
+    for name in ("mean_", "var_", "scale_"):
+        expected = getattr(theirs, name)
+        if expected is None:
+            assert getattr(ours, name) is None
+        else:
+            np.testing.assert_allclose(getattr(ours, name), expected, err_msg=name, **CLOSE)
+    np.testing.assert_allclose(rows_of(scaled), theirs.transform(X), **CLOSE)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 300), st.sampled_from([0.02, 0.3, 1.0]))
+def test_scalers_equal_scikit_learns_on_random_sparse_rows(
+    seed: int, block_rows: int, density: float
+) -> None:
+    """Random rows with empty and constant columns: the same as scikit-learn to 1e-6, and as sparse."""
+    X = sparse_rows(seed, 300, 12, density)
+    dataset = in_chunks(X, "memory://random-sparse/in", block_rows)
+    standard = StandardScaler(with_mean=False).fit(dataset)
+    theirs = sklearn.preprocessing.StandardScaler(with_mean=False).fit(X)
+    np.testing.assert_allclose(standard.var_, theirs.var_, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(standard.scale_, theirs.scale_, rtol=1e-6)
+    scaled = standard.transform(dataset, "memory://random-sparse/out")
+    np.testing.assert_allclose(rows_of(scaled), theirs.transform(X), **CLOSE)
+    minmax = MinMaxScaler(densify=True).fit(dataset)
+    expected = sklearn.preprocessing.MinMaxScaler().fit(X)
+    np.testing.assert_allclose(minmax.scale_, expected.scale_, rtol=1e-6)
+    filled = minmax.transform(dataset, "memory://random-sparse/filled")
+    np.testing.assert_allclose(rows_of(filled), expected.transform(X), **CLOSE)
+
+
+@given(
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 60), st.just(4)), elements=st.floats(-1e6, 1e6, width=32)
+    ),
+    st.integers(1, 20),
+)
+@settings(max_examples=25, deadline=None)
+def test_statistics_do_not_depend_on_how_rows_are_cut(X: np.ndarray, cut: int) -> None:
+    """Merging the statistics of parts gives those of the whole."""
+    whole = cirrus.load_arrays(X, np.zeros(len(X)), shuffle=False)
+    blocks = list(whole.blocks())
+    parts = [block.rows(i, i + cut) for block in blocks for i in range(0, block.n_rows, cut)]
+    merged = ColumnStatistics.merge([ColumnStatistics.of_block(part) for part in parts])
+    every = merged.with_zeros(len(X), 4)
+    exact = X.astype(np.float64)
+    scale = np.abs(exact).max(axis=0) + 1e-30
+    np.testing.assert_allclose(every.means / scale, exact.mean(axis=0) / scale, atol=1e-12)
+    np.testing.assert_allclose(every.squares / len(X) / scale**2, exact.var(axis=0) / scale**2, atol=1e-12)
+    np.testing.assert_array_equal(every.minima, exact.min(axis=0))
+    np.testing.assert_array_equal(every.maxima, exact.max(axis=0))
+
+
+def test_a_small_variance_beside_a_large_mean_is_found() -> None:
+    """Sums of squares would lose every figure of it."""
+    X = (2.0**20 + np.random.default_rng(0).integers(0, 4, (5000, 2)) / 8).astype(np.float32)
+    dataset = in_chunks(X, "memory://small-variance/in")
+    np.testing.assert_allclose(
+        StandardScaler().fit(dataset).var_, X.astype(np.float64).var(axis=0), rtol=1e-9
+    )
+
+
+def test_sparse_rows_that_would_become_dense_are_refused_with_a_remedy() -> None:
+    """Nothing grows a hundredfold unasked; the error names the parameter that helps."""
+    X = sparse_rows(0, density=0.02)
+    dataset = in_chunks(X, "memory://refused/in")
+    with pytest.raises(ConfigError, match="with_mean=False"):
+        StandardScaler().fit_transform(dataset, "memory://refused/out")
+    with pytest.raises(ConfigError, match="maps 0 to 0"):
+        MinMaxScaler(feature_range=(1, 2)).fit_transform(dataset, "memory://refused/out")
+    assert not open_store("memory://refused/out").list()
+
+
+def test_clip_and_other_data() -> None:
+    """Values beyond the range of what was fitted are cut off where that is asked for."""
+    X = load_digits().data
+    half = in_chunks(X[:200] / 2, "memory://clip/half")
+    whole = in_chunks(X, "memory://clip/whole")
+    for clip in (True, False):
+        scaled = MinMaxScaler(clip=clip).fit(half).transform(whole, f"memory://clip/{clip}")
+        expected = sklearn.preprocessing.MinMaxScaler(clip=clip).fit(X[:200] / 2).transform(X)
+        np.testing.assert_allclose(rows_of(scaled), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("alternate_sign", [True, False])
+def test_feature_hasher_equals_scikit_learns(alternate_sign: bool) -> None:
+    """A column is hashed as scikit-learn hashes its number as text; others keep their values."""
+    X = sparse_rows(1)
+    dataset = in_chunks(X, "memory://hashed/in")
+    rows = [{str(j): row[j] for j in np.flatnonzero(row)} for row in X]
+    theirs = sklearn.feature_extraction.FeatureHasher(16, alternate_sign=alternate_sign).transform(rows)
+    ours = FeatureHasher(16, alternate_sign=alternate_sign)
+    hashed = ours.fit_transform(dataset, "memory://hashed/out")
+    np.testing.assert_allclose(rows_of(hashed), theirs.toarray(), rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(ours.transform(X).toarray(), theirs.toarray(), rtol=1e-9, atol=1e-9)
+    some = FeatureHasher(16, columns=[2, 5, 9], alternate_sign=alternate_sign)
+    result = rows_of(some.fit_transform(dataset, "memory://hashed/some"))
+    kept = np.delete(np.arange(X.shape[1]), [2, 5, 9])
+    np.testing.assert_allclose(result[:, : kept.size], X[:, kept], rtol=1e-6)
+    chosen = [{str(j): row[j] for j in (2, 5, 9) if row[j]} for row in X]
+    expected = sklearn.feature_extraction.FeatureHasher(16, alternate_sign=alternate_sign).transform(chosen)
+    np.testing.assert_allclose(result[:, kept.size :], expected.toarray(), rtol=1e-6, atol=1e-4)
+
+
+def test_arrays_are_treated_as_scikit_learn_does() -> None:
+    """NaN is left out and kept; infinity is an error; sparse matrices stay sparse."""
+    X = sparse_rows(2)
+    X[5, 1] = np.nan
+    X[:, 6] = np.nan
+    with np.errstate(invalid="ignore"), pytest.warns(RuntimeWarning, match="All-NaN"):
+        ours = MinMaxScaler().fit(X)
+    with pytest.warns(RuntimeWarning, match="All-NaN"):
+        theirs = sklearn.preprocessing.MinMaxScaler().fit(X)
+    np.testing.assert_array_equal(ours.transform(X), theirs.transform(X))
+    X[5, 1] = np.inf
+    with pytest.raises(ValueError, match="infinity"):
+        StandardScaler().fit(X)
+    with pytest.raises(DataError, match="NaN, infinity"):
+        cirrus.load_arrays(X, np.zeros(len(X)))
+    X = np.abs(sparse_rows(3))
+    X[:, 4] = 0
+    sparse = MinMaxScaler().fit(X).transform(scipy.sparse.csr_array(X))
+    np.testing.assert_allclose(
+        sparse.toarray(), sklearn.preprocessing.MinMaxScaler().fit_transform(X), **CLOSE
+    )
+
+
+@pytest.mark.parametrize("made", [MinMaxScaler((0, 2)), StandardScaler(with_std=False), FeatureHasher(8)])
+def test_fitted_ones_are_cloned_saved_and_loaded(made: Any, tmp_path: Path) -> None:
+    """What was saved transforms as before; parameters survive clone and pickle."""
+    X = load_digits().data
+    made.fit(in_chunks(X, "memory://saved/in"))
+    made.save(tmp_path)
+    loaded = load_preprocessing(tmp_path)
+    assert type(loaded) is type(made)
+    a, b = made.transform(X), loaded.transform(X)
+    assert abs(a - b).max() == 0
+    assert clone(made).get_params() == made.get_params()
+    assert type(pickle.loads(pickle.dumps(made))) is type(made)
+    (tmp_path / "preprocessing.npz").write_bytes(b"something else")
+    with pytest.raises(CorruptDataError, match="damaged"):
+        load_preprocessing(tmp_path)
+
+
+def test_a_model_of_preprocessed_rows_predicts_raw_ones(tmp_path: Path) -> None:
+    """What was done to the training rows is part of the model, also after saving and loading it."""
+    X, y = load_digits(return_X_y=True)
+    raw = cirrus.load_arrays(X, y % 2, tmp_path / "raw", random_state=0)
+    scaled = StandardScaler().fit_transform(raw, tmp_path / "scaled")
+    hashed = FeatureHasher(32, columns=range(40)).fit_transform(scaled, tmp_path / "hashed")
+    est = cirrus.LogisticRegression(backend="inline", epochs=3, random_state=0, l1=0.0)
+    est.fit(hashed, validation=(X, y % 2))
+    est.save(tmp_path / "model")
+    model = cirrus.load_model(tmp_path / "model")
+    expected = model.decision_function(hashed)
+    np.testing.assert_allclose(model.decision_function(raw), expected, atol=1e-4)
+    np.testing.assert_allclose(model.decision_function(scaled), expected, atol=1e-4)
+    np.testing.assert_allclose(model.decision_function(raw.to_csr()[0].toarray()), expected, atol=1e-4)
+    assert model.score(X, y % 2) > 0.8
+    with pytest.raises(DataError, match="another way"):
+        model.predict(MinMaxScaler().fit_transform(raw, tmp_path / "other"))
+    with pytest.raises(DataError, match="transform it too"):
+        est.fit(hashed, validation=raw)
