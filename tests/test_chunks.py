@@ -288,6 +288,23 @@ def test_decoding_checks_the_number_of_features() -> None:
         decode_block(StoredBlock(data, "c, block 3", 100))
 
 
+def test_decoding_checks_the_number_of_rows() -> None:
+    """A block that was exchanged for another is found before anybody counts on its rows."""
+    data = encode_block(zipf_block(10))
+    assert decode_block(StoredBlock(data, "c, block 3", 2**20, 10)).n_rows == 10
+    with pytest.raises(CorruptDataError, match="c, block 3: has 10 rows, the manifest says 11"):
+        decode_block(StoredBlock(data, "c, block 3", 2**20, 11))
+
+
+@pytest.mark.parametrize("label", [-1.0, 0.5, 2.0, float("nan"), float("inf")])
+def test_every_label_has_a_name(label: float) -> None:
+    """Labels that were text are codes of names; other numbers are refused."""
+    names = ("a", "b")
+    assert fake_manifest([[1]], label_values=(1.0,), label_names=names).label_names == names
+    with pytest.raises(ConfigError, match="label_names"):
+        fake_manifest([[1]], label_values=(label,), label_names=names)
+
+
 def test_other_versions_are_named() -> None:
     """A block of another format version says so instead of guessing."""
     data = bytearray(encode_block(zipf_block(2)))
@@ -432,6 +449,16 @@ def test_blocks_with_very_many_entries_are_halved(store: CountingStore) -> None:
         (lambda data: data.replace(b'"block_offsets":[0,', b'"block_offsets":[1,'), "block_offsets"),
         (lambda data: data.replace(b'"edges":[0,', b'"edges":[9999999,'), "edges"),
         (lambda data: data.replace(b'"fingerprint":"', b'"fingerprint":5,"x":"'), "manifest.json"),
+        (lambda data: data.replace(b'"fingerprint":"', b'"fingerprint":"0'), "fingerprint is not that"),
+        (lambda data: data.replace(b'"crc32":', b'"crc32":1'), "fingerprint is not that"),
+        (lambda data: data.replace(b'"label_names":null', b'"label_names":["a"]'), "label_names"),
+        (lambda data: data.replace(b'"block_rows":[1024]', b'"block_rows":[1024,0]'), "block_rows"),
+        (
+            lambda data: data.replace(
+                b'"chunks":[', b'"chunks":[{"key":"c","crc32":0,"block_rows":[],"block_offsets":[0]},'
+            ),
+            "block_rows",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_corrupt_data(store: CountingStore, damage: Any, problem: str) -> None:
@@ -555,6 +582,20 @@ def test_damaged_chunks_are_named(store: CountingStore) -> None:
         read_lease(store, manifest, lease)
     with pytest.raises(DataError, match="no blocks"):
         read_lease(store, manifest, dataclasses.replace(lease, n_blocks=99))
+    for chunk_number in (-1, 1):
+        with pytest.raises(DataError, match=f"has no chunk {chunk_number}"):
+            read_lease(store, manifest, dataclasses.replace(lease, chunk=chunk_number))
+
+
+def test_a_lease_knows_how_many_rows_its_blocks_have(store: CountingStore) -> None:
+    """A valid block in the place of another of as many bytes is found by its rows."""
+    manifest = write(store, [zipf_block(16)])
+    (chunk,) = manifest.chunks
+    changed = dataclasses.replace(manifest, n_rows=17, chunks=(dataclasses.replace(chunk, block_rows=(17,)),))
+    (lease,) = plan_leases(changed, 1, 10)
+    (stored,) = read_lease(store, changed, lease)
+    with pytest.raises(CorruptDataError, match=f"{chunk.key}, block 0: has 16 rows, the manifest says 17"):
+        decode_block(stored)
 
 
 # Balance.

@@ -66,6 +66,8 @@ class StoredBlock:
     name: str
     n_features: int
     """Ids must be below this."""
+    n_rows: int | None = None
+    """Rows there must be; None: any number."""
 
 
 def encode_block(block: Block) -> bytes:
@@ -147,8 +149,8 @@ def _value_width(flags: int) -> int:
 def decode_block(data: bytes | memoryview | StoredBlock) -> Block:
     """Read a block back.
 
-    What it returns can be relied on: ids ascend and are below ``n_features`` (where the data is a
-    :class:`StoredBlock`), positions are in range, rows have the lengths they should.
+    What it returns can be relied on: ids ascend and are below ``n_features`` and there are ``n_rows`` (where
+    the data is a :class:`StoredBlock`), positions are in range, rows have the lengths they should.
 
     Raises:
         CorruptDataError: The bytes are not a whole, unchanged block.
@@ -186,6 +188,8 @@ class _Decoder:
         (checksum,) = _CHECKSUM.unpack_from(data, _HEADER.size)
         if zlib.crc32(payload, zlib.crc32(memoryview(data)[: _HEADER.size])) != checksum:
             raise self._fail("does not match its checksum")
+        if self._stored.n_rows not in (None, n_rows):
+            raise self._fail(f"has {n_rows} rows, the manifest says {self._stored.n_rows}")
         if flags & ~_ALL_FLAGS or not {ids_width, lengths_width, local_width} <= _WIDTHS.keys():
             raise self._fail("has an impossible header")
         padded = bool(flags & _PADDED)

@@ -37,7 +37,9 @@ class ChunkInfo:
     """Where each block begins in the object, and the object's length: one more than there are blocks."""
 
     def __post_init__(self) -> None:
-        """Check that the blocks fill the object."""
+        """Check that there are blocks with rows, and that they fill the object."""
+        if not self.block_rows or min(self.block_rows) < 1:
+            raise ConfigError("block_rows", f"of {self.key} must be at least one block, each with rows")
         o = self.block_offsets
         if len(o) != len(self.block_rows) + 1 or o[0] != 0 or list(o) != sorted(o):
             raise ConfigError("block_offsets", f"of {self.key} do not fit its {len(self.block_rows)} blocks")
@@ -89,6 +91,9 @@ class Manifest:
             raise ConfigError("touches", "must cover all features")
         if len(self.label_values) != len(self.label_counts):
             raise ConfigError("label_counts", "must be one for each label value")
+        names = self.label_names
+        if names is not None and not all(v.is_integer() and 0 <= v < len(names) for v in self.label_values):
+            raise ConfigError("label_names", f"must name each label, and there are {len(names)}")
 
     @property
     def n_blocks(self) -> int:
@@ -151,4 +156,9 @@ def read_manifest(store: ObjectStore) -> Manifest:
         raise NotFoundError(
             f"{store.url}: there is no dataset: load one with cirrus.load_svmlight"
         ) from error
-    return Manifest.from_json(data, f"{store.url}/{MANIFEST_KEY}")
+    manifest = Manifest.from_json(data, f"{store.url}/{MANIFEST_KEY}")
+    if manifest.fingerprint != fingerprint(manifest.chunks, manifest.n_features, manifest.label_names):
+        raise CorruptDataError(
+            f"{store.url}/{MANIFEST_KEY}: its fingerprint is not that of its chunks: load the data again"
+        )
+    return manifest
