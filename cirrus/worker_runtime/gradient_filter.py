@@ -1,7 +1,7 @@
 """Holds small gradient values back until they have added up: fewer bytes, for a little delay.
 
-Nothing is ever lost: the last step of a lease sends what is left. The original Cirrus drops what it holds
-back.
+The last step of a lease sends what is left; only a worker that dies in the midst of a lease forgets what it
+held.
 """
 
 from __future__ import annotations
