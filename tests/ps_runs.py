@@ -150,8 +150,8 @@ class Shards:
 
     def wait(self, seconds: float = 20.0) -> RunStatus:
         """Wait until all shards have ended; return the run's status."""
-        for shard in self.shards.values():
-            assert shard.wait(seconds), "a shard did not end"
+        for number, shard in self.shards.items():
+            assert shard.wait(seconds), f"shard {number} did not end; {self.folder.status()}"
         status = self.folder.status()
         assert status is not None
         return status

@@ -48,6 +48,9 @@ class Worker(threading.Thread):
         self.number = number
         self.generation = 0
         self.stopping = threading.Event()
+        self.may_finish = threading.Event()
+        """Until this is set the last epoch is not begun."""
+        self.may_finish.set()
         self.failed: CirrusError | None = None
         self.ended = False
         """True when shard 0 sent it home."""
@@ -69,6 +72,7 @@ class Worker(threading.Thread):
     def stop(self) -> None:
         """Stop in the middle of whatever it does."""
         self.stopping.set()
+        self.may_finish.set()
         self.join()
 
     def _addresses(self) -> list[ShardAddress]:
@@ -89,7 +93,7 @@ class Worker(threading.Thread):
                 while not self.stopping.is_set():
                     task = channel.ask(NextTask(wait_seconds=0.2), Task)
                     if task.action == "end":
-                        self.ended = True
+                        self._wait_for_end()
                         return
                     if task.action == "train":
                         self._train(client, task)
@@ -98,7 +102,18 @@ class Worker(threading.Thread):
         finally:
             channel.close()
 
+    def _wait_for_end(self) -> None:
+        """As a fleet does: a shard may die between its word and its last status, and come back."""
+        for _ in range(round(1 / RETRY_SECONDS)):
+            status = self._folder.status()
+            if status is not None and status.state.ended:
+                self.ended = True
+                return
+            self.stopping.wait(RETRY_SECONDS)
+
     def _train(self, client: ParameterClient, task: Task) -> None:
+        if task.epoch == self._config.stop.epochs - 1:
+            self.may_finish.wait()
         n_steps = self._config.leases[task.lease].n_steps
         for position in range(client.attach(task.epoch, task.lease, task.grant), n_steps):
             if self.stopping.is_set():
@@ -117,10 +132,19 @@ class Workers:
     Args:
         url: The run folder.
         n_workers: How many.
+        hold: They do not begin the last epoch before :meth:`release`, so that the run cannot end before.
     """
 
-    def __init__(self, url: str, n_workers: int = 2) -> None:
+    def __init__(self, url: str, n_workers: int = 2, *, hold: bool = False) -> None:
         self.threads = [Worker(url, number) for number in range(n_workers)]
+        if hold:
+            for worker in self.threads:
+                worker.may_finish.clear()
+
+    def release(self) -> None:
+        """Let them end the run."""
+        for worker in self.threads:
+            worker.may_finish.set()
 
     def __enter__(self) -> Workers:
         """Start them."""

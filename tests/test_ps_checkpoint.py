@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cirrus.errors import CirrusError, CorruptDataError, NotFoundError
+from cirrus.errors import CirrusError, CorruptDataError, NotFoundError, SupersededError
 from cirrus.paramserver import checkpoint as c
 from cirrus.paramserver.snapshots import Snapshots
 from cirrus.run_folder import RunFolder
@@ -224,51 +224,76 @@ def test_the_newest_checkpoint_is_found(store: ObjectStore) -> None:
 # Snapshots.
 
 
+def snapshots(generation: int, shard: int = 0) -> Snapshots:
+    """Return the snapshots of a shard, as one generation of it sees them."""
+    return Snapshots(RunFolder(URL), shard, generation)
+
+
 def test_the_newest_snapshot_is_the_one_restored(store: ObjectStore) -> None:
     """There is none at first; then always the last, and no other is kept, also over generations."""
-    folder = RunFolder(URL)
-    assert Snapshots(folder, 1, 1).newest() is None
-    for generation in range(3):
-        snapshots = Snapshots(folder, 1, generation)
-        snapshots.newest()
+    assert snapshots(1).newest() is None
+    for generation in range(1, 4):
+        made = snapshots(generation)
+        made.newest()
         for value in (1.0, 2.0):
-            snapshots.write(make_part(value=generation + value))
-        found = Snapshots(folder, 1, generation + 1).newest()
+            made.write(make_part(value=generation + value))
+        found = snapshots(generation + 1).newest()
         assert found is not None
         assert same(found, make_part(value=generation + 2.0))
-        assert len(store.list("snapshots/1/")) == 2
-    assert Snapshots(folder, 0, 1).newest() is None
+        assert len(store.list("snapshots/0/")) == 2
+    assert snapshots(1, shard=1).newest() is None
+    snapshots(4).clear()
+    assert snapshots(5).newest() is None
+    assert store.list() == []
 
 
 def test_a_death_while_writing_leaves_the_snapshot_before(store: ObjectStore) -> None:
     """A part without its word in the manifest is not restored, and does not disturb the next one."""
-    folder = RunFolder(URL)
-    Snapshots(folder, 0, 1).write(make_part(value=1.0))
+    snapshots(1).write(make_part(value=1.0))
     store.put("snapshots/0/000001-00000002.bin", ENCODED[:40])
-    snapshots = Snapshots(folder, 0, 1)
-    found = snapshots.newest()
+    made = snapshots(2)
+    found = made.newest()
     assert found is not None
     assert same(found, make_part(value=1.0))
-    snapshots.write(make_part(value=2.0))
-    again = Snapshots(folder, 0, 1).newest()
+    made.write(make_part(value=2.0))
+    again = snapshots(3).newest()
     assert again is not None
     assert same(again, make_part(value=2.0))
 
 
+def test_a_generation_that_was_replaced_writes_no_snapshot(store: ObjectStore) -> None:
+    """A shard that was only slow, not dead, cannot put its past in the place of its successor's."""
+    slow, successor = snapshots(1), snapshots(2)
+    slow.write(make_part(value=1.0))
+    successor.newest()
+    successor.write(make_part(value=2.0))
+    before = store.list()
+    with pytest.raises(SupersededError):
+        slow.write(make_part(value=3.0))
+    found = snapshots(3).newest()
+    assert found is not None
+    assert same(found, make_part(value=2.0))
+    assert store.list() == before
+
+
 def test_a_damaged_snapshot_is_named(store: ObjectStore) -> None:
     """A snapshot that was changed, or whose manifest was, or that is gone, is one clear error each."""
-    folder = RunFolder(URL)
-    Snapshots(folder, 0, 1).write(make_part())
+    snapshots(1).write(make_part())
     manifest = store.get("snapshots/0/newest.json")
     key = f"snapshots/0/{json.loads(manifest)['key']}"
     data = store.get(key)
     store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(CorruptDataError, match=key):
-        Snapshots(folder, 0, 1).newest()
+        snapshots(2).newest()
     store.delete(key)
     with pytest.raises(CirrusError, match=key):
-        Snapshots(folder, 0, 1).newest()
-    for wrong in (b"{", b"[]", b'{"key": "x", "n_bytes": 1}'):
+        snapshots(2).newest()
+    for wrong in (
+        b"{",
+        b"[]",
+        b'{"key": "1-1.bin", "n_bytes": 1}',
+        b'{"key": "x", "n_bytes": 1, "crc32": 1}',
+    ):
         store.put("snapshots/0/newest.json", wrong)
         with pytest.raises(CorruptDataError, match=r"newest\.json"):
-            Snapshots(folder, 0, 1).newest()
+            snapshots(2).newest()

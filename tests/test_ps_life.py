@@ -218,7 +218,7 @@ def test_a_checkpoint_is_one_moment_of_all_shards(tmp_path: Path, n_before: int,
         key = shards.folder.request(ControlRequest(action="snapshot"))
         eventually(lambda: open_store(tmp_path / "kept").exists("latest"))
         cut_at = shards.counts("steps_applied")[0]
-        assert not shards.folder.store.exists(key)
+        eventually(lambda: not shards.folder.store.exists(key))
         eventually(lambda: shards.counts("steps_applied")[0] > cut_at + 50)
         shards.folder.request(ControlRequest(action="kill"))
         shards.wait()
@@ -261,8 +261,10 @@ def test_a_stopped_run_is_resumed_from_its_model(tmp_path: Path) -> None:
             task = worker.ask(NextTask(wait_seconds=5), Task)
             done = Worker(shards.url, 9)
             done._train(client, task)
-        key = shards.folder.request(ControlRequest(action="stop"))
-        eventually(lambda: not shards.folder.store.exists(key))
+        shards.folder.request(ControlRequest(action="stop"))
+        keeper = shards.shards[0]._keeper
+        assert keeper is not None
+        eventually(lambda: keeper.coordinator.phase is not Phase.RUNNING)
         assert worker.ask(NextTask(wait_seconds=5), Task).action == "end"
         worker.close()
         assert shards.wait().updates == 9

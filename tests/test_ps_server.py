@@ -247,13 +247,13 @@ def test_a_hello_may_come_in_pieces_and_with_more_behind_it(run: Shards) -> None
 # Frames of peers that have shown the token.
 
 
-@pytest.mark.parametrize("kind", list(p.JSON_MESSAGES), ids=lambda kind: kind.name)
 @pytest.mark.parametrize("body", [b"", b"nonsense", b"[1]", b'{"no such field": 1}', b"\xff"])
-def test_json_garbage_is_refused(run: Shards, kind: Kind, body: bytes) -> None:
+def test_json_garbage_is_refused(run: Shards, body: bytes) -> None:
     """Whatever the kind, a body that is not what it promises gets an error frame and the door."""
-    with peer(run) as broken:
-        broken.send(p.HEADER.pack(p.MAGIC, p.VERSION, kind, 5, len(body), 0) + body)
-        assert broken.refused(ErrorCode.PROTOCOL, "malformed")
+    for kind in p.JSON_MESSAGES:
+        with peer(run) as broken:
+            broken.send(p.HEADER.pack(p.MAGIC, p.VERSION, kind, 5, len(body), 0) + body)
+            assert broken.refused(ErrorCode.PROTOCOL, "malformed")
     assert_serves(run)
 
 
