@@ -97,6 +97,7 @@ def read_lease(store: ObjectStore, manifest: Manifest, lease: LeaseRange) -> lis
             data=data[start - offsets[0] : stop - offsets[0]],
             name=f"{store.url}/{chunk.key}, block {lease.first_block + i}",
             n_features=manifest.n_features,
+            n_rows=chunk.block_rows[lease.first_block + i],
         )
         for i, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False))
     ]
