@@ -46,8 +46,8 @@ def starting_tables(checkpoint: Checkpoint, params: Mapping[str, Any]) -> Checkp
     """Return what shards begin with.
 
     With the optimizer that the checkpoint was made with, that is weights and optimizer state; only the run's
-    clock, which ``decay`` and Adam's bias correction look at, begins anew. Another optimizer takes the weights
-    alone, and its state starts anew.
+    clock, which ``decay`` and Adam's bias correction look at, begins anew. Another optimizer takes the
+    weights alone, and its state starts anew.
 
     Args:
         checkpoint: Tables, with the optimizer's name in ``extra``.
