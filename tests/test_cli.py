@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import json
 import os
 import re
 import select
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 import cirrus
 from cirrus.cli.commands import app
+from cirrus.frontend.scratch import is_scratch_url, new_scratch_url
 
 COMMANDS = ["load", "describe", "preprocess", "train", "predict", "runs", "attach", "kill", "ps"]
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
@@ -315,6 +317,62 @@ def test_a_run_whose_terminal_died_is_attached_and_finished(home, svmlight, tmp_
     assert out == f"model {model}\n"
     assert cirrus.load_model(model).n_iter_ == 1000
     assert list((home / "scratch").iterdir()) == []
+
+
+def _tamper(run_folder: Path, **notes: str) -> None:
+    config = json.loads((run_folder / "config.json").read_bytes())
+    config["model_metadata"].update(notes)
+    (run_folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_run_folder_cannot_have_other_folders_deleted_or_overwritten(home, svmlight, tmp_path):
+    """What a run folder says of places to delete or to write is believed only where that is harmless."""
+    assert run("train", svmlight, "--epochs", 1, "--model", tmp_path / "model")[0] == 0
+    (finished,) = (home / "runs").iterdir()
+    victim = tmp_path / "scratch" / "0123456789abcdef"
+    victim.mkdir(parents=True)
+    (victim / "file").write_text("mine")
+    _tamper(finished, scratch_url=str(victim), save_url=str(victim))
+    code, out, err = run("attach", finished.name)
+    assert code == 0, err
+    assert f"left {victim} alone" in err
+    assert f"{victim} holds something that is no Cirrus model" in err
+    assert [path.name for path in victim.iterdir()] == ["file"]
+    assert out == f"model {home}/models/{finished.name}\n"
+    cirrus.load_model(home / "models" / finished.name)
+
+    lost = finished.rename(finished.with_name("20200101-000000-abcdef"))
+    for name in ("status.json", "client.json"):
+        (lost / name).unlink(missing_ok=True)
+    _tamper(lost, scratch_url=f"{home}/scratch/../runs")
+    code, _, err = run("kill", lost.name)
+    assert code == 0, err
+    assert f"left {home}/scratch/../runs alone" in err
+    assert lost.exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "is_ours"),
+    [
+        ("/home/ada/.cirrus/scratch/0123456789abcdef", True),
+        ("/home/ada/.cirrus/scratch/0123456789abcdef/", False),
+        ("/home/ada/.cirrus/scratch/..", False),
+        ("/home/ada/.cirrus/scratch/", False),
+        ("/home/ada/.cirrus/scratch", False),
+        ("/home/ada/.cirrus/0123456789abcdef", False),
+        ("/home/ada/.cirrus/scratch/x/0123456789abcdef", False),
+        ("/home/ada/.cirrus/scratch/../0123456789abcdef", False),
+        ("/home/ada", False),
+        ("s3://bucket/scratch/0123456789abcdef", False),
+        ("no://where/0123456789abcdef", False),
+        ("", False),
+    ],
+)
+def test_scratch_places_are_told_by_their_form(url, is_ours):
+    """Only what Cirrus can have made, right below the root's scratch folder, is one to be deleted."""
+    root = "/home/ada/.cirrus"
+    assert is_scratch_url(url, root) is is_ours
+    assert is_scratch_url(new_scratch_url(root), root)
 
 
 def test_ps_prints_its_address_first(home, start):

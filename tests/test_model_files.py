@@ -11,6 +11,7 @@ import pytest
 
 import cirrus
 from cirrus.errors import CorruptDataError, NotFoundError
+from cirrus.frontend.model_files import may_hold_model
 from cirrus.storage import drop_memory_store
 
 
@@ -163,3 +164,15 @@ def test_damaged_parameters_are_refused(saved):
     part.unlink()
     with pytest.raises(NotFoundError):
         cirrus.load_model(saved)
+
+
+def test_only_a_model_or_nothing_is_overwritten_for_others(saved, tmp_path):
+    """A place that somebody else chose must be empty or hold a model: other files are never mixed with it."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    for good in (saved, tmp_path / "empty", tmp_path / "none" / "yet", "memory://test-no-model/x"):
+        assert may_hold_model(str(good))
+    (saved / "model.json").write_text("{}")
+    for bad in (saved, tmp_path / "full", tmp_path / "full" / "file", "/", "ftp://host/x", ""):
+        assert not may_hold_model(str(bad))

@@ -14,7 +14,7 @@ from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import LogisticRegression, start_job
 from cirrus.frontend.planning import check_params
 from cirrus.frontend.scoring import score_dataset, scores_table
-from cirrus.frontend.scratch import remove_below
+from cirrus.frontend.scratch import new_scratch_url, remove_below
 from cirrus.frontend.training import check_finished
 from cirrus.storage import open_store
 
@@ -80,10 +80,9 @@ class _Job:
 
     def __init__(self, estimator: LogisticRegression, root: str, model: str | None) -> None:
         self._estimator = estimator
-        name = secrets.token_hex(8)
-        self._scratch_url = f"{root}/scratch/{name}"
+        self._scratch_url = new_scratch_url(root)
         self._uses_scratch = False
-        self._model = f"{root}/models/{name}" if model is None else open_store(model).url
+        self._model = f"{root}/models/{secrets.token_hex(8)}" if model is None else open_store(model).url
         self._shown_model = self._model if model is None else model
 
     def scratch(self, name: str) -> str:

@@ -13,13 +13,14 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cirrus.config import from_plain
-from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
+from cirrus.errors import ConfigError, CorruptDataError, NotFoundError, StorageError
 from cirrus.metrics import MetricPoint
 from cirrus.paramserver.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from cirrus.storage import open_store
@@ -146,6 +147,31 @@ def save_model_files(url: str | os.PathLike[str], card: ModelCard, checkpoint: C
     store.put(MODEL_KEY, json.dumps(dataclasses.asdict(file), indent=1).encode())
     if replaced is not None:
         store.delete_prefix(replaced + "/")
+
+
+def may_hold_model(url: str) -> bool:
+    """Return whether a model can go to a URL and harm nothing: a model is there already, or nothing is.
+
+    Args:
+        url: A place that somebody else has chosen.
+
+    Raises:
+        StorageError: The object store refused or failed.
+    """
+    try:
+        store = open_store(url)
+    except ConfigError:
+        return False
+    if _parameters_of(url) is not None:
+        return True
+    if "://" in store.url:
+        return not store.list()
+    # Not list(), which would walk through all that is below.
+    folder = Path(store.url)
+    try:
+        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror}") from error
 
 
 def read_model_files(url: str | os.PathLike[str]) -> tuple[ModelCard, Checkpoint]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import tempfile
@@ -9,7 +10,12 @@ import weakref
 from pathlib import Path
 
 from cirrus.chunks import MANIFEST_KEY, read_manifest
+from cirrus.errors import ConfigError
 from cirrus.storage import drop_memory_store, open_store
+
+#: Scratch places of command lines lie below this folder of the root of runs.
+SCRATCH_FOLDER = "scratch"
+_SCRATCH_NAME = re.compile(r"[0-9a-f]{16}")
 
 
 class Scratch:
@@ -59,6 +65,27 @@ class Scratch:
 
 def _remove_folder(name: str) -> None:
     shutil.rmtree(name, ignore_errors=True)
+
+
+def new_scratch_url(root: str) -> str:
+    """Return a URL below the root of runs that nobody else uses."""
+    return f"{root}/{SCRATCH_FOLDER}/{secrets.token_hex(8)}"
+
+
+def is_scratch_url(url: str, root: str) -> bool:
+    """Return whether a URL is one that :func:`new_scratch_url` can have given; no other is ours to delete.
+
+    Args:
+        url: What a run says is its scratch place; anybody may have written it.
+        root: The root of runs.
+    """
+    parent, _, name = url.rpartition("/")
+    if not parent or not _SCRATCH_NAME.fullmatch(name):
+        return False
+    try:
+        return open_store(parent).url == open_store(f"{root}/{SCRATCH_FOLDER}").url
+    except ConfigError:
+        return False
 
 
 def remove_below(url: str) -> None:
