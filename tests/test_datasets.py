@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 import scipy.sparse
 
 import cirrus
-from cirrus.chunks import BLOCK_ROWS
-from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
+from cirrus.chunks import BLOCK_ROWS, Block
+from cirrus.errors import ConfigError, ConflictError, CorruptDataError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset, load_arrays
 from cirrus.storage import open_store
 
@@ -192,6 +193,42 @@ def test_splits_are_made_once(tmp_path: Path) -> None:
     assert len(unseeded) == 2
     load_arrays(X[:200], y[:200], tmp_path / "d")
     assert not open_store(test.url).exists("manifest.json")
+
+
+class _Interrupted(Dataset):
+    """A dataset that somebody else splits while we do."""
+
+    def blocks(self) -> Iterator[Block]:
+        yield from super().blocks()
+        self.theirs = Dataset.open(self.url).split(0.2, random_state=7)
+
+
+def test_two_splits_at_once_share_the_first(tmp_path: Path) -> None:
+    """Who comes second takes what is there: the first one's chunks stay, and only they."""
+    load_arrays(*numbered(300), url=tmp_path / "d")
+    dataset = _Interrupted.open(tmp_path / "d")
+    assert isinstance(dataset, _Interrupted)
+    ours = dataset.split(0.2, random_state=7)
+    for mine, other in zip(ours, dataset.theirs, strict=True):
+        assert mine.manifest == other.manifest
+        assert other.to_csr()[0].shape[0] == other.n_rows
+        assert len(list(Path(mine.url).rglob("chunks-*/*"))) == len(mine.chunks)
+
+
+def test_of_two_writers_at_once_one_is_told(tmp_path: Path) -> None:
+    """A dataset that was stored since we began stays, and the other writer's chunks go."""
+    X, y = numbered(50)
+
+    class Slow:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            load_arrays(X, y, url=tmp_path / "d")
+            return np.ones((50, 3))
+
+    with pytest.raises(ConflictError, match="another dataset was stored"):
+        load_arrays(Slow(), y, url=tmp_path / "d")
+    found = Dataset.open(tmp_path / "d")
+    assert_same_rows(found, X, y)
+    assert len(list((tmp_path / "d").rglob("chunks-*/*"))) == len(found.chunks)
 
 
 def test_splits_keep_what_the_dataset_knows(tmp_path: Path) -> None:

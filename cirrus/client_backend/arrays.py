@@ -17,6 +17,7 @@ from cirrus.chunks import (
     discard_chunks,
     new_chunk_prefix,
 )
+from cirrus.chunks.writer import find_replaced
 from cirrus.errors import DataError
 from cirrus.storage import ObjectStore
 
@@ -42,7 +43,9 @@ def store_arrays(
 
     Raises:
         DataError: The shapes do not fit, or there are values that are not finite.
+        ConflictError: Another dataset was stored there meanwhile.
     """
+    replaces = find_replaced(store)
     rows = _as_rows(X)
     n_rows, n_features = rows.shape
     labels, names = code_labels(_column(y, n_rows, "y"))
@@ -64,7 +67,14 @@ def store_arrays(
                 )
             )
         writer.flush()
-        return commit_dataset(store, writer.chunks, writer.summary, n_features=n_features, label_names=names)
+        return commit_dataset(
+            store,
+            writer.chunks,
+            writer.summary,
+            n_features=n_features,
+            label_names=names,
+            replaces=replaces,
+        )
     except BaseException:
         discard_chunks(store, prefix)
         raise

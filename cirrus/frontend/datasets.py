@@ -27,6 +27,7 @@ from cirrus.chunks import (
     new_chunk_prefix,
     read_manifest,
 )
+from cirrus.chunks.writer import Replaced
 from cirrus.client_backend.arrays import store_arrays
 from cirrus.client_backend.csv_format import NA_VALUES, CsvFormat, CsvRequest
 from cirrus.client_backend.loader import (
@@ -36,7 +37,7 @@ from cirrus.client_backend.loader import (
     load_csv_file_like,
     load_svmlight_file,
 )
-from cirrus.errors import ConfigError
+from cirrus.errors import ConfigError, ConflictError
 from cirrus.frontend.mapping import ChunkOperations
 from cirrus.frontend.scratch import Scratch
 from cirrus.storage import ObjectStore, open_store
@@ -187,21 +188,28 @@ class Dataset(ChunkOperations):
                 test_left -= n_here
             for builder in builders:
                 builder.flush()
-            return [
-                commit_dataset(
-                    store,
-                    writer.chunks,
-                    writer.summary,
-                    n_features=self.n_features,
-                    label_names=self.manifest.label_names,
-                    encoding=self.manifest.encoding,
-                )
-                for store, writer in zip(stores, writers, strict=True)
-            ]
+            manifests = []
+            for store, writer, prefix in zip(stores, writers, prefixes, strict=True):
+                try:
+                    manifest = commit_dataset(
+                        store,
+                        writer.chunks,
+                        writer.summary,
+                        n_features=self.n_features,
+                        label_names=self.manifest.label_names,
+                        encoding=self.manifest.encoding,
+                        replaces=Replaced(None),
+                    )
+                except ConflictError:
+                    # Somebody else stored the same rows first, and may be reading them by now.
+                    discard_chunks(store, prefix)
+                    manifest = read_manifest(store)
+                manifests.append(manifest)
         except BaseException:
             for store, prefix in zip(stores, prefixes, strict=True):
                 discard_chunks(store, prefix)
             raise
+        return manifests
 
 
 def _n_test_rows(test_size: float | int, n_rows: int) -> int:
