@@ -14,7 +14,7 @@ import scipy.sparse
 import cirrus
 from cirrus.chunks import BLOCK_ROWS, Block
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError, DataError, NotFoundError
-from cirrus.frontend.datasets import Dataset, load_arrays
+from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
 from cirrus.storage import open_store
 
 
@@ -260,3 +260,21 @@ def test_representation() -> None:
     """A dataset shows where and how large it is."""
     dataset = load_arrays(np.eye(3), [0, 1, 1])
     assert repr(dataset) == f"Dataset({dataset.url!r}, n_rows=3, n_features=3)"
+
+
+def test_a_mistyped_index_costs_no_memory(tmp_path: Path) -> None:
+    """One feature number in the billions makes a wide dataset; splitting it takes no memory a feature."""
+    path = tmp_path / "wide.svm"
+    path.write_text("".join(f"{row % 2} {row + 1}:1\n" for row in range(200)) + "1 4000000000:1\n")
+    data = load_svmlight(path, tmp_path / "wide", random_state=0)
+    assert data.n_features == 4_000_000_000
+    train, held_out = data.split(test_size=0.1)
+    assert train.n_rows + held_out.n_rows == 201
+
+
+def test_the_label_is_no_feature(tmp_path: Path) -> None:
+    """A column named as label and as feature would predict itself: an error that names it."""
+    path = tmp_path / "clicks.csv"
+    path.write_text("site,clicked\na,1\nb,0\n")
+    with pytest.raises(ConfigError, match="clicked"):
+        load_csv(path, tmp_path / "data", label="clicked", categorical=["site", "clicked"])

@@ -133,6 +133,7 @@ def test_leases_cover_the_dataset_once(manifest):
         ({"optimizer": "lbfgs"}, "optimizer"),
         ({"optimizer": "add"}, "optimizer"),
         ({"learning_rate": 0}, "learning_rate"),
+        ({"random_state": -1}, "random_state"),
         ({"learning_rate": "fast"}, "learning_rate"),
         ({"l1": -1}, "l1"),
         ({"l2": float("nan")}, "l2"),

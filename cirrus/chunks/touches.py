@@ -113,7 +113,8 @@ class TouchCounter:
 
     def _finest(self, n_features: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where each of the finest ranges begins, and the touches in it."""
-        n_even = -(-n_features // (1 << self._shift))
+        # Ids beyond the counters were never touched, however many there may be.
+        n_even = min(-(-n_features // (1 << self._shift)), self._even.size)
         starts = np.arange(n_even, dtype=np.int64) << self._shift
         counts = self._even[:n_even]
         if self._shift == 0:

@@ -324,7 +324,9 @@ def kill(run: RunArgument, home: HomeOption = None) -> None:
 
 @_command
 def ps(
-    port: Annotated[int, typer.Option(help="Where to listen on loopback; 0: the kernel chooses.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where to listen on loopback; 0: the kernel chooses.")
+    ] = 0,
     rows: Annotated[int, typer.Option(help="Rows of its table.")] = 2**20,
     width: Annotated[int, typer.Option(help="Numbers in a row.")] = 1,
     optimizer: Annotated[Optimizer, typer.Option(help="How gradients become updates.")] = Optimizer.SGD,

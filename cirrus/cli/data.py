@@ -100,7 +100,7 @@ def predict(model: str, data: str, out: str) -> None:
 
 
 def _write_predictions(file: TextIO, estimator: LogisticRegression, dataset: Dataset) -> int:
-    writer = csv.writer(file)
+    writer = csv.writer(file, lineterminator="\n")
     low, high = estimator.classes_.tolist()
     writer.writerow(["label", f"probability_of_{high}"])
     n_rows = 0

@@ -170,12 +170,16 @@ class CsvRequest:
             known = [cell for cell in cells if cell not in self.na_values]
             # One number among them makes it a column of numbers, and what is no number an error.
             text_labels = bool(known) and not any(_is_number(cell) for cell in known)
+        numeric = tuple(find(column, "numeric") for column in self.numeric)
+        categorical = tuple(find(column, "categorical") for column in self.categorical)
+        if label is not None and label in (*numeric, *categorical):
+            raise ConfigError("label", f"column {label.name!r} is the label and cannot be a feature too")
         return CsvFormat(
             n_columns=len(first),
             has_header=has_header,
             label=label,
-            numeric=tuple(find(column, "numeric") for column in self.numeric),
-            categorical=tuple(find(column, "categorical") for column in self.categorical),
+            numeric=numeric,
+            categorical=categorical,
             sep=self.sep,
             hash_features=self.hash_features,
             label_above=self.label_above,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -189,6 +190,9 @@ def check_params(params: Mapping[str, Any]) -> None:
         raise ConfigError("mode", f'must be "sgd"; {params["mode"]!r} comes with a later version')
     if params["staleness"] is not None:
         raise ConfigError("staleness", "must be None; bounded staleness comes with a later version")
+    seed = params["random_state"]
+    if isinstance(seed, numbers.Integral) and not 0 <= int(seed) < 2**32:
+        raise ConfigError("random_state", f"must be a whole number from 0 to 2**32 - 1 or None, got {seed}")
     least, most = WORKER_MEMORY_MB
     memory = _whole(params["worker_memory_mb"], "worker_memory_mb")
     if not least <= memory <= most:
