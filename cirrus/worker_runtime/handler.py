@@ -7,6 +7,7 @@ the run folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -63,7 +64,12 @@ def handler(event: Mapping[str, Any], context: Context | None = None) -> dict[st
         ConfigError: The event or the run's config is wrong.
         CirrusError: The generation could not work on.
     """
+    if not isinstance(event, Mapping):
+        raise ConfigError("event", f"must be an object, got {type(event).__name__}")
     parsed = from_plain(Event, dict(event), "event")
+    left = parsed.deadline_seconds
+    if left is not None and not (math.isfinite(left) and left >= 0):
+        raise ConfigError("deadline_seconds", f"must be a number >= 0 or None, got {left!r}")
     if parsed.role not in ("train", "evaluate", "map"):
         raise ConfigError("role", f"must be train, evaluate or map, got {parsed.role!r}")
     clock = Clock(_remaining(parsed, context))
