@@ -248,7 +248,9 @@ class Coordinator:
         """
         key = (done.epoch, done.lease)
         if not own_mark_full or list(done.generations) != self._shard_generations:
-            self.ledger.give_again(key)
+            # A worker that did not hear the answer says it twice; what is done already stays done.
+            if self.ledger.is_pending(key):
+                self.ledger.give_again(key)
             return False
         # The grant tells who it is: workers say this over another connection than they registered on.
         held = self.ledger.open.get(key)

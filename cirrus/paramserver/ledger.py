@@ -138,6 +138,10 @@ class Ledger:
         self._lost.discard(key)
         return pending and first_time
 
+    def is_pending(self, key: LeaseKey) -> bool:
+        """Tell whether a lease is open or to do."""
+        return key in self.open or self._entry(key) in self._todo
+
     def give_again(self, key: LeaseKey) -> None:
         """Put a lease back: its worker died, gave up or was too slow, or a shard lost steps of it."""
         self.open.pop(key, None)
