@@ -68,7 +68,7 @@ def pick(run: Run, module: str, rng: random.Random) -> int:
 
 def test_workers_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> None:
     """One of two workers is killed five times: every step of every epoch is applied once, none twice."""
-    config = plan(train, epochs=10)
+    config = plan(train, epochs=20)
     rng = random.Random(SEED)
     total = config.stop.epochs * config.steps_per_epoch
     with LocalBackend(root=tmp_path).start(config) as run:
@@ -86,7 +86,7 @@ def test_workers_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> N
 
 def test_shards_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> None:
     """One of two shards is killed three times: it comes back, and what it lost is done again, once."""
-    config = plan(train, epochs=10)
+    config = plan(train, epochs=30)
     rng = random.Random(SEED)
     total = config.stop.epochs * config.steps_per_epoch
     with LocalBackend(root=tmp_path).start(config) as run:

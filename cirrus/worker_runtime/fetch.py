@@ -6,6 +6,7 @@ lease's blocks from the object store. It is at most one lease ahead.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -74,6 +75,8 @@ class LeaseFetcher:
         """End the thread; leases not taken are given to other workers, since the connection ends."""
         self._stopping.set()
         self._channel.close()
+        with contextlib.suppress(queue.Empty):
+            self._queue.get_nowait()  # wakes the thread if it waits for room
         self._thread.join(POLL_SECONDS)
 
     def _run(self) -> None:
