@@ -200,7 +200,7 @@ def test_a_threshold_sends_fewer_rows(train: Dataset, tmp_path: Path) -> None:
 
 def test_the_evaluator_reports(train: Dataset, tmp_path: Path) -> None:
     """It computes the loss of the rows under the model of the moment, and its accuracy."""
-    config = dataclasses.replace(plan(train, epochs=3), validation_url=train.url)
+    config = dataclasses.replace(plan(train, epochs=12), validation_url=train.url)
     with running(tmp_path / "run", config) as shards:
         worker, evaluator = Generation(event(shards)), Generation(event(shards, 1, role="evaluate"))
         assert_exact(shards, config)
