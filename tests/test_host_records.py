@@ -1,0 +1,101 @@
+"""The records through which clients and the machines that host shards find each other."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cirrus.errors import ConfigError, CorruptDataError
+from cirrus.paramserver.host_records import (
+    HostPhase,
+    HostReports,
+    HostStatus,
+    ServerClaim,
+    WarmServer,
+    WarmServers,
+    format_shards,
+    parse_shards,
+)
+from cirrus.storage import drop_memory_store, open_store
+
+WARM = WarmServer(
+    instance="i-0a", address="10.0.0.7", since=1.0, until=301.0, shards=2, instance_type="c7gn.large"
+)
+
+
+@pytest.fixture
+def store():
+    """Return an empty store."""
+    name = uuid.uuid4().hex
+    yield open_store(f"memory://{name}")
+    drop_memory_store(name)
+
+
+def test_reports_are_read_back(store):
+    """What an instance reports, clients read, for each instance that ever worked for the run."""
+    reports = HostReports(store)
+    assert reports.read("i-0a") is None
+    first = HostStatus(instance="i-0a", phase=HostPhase.SERVING, shards=(0, 1), at=3.5)
+    second = HostStatus(instance="i-0b", phase=HostPhase.FAILED, error="no disk", error_type="OSError")
+    reports.write(first)
+    reports.write(second)
+    assert reports.read("i-0a") == first
+    assert reports.all() == [first, second]
+    assert not first.phase.is_last
+    assert second.phase.is_last
+
+
+def test_one_claim_wins(store):
+    """Of those who claim an instance one succeeds, and the instance learns which."""
+    servers = WarmServers(store)
+    servers.offer(WARM)
+    assert servers.all() == [WARM]
+    assert servers.claim("i-0a", ServerClaim(run="ada", shards=(0, 1)))
+    assert not servers.claim("i-0a", ServerClaim(run="bob", shards=(0,)))
+    assert servers.claim_of("i-0a") == ServerClaim(run="ada", shards=(0, 1))
+
+
+def test_a_withdrawn_offer_cannot_be_claimed_a_second_time(store):
+    """Between the end of an offer and the next one, the claim that was served stays in the way."""
+    servers = WarmServers(store)
+    servers.offer(WARM)
+    assert servers.claim("i-0a", ServerClaim(run="ada", shards=(0,)))
+    servers.withdraw("i-0a")
+    assert servers.all() == []
+    assert not servers.claim("i-0a", ServerClaim(run="bob", shards=(0,)))
+    servers.offer(WARM)
+    assert servers.claim("i-0a", ServerClaim(run="bob", shards=(0,)))
+
+
+def test_a_gone_instance_leaves_nothing(store):
+    """Nothing of an instance that is forgotten stays in the bucket."""
+    servers = WarmServers(store)
+    servers.offer(WARM)
+    servers.claim("i-0a", ServerClaim(run=None))
+    servers.forget("i-0a")
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b'{"instance": 1}', b'{"instance": "i-0a", "phase": "asleep"}'])
+def test_damaged_records_are_named(store, raw):
+    """A record that cannot be read is an error that names its key."""
+    store.put("hosts/i-0a.json", raw)
+    with pytest.raises(CorruptDataError, match=r"hosts/i-0a\.json"):
+        HostReports(store).read("i-0a")
+
+
+@given(st.sets(st.integers(0, 9999), min_size=1, max_size=50))
+def test_shards_survive_their_text(shards):
+    """The text of a tag names the shards that it was made from."""
+    ascending = tuple(sorted(shards))
+    assert parse_shards(format_shards(ascending)) == ascending
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1-", "0--2", "0-99999", "1,,2", "one"])
+def test_other_texts_name_no_shards(text):
+    """What is written otherwise is refused, and so is a range too long to hold."""
+    with pytest.raises(ConfigError, match="names no shards"):
+        parse_shards(text)
