@@ -34,10 +34,14 @@ class _Work:
 
     task: Task
     generations: list[int]
+    attached: bool = False
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Workers and shards that do, lose and die in any order; at the end every step counts once a shard."""
+    """Workers and shards that do, lose and die in any order; at the end every step counts once a shard.
+
+    When the run is stopped before, every lease is done on all shards, or on none.
+    """
 
     @initialize(
         n_steps=st.lists(st.integers(1, 3), min_size=1, max_size=4),
@@ -62,8 +66,13 @@ class AnyOrder(RuleBasedStateMachine):
         self.snapshots: list[_Snapshot | None] = [None] * n_shards
         self.unreported = set(range(1, n_shards))
         self.coordinator = Coordinator(self.config, 1, self.now, UNIX_NOW)
+        self.stop_asked = False
         self.workers: dict[int, list[_Work]] = {}
         self.evaluators: dict[int, list[Task]] = {}
+        for shard in range(1, n_shards):
+            self._report(shard)
+        for worker in range(2):
+            self.register(worker, 1)
 
     # What workers do.
 
@@ -91,21 +100,45 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data())
     def ask(self, data: st.DataObject) -> None:
         """A worker asks for a lease."""
-        connection = data.draw(st.sampled_from(sorted(self.workers)))
+        self._ask(data.draw(st.sampled_from(sorted(self.workers))))
+
+    def _ask(self, connection: int) -> bool:
         try:
             task = self.coordinator.next_task(connection, self.now)
         except RegistrationError:
             del self.workers[connection]
-            return
-        if task is not None and task.action == "train":
-            self.workers[connection].append(_Work(task, list(self.generations)))
-            assert len(self.workers[connection]) < 100
+            return False
+        if task is None or task.action != "train":
+            return False
+        self.workers[connection].append(_Work(task, list(self.generations)))
+        return True
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), n_leases=st.integers(1, 4))
+    def do_leases(self, data: st.DataObject, n_leases: int) -> None:
+        """A worker does some leases without any trouble."""
+        self._do_leases(data.draw(st.sampled_from(sorted(self.workers))), n_leases)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def do_a_lease(self, data: st.DataObject) -> None:
+        """As above, once more: most of what workers do goes well."""
+        self._do_leases(data.draw(st.sampled_from(sorted(self.workers))), 1)
+
+    def _do_leases(self, connection: int, n_leases: int) -> None:
+        for _ in range(n_leases):
+            if not self._ask(connection):
+                return
+            self._complete(self.workers[connection].pop(), early=False)
 
     def _works(self) -> list[tuple[int, int]]:
         return [(c, i) for c, works in sorted(self.workers.items()) for i in range(len(works))]
 
     def _push(self, work: _Work, shard: int) -> None:
-        """Push the next step that a shard lacks."""
+        """Push the next step that a shard lacks, having told shard 0 of the lease before."""
+        if not work.attached:
+            work.attached = True
+            self.coordinator.attached((work.task.epoch, work.task.lease))
         epoch, lease = work.task.epoch, work.task.lease
         marks = self.marks[shard].of_epoch(epoch)
         position = int(marks[lease])
@@ -121,7 +154,8 @@ class AnyOrder(RuleBasedStateMachine):
         work = self.workers[connection][i]
         shard = data.draw(st.integers(0, self.config.n_shards - 1))
         if work.generations[shard] != self.generations[shard]:
-            work.generations = list(self.generations)  # it finds out, and connects anew
+            work.generations = list(self.generations)  # it finds out, connects and attaches anew
+            work.attached = False
         for _ in range(n_pushes):
             self._push(work, shard)
 
@@ -130,7 +164,9 @@ class AnyOrder(RuleBasedStateMachine):
     def complete(self, data: st.DataObject, early: bool) -> None:
         """A worker pushes what is left and says that it is done, perhaps without a shard's knowledge."""
         connection, i = data.draw(st.sampled_from(self._works()))
-        work = self.workers[connection].pop(i)
+        self._complete(self.workers[connection].pop(i), early, connection)
+
+    def _complete(self, work: _Work, early: bool, connection: int = 0) -> None:
         lease = self.config.leases[work.task.lease]
         for shard in range(self.config.n_shards):
             if work.generations[shard] == self.generations[shard]:
@@ -162,6 +198,27 @@ class AnyOrder(RuleBasedStateMachine):
         self.coordinator.disconnect(connection)
         del self.workers[connection]
 
+    @precondition(lambda self: len(self.applied[0]) > 4)
+    @rule()
+    def stop(self) -> None:
+        """Somebody asks the run to stop; the request stays in the folder."""
+        self.stop_asked = True
+        self._tick()
+
+    @rule()
+    def cut_checkpoint(self) -> None:
+        """When shard 0 thinks that all are at rest, and all have said what they hold, they hold the same."""
+        for shard in range(1, self.config.n_shards):
+            self._report(shard)
+        if self.coordinator.ledger.at_rest:
+            self._assert_same_steps()
+
+    def _assert_same_steps(self) -> None:
+        """Check that every lease is whole on all shards, or not begun on any."""
+        assert all(counter == self.applied[0] for counter in self.applied)
+        leases = Counter((epoch, lease) for epoch, lease, _ in self.applied[0])
+        assert all(n == self.config.leases[lease].n_steps for (_, lease), n in leases.items())
+
     @rule(seconds=st.sampled_from([0.1, 5.0, 11.0]))
     def pass_time(self, seconds: float) -> None:
         """Time passes; leases may expire."""
@@ -169,10 +226,13 @@ class AnyOrder(RuleBasedStateMachine):
         self._tick()
 
     def _tick(self) -> None:
+        if self.stop_asked:
+            self.coordinator.end("stopped")
         self.coordinator.tick(self.now, lambda key: int(self.marks[0].of_epoch(key[0])[key[1]]))
 
     # What shards do.
 
+    @precondition(lambda self: any(self.applied))
     @rule(data=st.data())
     def snapshot(self, data: st.DataObject) -> None:
         """A shard takes a snapshot."""
@@ -182,7 +242,7 @@ class AnyOrder(RuleBasedStateMachine):
             _Snapshot(self.marks[shard].to_plain(), self.applied[shard], json.loads(json.dumps(plain)))
         )
 
-    @precondition(lambda self: self.coordinator.phase is not Phase.ENDED)
+    @precondition(lambda self: self.coordinator.phase is not Phase.ENDED and any(self.applied))
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
         """A shard dies and starts again from its snapshot."""
@@ -247,12 +307,15 @@ class AnyOrder(RuleBasedStateMachine):
                 break
             self._finish_a_little(worker, evaluator)
         assert self.coordinator.phase is Phase.ENDED
+        self._assert_same_steps()
+        assert self.coordinator.updates == len(self.applied[0])
+        if self.stop_asked:
+            return
         leases = enumerate(self.config.leases)
         once = {(lease, i): 1 for lease, held in leases for i in range(held.n_steps)}
         every = {(epoch, *key): 1 for epoch in range(self.config.stop.epochs) for key in once}
         assert [dict(counter) for counter in self.applied] == [every] * self.config.n_shards
         assert all(marks.completed_epochs == self.config.stop.epochs for marks in self.marks)
-        assert self.coordinator.updates >= len(every)
 
     def _finish_a_little(self, worker: int, evaluator: int) -> None:
         for shard in sorted(self.unreported):
@@ -261,8 +324,9 @@ class AnyOrder(RuleBasedStateMachine):
         self._tick()
         if self.coordinator.phase is Phase.SAVING:
             # As before a checkpoint: shards are asked what they hold.
-            if not sum(self._report(shard) for shard in range(1, self.config.n_shards)):
-                self.coordinator.saved()
+            for shard in range(1, self.config.n_shards):
+                self._report(shard)
+            self.coordinator.saved()
             return
         task = self.coordinator.next_task(evaluator, self.now)
         if task is not None and task.action == "evaluate":
@@ -281,8 +345,8 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=150,
-    stateful_step_count=40,
+    max_examples=300,
+    stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -530,6 +530,76 @@ def test_a_shard_that_lost_nothing_changes_nothing() -> None:
     assert run.phase == Phase.SAVING
 
 
+@pytest.mark.parametrize("stop_first", [False, True])
+def test_a_shard_that_is_ahead_is_caught_up_with(stop_first: bool) -> None:
+    """A shard 0 that lost its last moments does again what the others hold of them, before the run stops.
+
+    Otherwise the model had steps on some shards that others lack.
+    """
+    run = Desk(make_config(n_shards=2, leases=make_leases(2, 3, 1), stop={"epochs": 50}))
+    run.register(1)
+    if stop_first:
+        run.coordinator.end("stopped")
+    run.coordinator.shard_started(1, 1, 2, {"2": [0, 3, 0]})
+    run.coordinator.end("stopped")
+    done = []
+    while (task := run.ask(1)) is not None and task.action == "train":
+        done.append((task.epoch, task.lease))
+        assert run.done(task)
+    assert sorted(done) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 1)]
+    assert run.coordinator.status(run.now, UNIX_NOW, {}).epoch == 2
+    finish(run)
+
+
+def test_a_checkpoint_waits_for_what_other_shards_hold() -> None:
+    """While a shard is ahead leases are granted as usual; then those that are begun; then all are at rest."""
+    run = Desk(make_config(n_shards=2, leases=make_leases(2, 3, 1), stop={"epochs": 50}))
+    run.register(1)
+    run.coordinator.shard_started(1, 1, 0, {"0": [2, 3, 1], "1": [1, 0, 0]})
+    run.coordinator.checkpoint_wanted = True
+    done = []
+    while (task := run.ask(1)) is not None:
+        assert not run.coordinator.ledger.at_rest
+        done.append((task.epoch, task.lease))
+        assert run.done(task)
+    assert sorted(done) == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert run.coordinator.ledger.at_rest
+
+
+@pytest.mark.parametrize("when", ["before", "after", "saving"])
+def test_a_lease_of_a_forgotten_grant_is_finished(when: str) -> None:
+    """A worker goes on with what a former shard 0 gave it: from then on the lease counts as begun."""
+    run = desk(2, 3, 1, stop={"epochs": 50})
+    if when == "before":
+        run.coordinator.attached((0, 1))
+    run.coordinator.end("stopped")
+    if when == "saving":
+        run.pass_time(0.1)
+        assert run.phase == Phase.SAVING
+    if when != "before":
+        run.coordinator.attached((0, 1))
+    assert run.phase == Phase.DRAINING
+    task = run.lease(1)
+    assert (task.epoch, task.lease) == (0, 1)
+    assert run.done(task)
+    finish(run)
+
+
+def test_a_refused_word_takes_nothing_from_others() -> None:
+    """A worker that is late, with a grant that is not the last, cannot have the lease given again."""
+    run = desk(2, 3, n_shards=2)
+    late = run.lease(1)
+    run.register(5)
+    run.coordinator.disconnect(1)
+    again = run.lease(5)
+    assert again.lease == late.lease
+    assert not run.done(late, full=False)
+    assert run.coordinator.ledger.given_again == 1
+    assert run.done(again, connection=5)
+    assert not run.done(late, full=False)
+    assert run.coordinator.ledger.given_again == 1
+
+
 # Checkpoints.
 
 

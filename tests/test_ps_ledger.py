@@ -207,9 +207,7 @@ def test_a_lease_done_again_for_a_shard_counts_once() -> None:
     ledger = make_ledger()
     key = ledger.grant(0, 0, 0.0)
     assert key is not None
-    assert ledger.is_pending(key)
     assert ledger.finish(key)
-    assert not ledger.is_pending(key)
     assert not ledger.finish(key)
     held = [0 if lease == key[1] else steps.n_steps for lease, steps in enumerate(LEASES)]
     assert ledger.reopen_lost(0, {"0": held}) == 1

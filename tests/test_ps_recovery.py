@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ps_runs import Shards, make_config, make_leases, make_table, running
-from ps_workers import Workers, expected_weights
+from ps_workers import THIRD_ROWS, Workers, expected_weights
 from stand_ins import eventually
 
 from cirrus.config import RunConfig
@@ -181,6 +182,33 @@ def test_a_stop_outlives_the_shard_that_heard_it(tmp_path: Path, victim: int) ->
         assert applied[0] == applied[1]
         model = read_checkpoint(open_store(f"{shards.url}/model")).tables["w"]["weights"]
         assert model.sum() == 3 * applied[0]
+
+
+@pytest.mark.parametrize("moment", [60, 150, 240])
+def test_a_stop_right_after_a_loss_leaves_all_shards_alike(tmp_path: Path, moment: int) -> None:
+    """What other shards hold of a lost shard 0's last moments is done again before the model is written.
+
+    They are ahead of it, perhaps by whole epochs, when it comes back and reads at once that it shall stop.
+    """
+    config = make_config(n_shards=3, leases=LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.1)
+    with running(tmp_path / "run", config) as shards, Workers(shards.url):
+        eventually(lambda: min(shards.counts("steps_applied")) > moment)
+        shards.shards[0].crash()
+        shards.folder.request(ControlRequest(action="stop"))
+        shards.start(0)
+        status = shards.wait()
+        assert (status.state, status.stop_reason) == (RunState.FINISHED, "stopped")
+        applied = shards.counts("steps_applied")
+        assert applied == [applied[0]] * 3
+        assert status.updates == applied[0]
+        model = read_checkpoint(open_store(f"{shards.url}/model")).tables["w"]["weights"][:, 0]
+        thirds = [model[k * THIRD_ROWS : (k + 1) * THIRD_ROWS] for k in range(3)]
+        np.testing.assert_array_equal(thirds[0], thirds[1])
+        np.testing.assert_array_equal(thirds[0], thirds[2])
+        assert thirds[0].sum() == applied[0]
+        starts = np.cumsum([0, *(lease.n_steps for lease in LEASES)])
+        for first, last in itertools.pairwise(starts):
+            assert len(set(thirds[0][first:last].tolist())) == 1
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "manifest"])

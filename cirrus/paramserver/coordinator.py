@@ -247,14 +247,15 @@ class Coordinator:
             False when a shard was replaced meanwhile or steps are missing here: the lease is given again.
         """
         key = (done.epoch, done.lease)
-        if not own_mark_full or list(done.generations) != self._shard_generations:
-            # A worker that did not hear the answer says it twice; what is done already stays done.
-            if self.ledger.is_pending(key):
-                self.ledger.give_again(key)
-            return False
         # The grant tells who it is: workers say this over another connection than they registered on.
         held = self.ledger.open.get(key)
-        worker = connection if held is None or held.grant != done.grant else held.worker
+        is_holder = held is not None and held.grant == done.grant
+        if not own_mark_full or list(done.generations) != self._shard_generations:
+            # Of one who does not hold it any more, or says it twice, there is nothing to give again.
+            if is_holder:
+                self.ledger.give_again(key)
+            return False
+        worker = held.worker if held is not None and is_holder else connection
         if self.ledger.finish(key):
             self._progress.samples += self.config.leases[done.lease].n_rows
             self._progress.updates += self.config.leases[done.lease].n_steps
@@ -279,9 +280,19 @@ class Coordinator:
         """A shard says what it holds; return how many leases it lost steps of."""
         self._shard_generations[shard] = max(generation, self._shard_generations[shard])
         lost = self.ledger.reopen_lost(completed_epochs, marks)
-        if lost and self.phase in (Phase.EVALUATING, Phase.SAVING):
-            self.phase = Phase.DRAINING
+        self.ledger.note_held(completed_epochs, marks)
+        self._drain_again()
         return lost
+
+    def attached(self, key: LeaseKey) -> None:
+        """A worker takes up a lease, perhaps by a grant of a former shard 0 that was forgotten with it."""
+        if key not in self.ledger.open:
+            self.ledger.note_begun(key[0], [key[1]])
+            self._drain_again()
+
+    def _drain_again(self) -> None:
+        if self.phase in (Phase.EVALUATING, Phase.SAVING) and not self.ledger.at_rest:
+            self.phase = Phase.DRAINING
 
     # Evaluation.
 
@@ -403,6 +414,10 @@ class Coordinator:
         """Move on as far as the state allows."""
         if self.phase == Phase.RUNNING and self.ledger.epoch_complete:
             self._close_epoch(now)
+        while self.phase == Phase.DRAINING and self.ledger.epoch_complete and self.ledger.is_behind:
+            self._count_epoch(now)
+            self.ledger.advance()
+            self.ledger.drop_rest()
         evaluation = self._evaluation
         if self.phase == Phase.DRAINING and self.ledger.epoch_complete:
             self.phase = Phase.EVALUATING
@@ -416,15 +431,20 @@ class Coordinator:
         ):
             self.phase = Phase.SAVING
 
+    def _count_epoch(self, now: float) -> None:
+        progress = self._progress
+        if progress.completed_epochs > self.ledger.epoch:
+            return
+        progress.completed_epochs = self.ledger.epoch + 1
+        progress.train_loss = progress.epoch_sums.mean_loss
+        self._point(now, end_of_epoch=True)
+        progress.epoch_sums = _Sums()
+        if self._evaluates:
+            self._evaluation.wanted, self._evaluation.worker = True, None
+
     def _close_epoch(self, now: float) -> None:
         progress, stop = self._progress, self.config.stop
-        if progress.completed_epochs <= self.ledger.epoch:
-            progress.completed_epochs = self.ledger.epoch + 1
-            progress.train_loss = progress.epoch_sums.mean_loss
-            self._point(now, end_of_epoch=True)
-            progress.epoch_sums = _Sums()
-            if self._evaluates:
-                self._evaluation.wanted, self._evaluation.worker = True, None
+        self._count_epoch(now)
         if progress.completed_epochs >= stop.epochs:
             self.end("epochs")
             return

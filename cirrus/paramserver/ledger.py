@@ -4,6 +4,10 @@ It is pure state, with no clock of its own.
 
 Epochs follow each other strictly: the next one opens when every lease of this one, and every lease of an
 earlier one that had to be given again, is done. Within an epoch the leases are permuted by (seed, epoch).
+
+A shard 0 that starts again from its snapshot has an older ledger than the other shards have steps. What they
+hold of later leases is *begun*, whoever began it: such leases are finished before the run stops or a
+checkpoint is cut, for otherwise some shards would have steps that others lack.
 """
 
 from __future__ import annotations
@@ -53,6 +57,9 @@ class Ledger:
         self._begun: set[LeaseKey] = set()
         self._lost: set[LeaseKey] = set()
         self._dropped: set[LeaseKey] = set()
+        self._later_epoch = -1
+        self._later: set[int] = set()
+        """Begun leases of ``_later_epoch``, the last epoch that is begun, when it is not open here yet."""
         self._orders: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._todo: list[tuple[int, int, int]] = []
         self._open_epoch()
@@ -95,14 +102,48 @@ class Ledger:
         """Open the next epoch; the current one is complete."""
         self.epoch += 1
         self._open_epoch()
+        if self.epoch == self._later_epoch:
+            self._begun |= {(self.epoch, lease) for lease in self._later}
+
+    @property
+    def is_behind(self) -> bool:
+        """True when a shard has steps of an epoch that is not open here yet: the ones before must be done."""
+        return self._later_epoch > self.epoch
 
     @property
     def at_rest(self) -> bool:
-        """True when every lease that was ever granted is done: all shards hold the same steps."""
-        return not self.open and not self._begun
+        """True when every lease that was ever begun is done: all shards hold the same steps."""
+        return not self.open and not self._begun and not self.is_behind
+
+    def note_begun(self, epoch: int, leases: Iterable[int]) -> None:
+        """Some shard holds, or may get, steps of leases, whether they were granted here or not."""
+        if epoch > self.epoch:
+            if epoch > self._later_epoch:
+                self._later_epoch, self._later = epoch, set()
+            if epoch == self._later_epoch:
+                self._later |= set(leases)
+            self._take_up(self._dropped)
+            return
+        keys = {(epoch, lease) for lease in leases}
+        self._take_up(keys & self._dropped)
+        self._begun |= keys & {(e, lease) for e, _, lease in self._todo}
+
+    def _take_up(self, keys: set[LeaseKey]) -> None:
+        for key in keys:
+            heapq.heappush(self._todo, self._entry(key))
+        self._dropped = self._dropped - keys
+
+    def note_held(self, completed_epochs: int, marks: Mapping[str, Sequence[int]]) -> None:
+        """As :meth:`note_begun`, for all that a shard says it holds; see :meth:`reopen_lost`."""
+        if completed_epochs > self.epoch:
+            self.note_begun(completed_epochs - 1, range(len(self.leases)))
+        for epoch, held in marks.items():
+            if int(epoch) >= self.epoch:
+                self.note_begun(int(epoch), [lease for lease, mark in enumerate(held) if mark > 0])
 
     def grant(self, worker: int, grant: int, now: float, *, only_begun: bool = False) -> LeaseKey | None:
         """Give out the oldest lease that is to do (and was begun before, if so asked), or None."""
+        only_begun = only_begun and not self.is_behind
         entry = self._pop_begun() if only_begun else heapq.heappop(self._todo) if self._todo else None
         if entry is None:
             return None
@@ -119,7 +160,12 @@ class Ledger:
         return entry
 
     def drop_rest(self) -> None:
-        """Leave out the leases that nobody has begun: the run stops in the middle of an epoch."""
+        """Leave out the leases that nobody has begun: the run stops in the middle of an epoch.
+
+        Not in an epoch after which a shard has begun another.
+        """
+        if self.is_behind:
+            return
         rest = {(e, lease) for e, _, lease in self._todo} - self._begun
         self._dropped |= rest
         self._todo = [entry for entry in self._todo if (entry[0], entry[2]) not in rest]
@@ -137,10 +183,6 @@ class Ledger:
         first_time = key not in self._lost
         self._lost.discard(key)
         return pending and first_time
-
-    def is_pending(self, key: LeaseKey) -> bool:
-        """Tell whether a lease is open or to do."""
-        return key in self.open or self._entry(key) in self._todo
 
     def give_again(self, key: LeaseKey) -> None:
         """Put a lease back: its worker died, gave up or was too slow, or a shard lost steps of it."""
@@ -194,6 +236,7 @@ class Ledger:
         self._lost = {(int(e), int(lease)) for e, lease in plain["lost"]}
         self._begun = {(int(e), int(lease)) for e, lease in plain["begun"]}
         self._dropped = {(int(e), int(lease)) for e, lease in plain["dropped"]}
+        self._later_epoch, self._later = -1, set()
         keys: Iterable[LeaseKey] = ((int(e), int(lease)) for e, lease in plain["todo"])
         self._todo = [self._entry(key) for key in keys]
         heapq.heapify(self._todo)

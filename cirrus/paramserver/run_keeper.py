@@ -226,6 +226,12 @@ class RunKeeper:
             self.coordinator.disconnect(connection)
             self.work.notify_all()
 
+    def attached(self, key: LeaseKey) -> None:
+        """A worker takes up a lease here, before it does so on any other shard."""
+        with self.work:
+            self.coordinator.attached(key)
+            self.work.notify_all()
+
     def wake(self) -> None:
         """Have those who wait for a task look at the state again."""
         with self.work:
@@ -377,27 +383,25 @@ class RunKeeper:
     def _write_everywhere(self, url: str) -> bool:
         """Have every shard write its part of a checkpoint, then the manifest; False when one is not ready.
 
-        Asked first what they hold, shards that lost steps are found out, and their leases given again.
+        Asked before what they hold, shards that lost steps, or have some that this one lost, are found out,
+        and the leases done; asked again afterwards, those that got steps while they wrote.
         """
         with self.work:
             generations = self.coordinator.shard_generations
         try:
-            for peer in self._other_shards:
-                reply = self._peers.ask(peer, MarksRequest(), MarksReply)
-                with self.work:
-                    lost = self._note_marks(peer, reply)
-                    self.work.notify_all()
-                if lost:
-                    return False
+            if not self._have_same_steps():
+                return False
             for peer in self._other_shards:
                 self._peers.call(peer, WriteCheckpoint(url=url), CHECKPOINT_SECONDS)
+            self._shard.write_part(url)
+            if not self._have_same_steps():
+                return False
         except (ConnectionLostError, SupersededError) as error:
             log.info("a shard is not ready to save: %s", error)
             self._shard.stopping.wait(TICK_SECONDS)
             return False
         except ShardError as error:
             raise StorageError(f"{url}: a shard cannot write its part: {error}") from error
-        self._shard.write_part(url)
         store = open_store(url)
         parts = checkpoint.read_part_infos(store, self._config.n_shards)
         extra = self._checkpoint_extra()
@@ -407,6 +411,16 @@ class RunKeeper:
         if same:
             checkpoint.write_manifest(store, parts, extra)
         return same
+
+    def _have_same_steps(self) -> bool:
+        """Ask all shards what they hold; tell whether that is what the ledger says, and nobody at work."""
+        for peer in self._other_shards:
+            reply = self._peers.ask(peer, MarksRequest(), MarksReply)
+            with self.work:
+                self._note_marks(peer, reply)
+                self.work.notify_all()
+        with self.work:
+            return self.coordinator.ledger.at_rest
 
     def _checkpoint_extra(self) -> Mapping[str, Any]:
         config = self._config

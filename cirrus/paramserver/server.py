@@ -278,6 +278,8 @@ class Shard:
         if not (0 <= message.lease < len(config.leases) and 0 <= message.epoch < config.stop.epochs):
             raise ProtocolError(f"there is no lease {message.lease} in epoch {message.epoch}")
         key = (message.epoch, message.lease)
+        if self._keeper is not None:
+            self._keeper.attached(key)
         with self._marks_lock:
             previous = self._attachments.get(key)
             if previous is not None and previous[1] > message.grant:
