@@ -184,6 +184,20 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerPrices:
+    """What a worker costs, where workers are billed by their time; zeros elsewhere."""
+
+    dollars_per_second: float = 0.0
+    dollars_per_invocation: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        for name in ("dollars_per_second", "dollars_per_invocation"):
+            value = getattr(self, name)
+            _check(_is_finite(value) and value >= 0, name, f"must be a number >= 0, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training job, whole. Written once; never changed."""
 
@@ -218,8 +232,12 @@ class RunConfig:
     """A lease without progress for this long is given to another worker."""
     generation_seconds: float | None = None
     """A worker's lifetime; None: until the job is done."""
+    worker_memory_mb: int = 1769
+    """Size of a worker, where workers are functions."""
     dollars_per_hour: float = 0.0
-    """What the whole job costs while it runs."""
+    """What the job costs while it runs, but for what is in ``worker_prices``."""
+    worker_prices: WorkerPrices = field(default_factory=WorkerPrices)
+    """What the workers cost by their own time."""
     model_metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the client wants back when it attaches: estimator class, parameters, classes, encoding."""
 

@@ -69,6 +69,12 @@ class RunStatus:
     validation_loss: float | None = None
     cost: float = 0.0
     n_workers: int = 0
+    workers: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The generation of every worker (and evaluator) that is registered, by its id: who is here lives."""
+    worker_seconds: float = 0.0
+    """Time of all workers together, as they report it themselves."""
+    invocations: int = 0
+    """Generations of workers that registered."""
     seconds: float = 0.0
     """Time spent so far, over all generations of the coordinator."""
     started_at: float = 0.0

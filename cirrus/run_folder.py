@@ -62,6 +62,8 @@ class ClientClaim:
     """Unix time."""
     released: bool = False
     """True once the supervisor ended in order."""
+    number: int = 1
+    """Which supervisor of the run this is, from 1 on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ def _describe_model(url: str, estimator: LogisticRegression) -> None:
 def predict(model: str, data: str, out: str) -> None:
     """Predict the label of each row, as CSV."""
     estimator = load_model(model)
-    scratch = Scratch(in_memory=False)
+    scratch = Scratch()
     try:
         if is_dataset(data):
             dataset = Dataset.open(data)

@@ -10,13 +10,13 @@ from cirrus.client_backend.claims import new_claim, take_claim
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.runs import Run, judge_status, open_folder, run_url
 from cirrus.client_backend.supervisor import Supervisor
-from cirrus.config import RunConfig
+from cirrus.config import RunConfig, WorkerPrices
 from cirrus.errors import ConfigError, RunError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.run_folder import ClientClaim, RunFolder
 
-#: Worker generations of a client begin at this number times the generation of shard 0: above those of the
-#: clients before, who cannot have invoked a worker this often.
+#: Worker generations of a run's n-th client begin at n times this number: above those of the clients before,
+#: who cannot have invoked a worker this often.
 GENERATIONS_PER_CLIENT = 1_000_000
 
 
@@ -53,8 +53,27 @@ class Backend(ABC):
         raise ConfigError("backend", f"{type(self).__name__} cannot run functions over chunks")
 
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
-        """Return what a run of this size costs while it runs."""
+        """Return what a run of this size costs while it runs, but for its workers' own time."""
         return 0.0
+
+    def worker_prices(self, memory_mb: int) -> WorkerPrices:
+        """Return what workers of this size cost by their time."""
+        return WorkerPrices()
+
+    def scratch_url(self) -> str | None:
+        """Return a fresh URL for what a job needs only while it runs; None: a folder of this machine.
+
+        Where it begins with ``memory:``, shards and workers are threads of this process.
+        """
+        return None
+
+    def reaches(self, url: str) -> bool:
+        """Tell whether shards and workers can read and write at an object-store URL."""
+        return not url.startswith("memory:")
+
+    def end_leftovers(self, run_id: str) -> tuple[str, ...]:
+        """End whatever of a run is left that no process of this machine holds; return what that was."""
+        return ()
 
     def start(self, config: RunConfig) -> Run:
         """Create a run and start its shards and workers; does not wait for them.
@@ -84,7 +103,7 @@ class Backend(ABC):
         config = folder.config()
         self._check_resumable(folder)
         claim = new_claim()
-        take_claim(folder, claim)
+        claim = take_claim(folder, claim)
         self._check_resumable(folder)
         # Workers read the status too, and must not think that the run is over before shard 0 writes it anew.
         status = folder.status() or RunStatus(state=RunState.STARTING)
@@ -108,7 +127,7 @@ class Backend(ABC):
             self.launcher(folder, config),
             claim,
             shard_generations=generations,
-            worker_generation=generations[0] * GENERATIONS_PER_CLIENT,
+            worker_generation=claim.number * GENERATIONS_PER_CLIENT,
             deadline_seconds=config.generation_seconds or self.generation_seconds,
             is_temporary=self.runs_are_temporary,
         )

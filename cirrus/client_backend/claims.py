@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import secrets
@@ -30,8 +31,8 @@ def new_claim() -> ClientClaim:
     )
 
 
-def take_claim(folder: RunFolder, claim: ClientClaim) -> None:
-    """Become the supervisor of a run.
+def take_claim(folder: RunFolder, claim: ClientClaim) -> ClientClaim:
+    """Become the supervisor of a run; return the claim as it was written, with its number.
 
     A holder on this machine whose process has ended need not be waited for.
 
@@ -40,10 +41,13 @@ def take_claim(folder: RunFolder, claim: ClientClaim) -> None:
     """
     holder = folder.claim_holder()
     dead = holder is not None and is_known_dead(holder)
+    if holder is not None:
+        claim = dataclasses.replace(claim, number=holder.number + 1)
     folder.claim(claim, dead_client=holder.client_id if holder is not None and dead else None)
     if holder is not None and holder.host == machine_name():
         addresses = (folder.shard_address(shard) for shard in range(folder.config().n_shards))
         await_exit(address.pid for address in addresses if address is not None)
+    return claim
 
 
 def is_held(claim: ClientClaim | None, now: float) -> bool:

@@ -23,6 +23,7 @@ import dataclasses
 import json
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -211,14 +212,15 @@ class Fleet:
         """Wait for all slots to end.
 
         Args:
-            timeout: Most seconds to wait for each; None: for ever.
+            timeout: Most seconds to wait for all of them; None: for ever.
 
         Returns:
             True when no worker is alive any more.
         """
+        end = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(timeout)
+                thread.join(None if end is None else max(0.0, end - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _keep_alive(self, slot: int, role: Role) -> None:

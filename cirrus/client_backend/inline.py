@@ -7,6 +7,7 @@ debuggers.
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -118,6 +119,14 @@ class InlineBackend(Backend):
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what this machine costs, whatever the size of the run."""
         return self._dollars_per_hour
+
+    def scratch_url(self) -> str:
+        """See :meth:`Backend.scratch_url`."""
+        return f"memory://scratch-{secrets.token_hex(8)}"
+
+    def reaches(self, url: str) -> bool:
+        """See :meth:`Backend.reaches`: threads of this process read all that it reads."""
+        return True
 
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
         """See :meth:`Backend.launcher`."""

@@ -278,7 +278,7 @@ class Run:
         """Declare a run dead whose shards are gone; return False when somebody has just attached to it."""
         claim = new_claim()
         try:
-            take_claim(self._folder, claim)
+            claim = take_claim(self._folder, claim)
         except ConflictError:
             return False
         status = self._folder.status()

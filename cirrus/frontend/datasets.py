@@ -39,7 +39,7 @@ from cirrus.client_backend.loader import (
 )
 from cirrus.errors import ConfigError, ConflictError
 from cirrus.frontend.mapping import ChunkOperations
-from cirrus.frontend.scratch import Scratch
+from cirrus.frontend.scratch import Scratch, memory_scratch_url
 from cirrus.storage import ObjectStore, open_store
 
 
@@ -255,7 +255,7 @@ def load_arrays(
         >>> cirrus.load_arrays(np.eye(3), [0, 1, 1]).n_features
         3
     """
-    scratch = Scratch(in_memory=not folder) if url is None else None
+    scratch = Scratch(None if folder else memory_scratch_url()) if url is None else None
     store = open_store(scratch.url("dataset") if scratch else str(url))
     manifest = store_arrays(
         X, y, store, sample_weight=sample_weight, shuffle=shuffle, random_state=random_state

@@ -15,7 +15,6 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cirrus.chunks import Block
 from cirrus.client_backend.backend import Backend, resolve_backend
-from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.runs import Run, new_run_id
 from cirrus.config import ModelConfig
 from cirrus.errors import ConfigError, CorruptDataError, DataError
@@ -278,7 +277,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
     ) -> TrainingRun:
         check_params(params)
         backend = resolve_backend(self.backend)
-        scratch = Scratch(in_memory=isinstance(backend, InlineBackend))
+        scratch = Scratch(backend.scratch_url(), reaches=backend.reaches)
         try:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             if isinstance(train, Dataset):
@@ -304,6 +303,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc] 
                 seed=seed,
                 start=start,
                 dollars_per_hour=backend.dollars_per_hour(self.n_workers, self.n_shards),
+                worker_prices=backend.worker_prices(self.worker_memory_mb),
                 metadata=RunNotes(card=card, save_url=save_url, scratch_url=scratch_url).to_plain(),
             )
             run = backend.start(config)

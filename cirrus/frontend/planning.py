@@ -23,6 +23,7 @@ from cirrus.config import (
     RunConfig,
     StopConfig,
     TableConfig,
+    WorkerPrices,
 )
 from cirrus.errors import ConfigError
 from cirrus.models import TableSpec, create_model
@@ -93,6 +94,7 @@ def plan_run(
     seed: int,
     start: Start | None = None,
     dollars_per_hour: float = 0.0,
+    worker_prices: WorkerPrices | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Return the whole description of a run.
@@ -107,6 +109,7 @@ def plan_run(
         seed: Decides the order of leases and any initial values.
         start: A checkpoint to begin with.
         dollars_per_hour: What the backend says the job costs.
+        worker_prices: What it says that workers cost by their time; None: nothing.
         metadata: What a client that attaches later needs to know.
 
     Raises:
@@ -154,7 +157,9 @@ def plan_run(
         checkpoint_url=_absolute(params["checkpoint_url"]),
         resume_url=None if start is None else start.url,
         resume_ledger=start is not None and start.schedule is not None,
+        worker_memory_mb=_whole(params["worker_memory_mb"], "worker_memory_mb"),
         dollars_per_hour=dollars_per_hour,
+        worker_prices=worker_prices or WorkerPrices(),
         model_metadata={} if metadata is None else metadata,
     )
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import shutil
 import tempfile
 import weakref
-from pathlib import Path
+from collections.abc import Callable
 
 from cirrus.chunks import MANIFEST_KEY, read_manifest
-from cirrus.errors import ConfigError
+from cirrus.errors import CirrusError, ConfigError
 from cirrus.storage import drop_memory_store, open_store
+
+log = logging.getLogger(__name__)
 
 #: Scratch places of command lines lie below this folder of the root of runs.
 SCRATCH_FOLDER = "scratch"
@@ -19,38 +22,39 @@ _SCRATCH_NAME = re.compile(r"[0-9a-f]{16}")
 
 
 class Scratch:
-    """A place of its own in memory or in the temporary folder; gone when closed, or when the program ends.
+    """A place of its own; gone when closed, or when the program ends.
 
     Args:
-        in_memory: True where shards and workers are threads of this process; else they are given a folder.
+        url: An object-store URL that nobody else uses; None: a new folder of this machine's temporary files.
+        reaches: Tells whether shards and workers can read at a URL; None: at all but ``memory:``.
     """
 
-    def __init__(self, *, in_memory: bool) -> None:
-        self.in_memory = in_memory
-        if in_memory:
-            name = f"scratch-{secrets.token_hex(8)}"
-            self._root = f"memory://{name}"
-            self._remove = weakref.finalize(self, drop_memory_store, name)
-        else:
+    def __init__(self, url: str | None = None, *, reaches: Callable[[str], bool] | None = None) -> None:
+        self._reaches = reaches or (lambda dataset_url: not dataset_url.startswith("memory:"))
+        if url is None:
             self._root = tempfile.mkdtemp(prefix="cirrus-")
             self._remove = weakref.finalize(self, _remove_folder, self._root)
+        elif url.startswith("memory://"):
+            self._root = url
+            self._remove = weakref.finalize(self, drop_memory_store, url.removeprefix("memory://"))
+        else:
+            self._root = url
+            self._remove = weakref.finalize(self, _remove_quietly, url)
 
     def url(self, name: str) -> str:
         """Return the object-store URL for something called ``name``."""
-        if self._root.startswith("memory://"):
-            return f"{self._root}/{name}"
-        return str(Path(self._root) / name)
+        return f"{self._root}/{name}"
 
     def reachable(self, dataset_url: str, name: str) -> str:
         """Return a URL at which shards and workers can read a dataset.
 
-        A dataset in the memory of this process is copied for workers that are processes of their own.
+        A dataset that they cannot read where it is, such as one in the memory of this process, is copied.
 
         Args:
             dataset_url: Where the dataset is.
             name: What to call a copy.
         """
-        if self.in_memory or not dataset_url.startswith("memory://"):
+        if self._reaches(dataset_url):
             return dataset_url
         source, target = open_store(dataset_url), open_store(self.url(name))
         manifest = read_manifest(source)
@@ -61,6 +65,19 @@ class Scratch:
     def close(self) -> None:
         """Remove everything. Closing twice is harmless."""
         self._remove()
+
+
+def memory_scratch_url() -> str:
+    """Return a URL in the memory of this process that nobody else uses."""
+    return f"memory://scratch-{secrets.token_hex(8)}"
+
+
+def _remove_quietly(name: str) -> None:
+    """Remove what a job needed from a store; a bucket has a rule that removes later what stays now."""
+    try:
+        remove_below(name)
+    except CirrusError as error:
+        log.warning("%s: left behind: %s", name, error)
 
 
 def _remove_folder(name: str) -> None:

@@ -26,6 +26,7 @@ from cirrus.errors import RegistrationError
 from cirrus.metrics import MetricPoint, RunState, RunStatus
 from cirrus.paramserver.ledger import LeaseKey, Ledger
 from cirrus.paramserver.protocol import Complete, Evaluation, Task
+from cirrus.paramserver.worker_times import WorkerTimes
 
 #: Between two points of the training curve.
 METRIC_SECONDS = 0.25
@@ -161,6 +162,7 @@ class Coordinator:
         self._working_since: float | None = None
         self._grant = generation * GRANTS_PER_GENERATION
         self._workers: dict[int, _Worker] = {}
+        self._times = WorkerTimes()
         self._shard_generations = [UNKNOWN_GENERATION] * config.n_shards
         self._shard_generations[0] = generation
         self._progress = _Progress()
@@ -185,11 +187,32 @@ class Coordinator:
                 self.disconnect(other.connection)
         self._workers[connection] = _Worker(worker, generation, role, connection)
 
-    def disconnect(self, connection: int) -> None:
-        """A worker's control connection ended: whatever it held is given again."""
+    def note_seconds(self, connection: int, seconds: float, now: float) -> None:
+        """A worker says how long its generation has worked."""
+        worker = self._workers.get(connection)
+        if worker is not None and math.isfinite(seconds):
+            self._times.report(worker.role, worker.worker, worker.generation, seconds, now)
+
+    def worker_of(self, connection: int, done: Complete) -> int:
+        """Return the connection that the worker registered on who reports a lease over this one.
+
+        The grant tells who it is: workers report over another connection than they registered on.
+        """
+        held = self.ledger.open.get((done.epoch, done.lease))
+        return connection if held is None or held.grant != done.grant else held.worker
+
+    def disconnect(self, connection: int, now: float | None = None) -> None:
+        """A worker's control connection ended: whatever it held is given again.
+
+        Args:
+            connection: Which one.
+            now: Monotonic seconds; None: the worker's time runs until it is heard of again.
+        """
         worker = self._workers.pop(connection, None)
         if worker is None:
             return
+        if now is not None:
+            self._times.end(worker.role, worker.worker, worker.generation, now)
         if worker.role == EVALUATE:
             if self._evaluation.worker == connection:
                 self._evaluation_failed()
@@ -349,7 +372,8 @@ class Coordinator:
 
     def cost(self, now: float) -> float:
         """Return what the run has cost so far, in dollars."""
-        return self.lifetime(now) / 3600.0 * self.config.dollars_per_hour
+        fixed = self.lifetime(now) / 3600.0 * self.config.dollars_per_hour
+        return fixed + self._times.dollars(self.config.worker_prices, now)
 
     def tick(self, now: float, mark_of: Callable[[LeaseKey], int]) -> None:
         """Look at the clock: expired leases, limits, curve points.
@@ -511,6 +535,9 @@ class Coordinator:
             validation_loss=progress.validation_loss,
             cost=self.cost(now),
             n_workers=self.n_workers,
+            workers={str(worker.worker): worker.generation for worker in self._workers.values()},
+            worker_seconds=self._times.seconds(now),
+            invocations=self._times.invocations,
             seconds=self.seconds(now),
             started_at=self._started_at,
             heartbeat_at=unix_now,
@@ -530,6 +557,7 @@ class Coordinator:
             "updates": progress.updates,
             "seconds": self.seconds(now),
             "lifetime": self.lifetime(now),
+            "worker_times": self._times.to_plain(now),
             "started_at": self._started_at,
             "completed_epochs": progress.completed_epochs,
             "train_loss": progress.train_loss,
@@ -545,6 +573,7 @@ class Coordinator:
         """Go on from what :meth:`to_plain` returned."""
         self.ledger.restore(plain["ledger"])
         best = plain["best"]
+        self._times.restore(plain["worker_times"])
         self._started_at = float(plain["started_at"])
         self._progress = _Progress(
             samples=int(plain["samples"]),
@@ -569,7 +598,14 @@ class Coordinator:
         """
         ledger = plain["ledger"]
         ledger = {**ledger, "todo": [*ledger["todo"], *ledger["dropped"]], "dropped": []}
-        fresh = {"stop_reason": None, "seconds": 0.0, "lifetime": 0.0, "best": None, "waited": 0}
+        fresh: dict[str, Any] = {
+            "stop_reason": None,
+            "seconds": 0.0,
+            "lifetime": 0.0,
+            "best": None,
+            "waited": 0,
+        }
+        fresh["worker_times"] = WorkerTimes().to_plain(0.0)
         self.restore({**plain, **fresh, "ledger": ledger})
         self.phase = Phase.RUNNING
         self.stop_reason = self.final_state = None

@@ -252,6 +252,8 @@ class Register:
     worker: int
     generation: int
     role: str = "train"
+    seconds: float = 0.0
+    """How long this generation has worked so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +297,8 @@ class Complete:
     pull_seconds: float = 0.0
     compute_seconds: float = 0.0
     push_seconds: float = 0.0
+    worker_seconds: float = 0.0
+    """How long the worker's generation has worked so far."""
 
 
 @dataclass(frozen=True, kw_only=True)

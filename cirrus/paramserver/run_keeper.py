@@ -166,6 +166,7 @@ class RunKeeper:
         match message:
             case Register():
                 coordinator.register(connection, message.worker, message.generation, message.role)
+                coordinator.note_seconds(connection, message.seconds, time.monotonic())
                 return Registered()
             case Complete():
                 self._complete(connection, message)
@@ -183,8 +184,12 @@ class RunKeeper:
         config = self._config
         if not (0 <= message.lease < len(config.leases) and 0 <= message.epoch < config.stop.epochs):
             raise ProtocolError(f"there is no lease {message.lease} in epoch {message.epoch}")
+        now = time.monotonic()
+        self.coordinator.note_seconds(
+            self.coordinator.worker_of(connection, message), message.worker_seconds, now
+        )
         full = self._shard.is_complete((message.epoch, message.lease))
-        if not self.coordinator.complete(connection, message, full, time.monotonic()):
+        if not self.coordinator.complete(connection, message, full, now):
             raise LeaseLostError("steps of the lease were lost; it is given again")
 
     def _note_marks(self, shard: int, held: ShardStarted | MarksReply) -> int:
@@ -223,7 +228,7 @@ class RunKeeper:
     def disconnect(self, connection: int) -> None:
         """A connection ended; if it was a worker's, its leases are given again."""
         with self.work:
-            self.coordinator.disconnect(connection)
+            self.coordinator.disconnect(connection, time.monotonic())
             self.work.notify_all()
 
     def attached(self, key: LeaseKey) -> None:

@@ -145,6 +145,7 @@ class Session:
                 worker=self.identity.worker_id,
                 generation=self.identity.generation,
                 role=self.identity.role,
+                seconds=self.clock.seconds,
             )
             try:
                 channel.call(register)

@@ -240,6 +240,7 @@ class LeaseTrainer:
                 pull_seconds=totals.pull_seconds,
                 compute_seconds=totals.compute_seconds,
                 push_seconds=totals.push_seconds,
+                worker_seconds=self._session.clock.seconds,
             )
         )
 
