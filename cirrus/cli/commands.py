@@ -6,11 +6,13 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import typer
 
 from cirrus.cli.options import (
+    Architecture,
     CategoricalOption,
     DropOption,
     FileOptions,
@@ -25,6 +27,7 @@ from cirrus.cli.options import (
     Optimizer,
     Preprocessing,
     PreprocessOptions,
+    PythonVersion,
     RunArgument,
     SeedOption,
     SepOption,
@@ -341,3 +344,28 @@ def ps(
     from cirrus.cli import server
 
     server.serve(port, rows, width, optimizer, learning_rate)
+
+
+@_command
+def package(
+    out: Annotated[Path, typer.Option(help="Folder for worker.zip, or for server/.")] = Path("out"),
+    server: Annotated[
+        bool, typer.Option("--server", help="The wheels that shard servers install, instead of the zip.")
+    ] = False,
+    python: Annotated[
+        PythonVersion, typer.Option(help="Python of the functions and servers.")
+    ] = PythonVersion.PYTHON_3_13,
+    architecture: Annotated[
+        Architecture, typer.Option(help="Their processor; host: this machine and its Python, for emulators.")
+    ] = Architecture.ARM64,
+) -> None:
+    """Pack what runs on AWS: the zip of the worker function, or the wheels of the shard servers.
+
+    The same sources give the same bytes. `cirrus deploy` does this by itself.
+
+    Example: cirrus package --architecture x86_64 --out out
+    """
+    from cirrus.cli import packaging
+    from cirrus.client_backend.aws.wheels import Target
+
+    packaging.package(out, Target(python=python.value, architecture=architecture.value), server=server)

@@ -36,6 +36,21 @@ class Preprocessing(enum.StrEnum):
     HASH = "hash"
 
 
+class Architecture(enum.StrEnum):
+    """A processor that functions run on."""
+
+    ARM64 = "arm64"
+    X86_64 = "x86_64"
+    HOST = "host"
+
+
+class PythonVersion(enum.StrEnum):
+    """A Python that functions run on."""
+
+    PYTHON_3_12 = "3.12"
+    PYTHON_3_13 = "3.13"
+
+
 FormatOption = Annotated[
     Format, typer.Option("--format", help="How the file is written; auto: CSV if its name says so.")
 ]
