@@ -17,6 +17,13 @@ The tree, so that one ``except`` catches the family you mean::
     |   +-- RegistrationError     a worker of this id and generation is registered already
     |   +-- LeaseLostError   the lease was given to another worker
     +-- ConnectionLostError  a shard went away (also a ConnectionError)
+    +-- CloudError           a cloud's service refused or failed
+    |   +-- CredentialsError     there are none, or they are wrong or have expired
+    |   +-- AccessDeniedError    they do not suffice
+    |   +-- MissingResourceError a function, a launch template or an instance is not there
+    |   +-- CapacityError        the cloud has no such machine now, or not for this account
+    |   +-- ThrottledError       too much was asked for at once
+    |   +-- LostResponseError    no answer came; the request may have been carried out
     +-- RunError             a run failed, was killed or cannot be started
         +-- RunInterruptedError   the run's client went away
 
@@ -99,6 +106,34 @@ class LeaseLostError(ShardError):
 
 class ConnectionLostError(CirrusError, ConnectionError):
     """The connection to a shard broke or could not be made in time."""
+
+
+class CloudError(CirrusError):
+    """A cloud's service refused or failed."""
+
+
+class CredentialsError(CloudError):
+    """There are no credentials, or they are wrong or have expired."""
+
+
+class AccessDeniedError(CloudError):
+    """The credentials do not suffice for the request."""
+
+
+class MissingResourceError(CloudError):
+    """A function, a launch template or an instance is not there."""
+
+
+class CapacityError(CloudError):
+    """The cloud has no such machine now, or not for this account."""
+
+
+class ThrottledError(CloudError):
+    """Too much was asked for at once; later it may be granted."""
+
+
+class LostResponseError(CloudError):
+    """No answer came; the request may have been carried out."""
 
 
 class RunError(CirrusError):

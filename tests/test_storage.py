@@ -309,3 +309,49 @@ def test_importing_storage_does_not_import_boto3() -> None:
     code = f"import sys, cirrus.storage as s; s.open_store('x'); {check}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=30).returncode == 0
+
+
+def test_s3_lists_and_deletes_more_than_a_thousand_objects(
+    s3_options: S3Options, request: pytest.FixtureRequest
+) -> None:
+    """S3 answers with at most 1,000 keys at once, and deletes as many; nothing beyond is left out."""
+    store = _fresh_s3(s3_options, request)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda i: store.put(f"k/{i:04}", b""), range(1003)):
+            pass
+    assert store.list("k/") == [f"k/{i:04}" for i in range(1003)]
+    store.delete_prefix("k")
+    assert store.list() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "text"),
+    [
+        ("ExpiredToken", 400, "expired: renew them"),
+        ("InvalidAccessKeyId", 403, "aws configure"),
+        ("AccessDenied", 403, "access denied.*s3:PutObject"),
+        ("SlowDown", 503, "throttling, after several tries"),
+    ],
+)
+def test_what_s3_refuses_says_what_to_do(
+    code: str, status: int, text: str, s3_options: S3Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expired and wrong credentials, missing rights and throttling are told apart."""
+    from aws_services import Answer, answering
+
+    body = f"<Error><Code>{code}</Code><Message>about it</Message></Error>".encode()
+    with answering(lambda _: Answer(status, body)) as url:
+        store = open_store("s3://bucket", s3=dataclasses.replace(s3_options, endpoint_url=url))
+        with pytest.raises(StorageError, match=f"s3://bucket/k: .*{text}"):
+            store.put("k", b"")
+
+
+def test_throttling_is_waited_out(s3_options: S3Options) -> None:
+    """S3 may refuse for a moment, which its callers do not notice."""
+    from aws_services import Answer, answering
+
+    slow = Answer(503, b"<Error><Code>SlowDown</Code></Error>")
+    answers = iter([slow, Answer(200, b"", {"ETag": '"1"'})])
+    with answering(lambda _: next(answers)) as url:
+        store = open_store("s3://bucket", s3=dataclasses.replace(s3_options, endpoint_url=url, attempts=3))
+        assert store.put("k", b"") == '"1"'

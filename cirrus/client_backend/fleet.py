@@ -36,7 +36,16 @@ Role = Literal["train", "evaluate"]
 
 #: Errors (by class name, as they come from other processes) that another attempt cannot heal.
 PERMANENT_ERRORS = frozenset(
-    {"ConfigError", "DataError", "CorruptDataError", "VersionMismatchError", "AuthenticationError"}
+    {
+        "AccessDeniedError",
+        "AuthenticationError",
+        "ConfigError",
+        "CorruptDataError",
+        "CredentialsError",
+        "DataError",
+        "MissingResourceError",
+        "VersionMismatchError",
+    }
 )
 #: A worker says that the run is over; how long the status may take to say so before the worker is invoked
 #: again.

@@ -188,6 +188,16 @@ def _raise_client_error(error: Any, name: str, conditional: bool) -> NoReturn:
         raise NotFoundError(f"{name}: there is no such object") from error
     if code == "InvalidRange" or status == 416:
         raise CorruptDataError(f"{name}: the object is shorter than expected: load the data again") from error
+    if code in ("ExpiredToken", "RequestExpired", "TokenRefreshRequired"):
+        raise StorageError(
+            f"{name}: the AWS credentials have expired: renew them ('aws sso login')"
+        ) from error
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
+        raise StorageError(
+            f"{name}: the AWS credentials are wrong ({code}): check AWS_PROFILE and 'aws configure'"
+        ) from error
+    if code in ("SlowDown", "ServiceUnavailable", "Throttling", "RequestLimitExceeded") or status == 503:
+        raise StorageError(f"{name}: S3 is throttling, after several tries: try again later") from error
     if status == 403:
         raise StorageError(
             f"{name}: access denied ({code}): the credentials need s3:GetObject, s3:PutObject, "
