@@ -1,5 +1,6 @@
 # make train   install and train on real flights       make test   run the tests
 # make check   formatting, lint, types, layers         make bench  speed against other tools
+# make scan    look for unsafe settings in terraform/
 #
 # Everything lives in .venv, made with $(PYTHON) (3.11 or newer): `make PYTHON=python3.12 train`.
 
@@ -16,10 +17,10 @@ BENCH_ROWS ?= 1000000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check format bench clean
+.PHONY: help install train test check scan format bench clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile
+	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -66,6 +67,15 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The scanner pins much of what it needs, and gets an environment of its own.
+$(VENV)/scan/.installed: $(VENV)/.created
+	@$(PYTHON) -m venv $(VENV)/scan
+	@$(VENV)/scan/bin/python -m pip --disable-pip-version-check install --quiet checkov==3.3.30
+	@touch $@
+
+scan: $(VENV)/scan/.installed
+	$(VENV)/scan/bin/checkov --directory terraform --framework terraform --compact --quiet --skip-download
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format
