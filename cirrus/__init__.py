@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         StorageError,
     )
     from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
-    from cirrus.frontend.estimators import LogisticRegression, load_model
+    from cirrus.frontend.estimators import load_model
+    from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
     from cirrus.frontend.mapping import wait
     from cirrus.metrics import MetricPoint, RunState, RunStatus
 
@@ -40,7 +41,9 @@ _HOMES = {
     "Dataset": "cirrus.frontend.datasets",
     "InlineBackend": "cirrus.client_backend.inline",
     "LocalBackend": "cirrus.client_backend.local",
-    "LogisticRegression": "cirrus.frontend.estimators",
+    "LinearRegression": "cirrus.frontend.linear",
+    "LinearSVC": "cirrus.frontend.linear",
+    "LogisticRegression": "cirrus.frontend.linear",
     "MetricPoint": "cirrus.metrics",
     "NotFoundError": "cirrus.errors",
     "Run": "cirrus.client_backend.runs",
@@ -48,6 +51,7 @@ _HOMES = {
     "RunInterruptedError": "cirrus.errors",
     "RunState": "cirrus.metrics",
     "RunStatus": "cirrus.metrics",
+    "SoftmaxRegression": "cirrus.frontend.linear",
     "StorageError": "cirrus.errors",
     "list_runs": "cirrus.client_backend.runs",
     "load_arrays": "cirrus.frontend.datasets",
@@ -66,6 +70,8 @@ __all__ = [
     "DataError",
     "Dataset",
     "InlineBackend",
+    "LinearRegression",
+    "LinearSVC",
     "LocalBackend",
     "LogisticRegression",
     "MetricPoint",
@@ -75,6 +81,7 @@ __all__ = [
     "RunInterruptedError",
     "RunState",
     "RunStatus",
+    "SoftmaxRegression",
     "StorageError",
     "list_runs",
     "load_arrays",

@@ -35,6 +35,8 @@ OPTIMIZER_PARAMS: Mapping[str, Mapping[str, float]] = types.MappingProxyType(
 )
 #: Gradients of these optimizers are sums over a minibatch; of all others, means weighted by sample weight.
 SUMMED_OPTIMIZERS = frozenset({"ftrl", "add"})
+#: A step of these is as long as their learning rate, however large the gradients are.
+ADAPTIVE_OPTIMIZERS = frozenset({"adagrad", "adam", "ftrl"})
 COMPRESSIONS = ("auto", "lz4", "none")
 WIRE_DTYPES = ("float32", "float16")
 
@@ -110,7 +112,8 @@ class TableConfig:
     boundaries: tuple[int, ...]
     """``n_shards + 1`` ascending row numbers from 0 to ``n_rows``; shard k owns ``[b[k], b[k+1])``."""
     initial_scale: float = 0.0
-    """Standard deviation of the initial values, a pure function of (seed, table, row); 0 means zeros."""
+    """Standard deviation of the initial values, a function of (seed, table, row); 0: all are the mean."""
+    initial_mean: float = 0.0
 
     def __post_init__(self) -> None:
         """Check that the boundaries cut the whole table."""

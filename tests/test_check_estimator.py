@@ -1,4 +1,4 @@
-"""scikit-learn's own suite over the estimator."""
+"""scikit-learn's own suite over the estimators that follow its conventions."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
-import json, warnings
+import json, sys, warnings
 warnings.simplefilter("error")
 import cirrus
 from sklearn.utils.estimator_checks import check_estimator
-results = check_estimator(cirrus.LogisticRegression(backend="inline"), on_fail=None)
+results = check_estimator(getattr(cirrus, sys.argv[1])(backend="inline"), on_fail=None)
 print(json.dumps([(r["check_name"], r["status"], repr(r["exception"])) for r in results]))
 """
 
 
-def test_scikit_learns_suite_passes():
+@pytest.mark.parametrize("name", ["LogisticRegression", "SoftmaxRegression", "LinearSVC", "LinearRegression"])
+def test_scikit_learns_suite_passes(name):
     """Every check of `check_estimator` passes: none fails, none is skipped, none is expected to fail."""
     # scipy reads this at import; without it the check of array API inputs is skipped.
     environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, name],
         env=environment,
         capture_output=True,
         text=True,

@@ -176,6 +176,45 @@ def test_train_describe_predict(home, svmlight, tmp_path):
     assert processes_of(home) == []
 
 
+@pytest.mark.parametrize(
+    ("model_type", "label", "figure", "columns"),
+    [
+        ("softmax", "colour", "log loss", ["label", "probability_of_blue", "probability_of_green"]),
+        ("svm", "colour", "accuracy", ["label"]),
+        ("linear", "price", "R2", ["prediction"]),
+    ],
+)
+def test_other_models_train_and_predict(home, tmp_path, model_type, label, figure, columns):
+    """--model-type names the model: it beats the base, is described, and writes what it predicts."""
+    rng = np.random.default_rng(0)
+    rooms = rng.integers(1, 9, 400)
+    colours = np.array(["green", "red", "blue"])[np.digitize(rooms, [4, 7])]
+    lines = [f"{c},{2.5 * r + 1},{r},c{r % 3}" for c, r in zip(colours, rooms, strict=True)]
+    data, model = tmp_path / "houses.csv", tmp_path / "model"
+    data.write_text("colour,price,rooms,kind\n" + "\n".join(lines) + "\n")
+    columns_of_data = ("--label", label, "--numeric", "rooms", "--categorical", "kind", "--hash-features", 64)
+    code, out, err = run(
+        "train", data, "--model-type", model_type, *columns_of_data, "--epochs", 60, "--model", model
+    )
+    assert code == 0, err
+    value, base = map(float, re.search(rf"{figure}\s+([\d.]+)\s+([\d.]+)", out).groups())
+    assert value < base if figure == "log loss" else value > base
+    code, out, _ = run("describe", model)
+    assert code == 0
+    assert type(cirrus.load_model(model)).__name__ in out
+    code, out, err = run("predict", model, data)
+    assert code == 0, err
+    rows = list(csv.DictReader(out.splitlines()))
+    assert len(rows) == 400
+    assert set(columns) <= rows[0].keys()
+
+
+def test_options_have_to_apply_to_the_model(home, svmlight):
+    """An option that a model has no use for is an error, not ignored."""
+    code, _, err = run("train", svmlight, "--model-type", "linear", "--balanced")
+    assert (code, "does not apply to --model-type linear" in err) == (1, True)
+
+
 def test_csv_files_train_and_predict(home, tmp_path):
     """CSV columns are named; a file to predict from has no label, and its columns in any order."""
     rng = np.random.default_rng(0)

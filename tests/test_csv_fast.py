@@ -20,7 +20,7 @@ from cirrus.client_backend.csv_rows import CsvParser, LabelNames
 from cirrus.client_backend.rows import Rows, row_starts
 from cirrus.errors import DataError
 from cirrus.frontend.datasets import Dataset, load_csv
-from cirrus.frontend.estimators import LogisticRegression
+from cirrus.frontend.linear import LogisticRegression
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 CRITEO: dict[str, Any] = {"numeric": range(1, 14), "categorical": range(14, 40), "sep": "\t", "header": False}

@@ -515,14 +515,17 @@ def test_datasets_bring_their_own_labels_and_weights(data):
         make().fit(dataset, sample_weight=np.ones(400))
 
 
-def test_classes_have_to_be_two(data):
-    """One label or three are refused, for arrays and datasets."""
+def test_classes_have_to_be_two_or_more(data):
+    """One label, and numbers that are no classes, are refused, for arrays and datasets."""
     X, y = data
-    for labels in (np.zeros(400), np.arange(400) % 3):
-        with pytest.raises(ValueError, match="class"):
+    for labels in (np.zeros(400), np.linspace(0.0, 1.0, 400)):
+        with pytest.raises(ValueError, match="class|label"):
             make().fit(X, labels)
-        with pytest.raises(DataError, match="class"):
-            make().fit(cirrus.load_arrays(X, labels))
+    with pytest.raises(DataError, match="one class"):
+        make().fit(cirrus.load_arrays(X, np.zeros(400)))
+    many = np.random.default_rng(0).normal(size=(1500, 2))
+    with pytest.raises(DataError, match="too many different numbers"):
+        make().fit(cirrus.load_arrays(many, np.linspace(0.0, 1.0, 1500)))
 
 
 def test_datasets_have_to_fit_the_model(data):

@@ -9,7 +9,7 @@ from cirrus.chunks import Manifest
 from cirrus.config import LeaseRange, ModelConfig, RunConfig
 from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset, load_arrays
-from cirrus.frontend.estimators import LogisticRegression
+from cirrus.frontend.linear import LogisticRegression
 from cirrus.frontend.planning import (
     Schedule,
     Start,

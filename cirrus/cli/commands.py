@@ -22,6 +22,7 @@ from cirrus.cli.options import (
     HomeOption,
     LabelAboveOption,
     LabelOption,
+    ModelType,
     NFeaturesOption,
     NumericOption,
     Optimizer,
@@ -202,12 +203,22 @@ def train(
     validation_split: Annotated[
         float, typer.Option(help="Share of DATA to hold out; 0: train on all of it.")
     ] = 0.1,
-    optimizer: Annotated[Optimizer, typer.Option(help="How gradients become updates.")] = Optimizer.FTRL,
-    learning_rate: Annotated[float, typer.Option(help="Step size.")] = 0.1,
-    l1: Annotated[float, typer.Option(help="Penalty on absolute values.")] = 1.0,
-    l2: Annotated[float, typer.Option(help="Penalty on squares.")] = 0.0,
+    model_type: Annotated[
+        ModelType, typer.Option(help="What to train; linear predicts numbers, all others classes.")
+    ] = ModelType.LOGISTIC,
+    optimizer: Annotated[
+        Optimizer | None, typer.Option(help="How gradients become updates; default: the model's.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Step size; default: the model's.")] = None,
+    l1: Annotated[
+        float | None, typer.Option(help="Penalty on absolute values; default: the model's.")
+    ] = None,
+    l2: Annotated[float | None, typer.Option(help="Penalty on squares; default: 0.")] = None,
     batch_size: Annotated[str, typer.Option(help='Rows of a minibatch, or "auto".')] = "auto",
-    tol: Annotated[float, typer.Option(help="End when the loss improves by less, for 5 epochs.")] = 1e-3,
+    tol: Annotated[
+        float | None,
+        typer.Option(help="End when the loss improves by less, for 5 epochs; default: the model's."),
+    ] = None,
     balanced: Annotated[bool, typer.Option("--balanced", help="Weigh the two classes alike.")] = False,
     target_loss: Annotated[float | None, typer.Option(help="End at this loss.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="End after this long.")] = None,
@@ -229,9 +240,11 @@ def train(
     seed: SeedOption = 0,
     home: HomeOption = None,
 ) -> None:
-    """Train a logistic regression, and compare it with the base rate on rows held out.
+    """Train a model, and compare it on rows held out with one that knows no features.
 
     Example: cirrus train clicks.svm --epochs 3 --workers 2 --model out/clicks
+
+    Example: cirrus train houses.csv --model-type linear --label price --numeric rooms,area
     """
     from cirrus.cli import training
 
@@ -251,6 +264,7 @@ def train(
         ),
         TrainOptions(
             model=model,
+            model_type=model_type,
             epochs=epochs,
             workers=workers,
             shards=shards,
@@ -283,7 +297,8 @@ def predict(
 ) -> None:
     """Predict the label of each row, in the order of the file, as CSV.
 
-    The columns are the likelier label and the probability of the second class.
+    The columns are the likelier label and the probability of the second class; more than two classes have a
+    probability each, and numbers a single column.
 
     Example: cirrus predict out/clicks new.svm --out predictions.csv
     """

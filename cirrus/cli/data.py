@@ -18,9 +18,11 @@ from cirrus.cli.options import FileOptions
 from cirrus.cli.preprocessing import describe_columns
 from cirrus.cli.sources import is_dataset, load_file, load_file_like
 from cirrus.errors import ConfigError, NotFoundError
+from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.estimators import LogisticRegression, load_model
+from cirrus.frontend.estimators import load_model
 from cirrus.frontend.model_files import MODEL_KEY
+from cirrus.frontend.prediction import ScoringEstimator
 from cirrus.frontend.preprocessing_steps import last_steps
 from cirrus.frontend.scratch import Scratch
 from cirrus.storage import open_store
@@ -67,16 +69,20 @@ def _describe_dataset(dataset: Dataset) -> None:
         show(f"warning   {manifest.single_label_blocks} blocks hold one label only: load with --shuffle")
 
 
-def _describe_model(url: str, estimator: LogisticRegression) -> None:
+def _describe_model(url: str, estimator: Estimator) -> None:
     show(f"model     {url}")
     show(f"kind      {type(estimator).__name__}")
-    show(f"classes   {', '.join(str(label) for label in estimator.classes_)}")
-    show(f"features  {estimator.n_features_in_:,}, {np.count_nonzero(estimator.coef_):,} with a weight")
+    if hasattr(estimator, "classes_"):
+        show(f"classes   {', '.join(str(label) for label in estimator.classes_)}")
+    weights = ""
+    if hasattr(estimator, "coef_"):
+        weights = f", {np.count_nonzero(np.atleast_2d(estimator.coef_).any(axis=0)):,} with a weight"
+    show(f"features  {estimator.n_features_in_:,}{weights}")
     show(f"trained   {estimator.n_iter_} epochs, ${estimator.cost_:.2f}")
     changed = {
         name: value
         for name, value in estimator.get_params().items()
-        if value != LogisticRegression().get_params()[name]
+        if value != type(estimator)().get_params()[name]
     }
     show(f"params    {', '.join(f'{name}={value!r}' for name, value in changed.items()) or 'defaults'}")
 
@@ -84,6 +90,8 @@ def _describe_model(url: str, estimator: LogisticRegression) -> None:
 def predict(model: str, data: str, out: str) -> None:
     """Predict the label of each row, as CSV."""
     estimator = load_model(model)
+    if not isinstance(estimator, ScoringEstimator):
+        raise ConfigError("model", f"{model} is a {type(estimator).__name__}, which does not score rows")
     scratch = Scratch()
     try:
         if is_dataset(data):
@@ -99,18 +107,19 @@ def predict(model: str, data: str, out: str) -> None:
     say(f"predicted {n_rows:,} rows" + ("" if out == "-" else f" into {out}"))
 
 
-def _write_predictions(file: TextIO, estimator: LogisticRegression, dataset: Dataset) -> int:
+def _write_predictions(file: TextIO, estimator: ScoringEstimator, dataset: Dataset) -> int:
     writer = csv.writer(file, lineterminator="\n")
-    low, high = estimator.classes_.tolist()
-    writer.writerow(["label", f"probability_of_{high}"])
     n_rows = 0
-    for _, decisions in estimator.iter_decisions(dataset):
-        n_rows += len(decisions)
-        probabilities = np.exp(-np.logaddexp(0.0, -decisions))
-        writer.writerows(
-            (high if decision > 0 else low, f"{probability:.6g}")
-            for decision, probability in zip(decisions.tolist(), probabilities.tolist(), strict=True)
-        )
+    for block, scores in estimator.iter_decisions(dataset):
+        columns = estimator.prediction_columns(scores)
+        if n_rows == 0:
+            writer.writerow(columns)
+        n_rows += block.n_rows
+        written = [
+            [f"{value:.6g}" for value in values.tolist()] if name != "label" else values.tolist()
+            for name, values in columns.items()
+        ]
+        writer.writerows(zip(*written, strict=True))
     return n_rows
 
 

@@ -28,6 +28,15 @@ class Optimizer(enum.StrEnum):
     ADAM = "adam"
 
 
+class ModelType(enum.StrEnum):
+    """What `cirrus train` can train."""
+
+    LOGISTIC = "logistic"
+    SOFTMAX = "softmax"
+    SVM = "svm"
+    LINEAR = "linear"
+
+
 class Preprocessing(enum.StrEnum):
     """What to do with the columns of a dataset."""
 
@@ -108,17 +117,18 @@ class TrainOptions:
     """What `cirrus train` is asked for, but for the data."""
 
     model: str | None
+    model_type: ModelType
     epochs: str
     workers: int
     shards: int
     validation: str | None
     validation_split: float
-    optimizer: Optimizer
-    learning_rate: float
-    l1: float
-    l2: float
+    optimizer: Optimizer | None
+    learning_rate: float | None
+    l1: float | None
+    l2: float | None
     batch_size: str
-    tol: float
+    tol: float | None
     balanced: bool
     target_loss: float | None
     max_seconds: float | None

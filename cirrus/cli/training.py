@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import secrets
 import shlex
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from cirrus.cli.console import say, show
-from cirrus.cli.options import FileOptions, TrainOptions
+from cirrus.cli.options import FileOptions, ModelType, TrainOptions
 from cirrus.cli.sources import is_dataset, load_file, load_file_like
 from cirrus.client_backend.local import LocalBackend
 from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.estimators import LogisticRegression, start_job
+from cirrus.frontend.estimators import start_job
+from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
 from cirrus.frontend.planning import check_params
+from cirrus.frontend.prediction import ScoringEstimator
 from cirrus.frontend.scoring import score_dataset, scores_table
 from cirrus.frontend.scratch import new_scratch_url, remove_below
 from cirrus.frontend.training import check_finished
@@ -20,7 +25,7 @@ from cirrus.storage import open_store
 
 
 def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
-    """Train a logistic regression, and compare it with the base rate on rows held out."""
+    """Train a model, and compare it on rows held out with one that knows no features."""
     if not 0 <= options.validation_split < 1:
         raise ConfigError(
             "validation-split", f"must be at least 0 and below 1, got {options.validation_split}"
@@ -45,16 +50,33 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
     say(f"next: cirrus predict {shlex.quote(model)} {shlex.quote(data)} --out predictions.csv")
 
 
-def _estimator(options: TrainOptions, backend: LocalBackend) -> LogisticRegression:
-    return LogisticRegression(
-        optimizer=options.optimizer.value,
-        learning_rate=options.learning_rate,
-        l1=options.l1,
-        l2=options.l2,
+_ESTIMATORS: Mapping[ModelType, type[ScoringEstimator]] = MappingProxyType(
+    {
+        ModelType.LOGISTIC: LogisticRegression,
+        ModelType.SOFTMAX: SoftmaxRegression,
+        ModelType.SVM: LinearSVC,
+        ModelType.LINEAR: LinearRegression,
+    }
+)
+
+
+def _estimator(options: TrainOptions, backend: LocalBackend) -> ScoringEstimator:
+    params: dict[str, Any] = {
+        "optimizer": None if options.optimizer is None else options.optimizer.value,
+        "learning_rate": options.learning_rate,
+        "l1": options.l1,
+        "l2": options.l2,
+        "tol": options.tol,
+        "class_weight": "balanced" if options.balanced else None,
+    }
+    kind = _ESTIMATORS[options.model_type]
+    given = {name: value for name, value in params.items() if value is not None}
+    if strange := sorted(given.keys() - kind().get_params().keys()):
+        raise ConfigError(strange[0], f"does not apply to --model-type {options.model_type.value}")
+    return kind(
+        **given,
         batch_size=_number_or_auto(options.batch_size),
         epochs=_number_or_auto(options.epochs),
-        tol=options.tol,
-        class_weight="balanced" if options.balanced else None,
         n_workers=options.workers,
         n_shards=options.shards,
         target_loss=options.target_loss,
@@ -78,7 +100,7 @@ class _Job:
         model: Where the model goes; None: into the root.
     """
 
-    def __init__(self, estimator: LogisticRegression, root: str, model: str | None) -> None:
+    def __init__(self, estimator: ScoringEstimator, root: str, model: str | None) -> None:
         self._estimator = estimator
         self._scratch_url = new_scratch_url(root)
         self._uses_scratch = False

@@ -7,10 +7,11 @@ Functions here take the estimator as scikit-learn's own ``validate_data`` does: 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse
 from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, validate_data
@@ -24,7 +25,37 @@ from cirrus.frontend.scratch import Scratch
 
 Array = npt.NDArray[Any]
 
-_DTYPES = [np.float64, np.float32]
+DTYPES = [np.float64, np.float32]
+#: The mean of labels that are numbers is rounded to this part of their spread.
+MEAN_FRACTIONS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTarget:
+    """Labels that are classes."""
+
+    classes: Array
+    """The user's labels, sorted, shape (n_classes,)."""
+    codes: labels.Codes
+    """What stands for each in the dataset."""
+    totals: tuple[float, ...]
+    """Summed weights of the rows of each class (numbers of rows, where the data is a Dataset)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberTarget:
+    """Labels that are numbers, and the units that a model needs for them; all rounded."""
+
+    mean: float
+    scale: float
+    """Standard deviation of the labels."""
+    feature_scale: float
+    """Root mean square of the features' values that are not 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoTarget:
+    """Rows without labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +64,18 @@ class TrainingData:
 
     url: str
     manifest: Manifest
-    classes: Array
-    """The user's labels, sorted, shape (2,)."""
-    codes: labels.Codes
-    totals: tuple[float, float]
-    """Summed weights of the rows of either class (numbers of rows, where the data is a Dataset)."""
+    target: ClassTarget | NumberTarget | NoTarget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What an estimator wants of labels."""
+
+    kind: Literal["classes", "numbers", "nothing"]
+    several: bool = False
+    """Whether there may be more than two classes."""
+    classes: Array | None = None
+    """The labels there may be; None: those there are."""
 
 
 def take_dataset(
@@ -47,7 +85,7 @@ def take_dataset(
     sample_weight: Any,
     *,
     scratch: Scratch,
-    classes: Array | None,
+    wanted: Wanted,
     reset: bool,
 ) -> TrainingData:
     """Take a dataset as it is.
@@ -58,28 +96,67 @@ def take_dataset(
         y: Must be None.
         sample_weight: Must be None.
         scratch: Where it is copied to, if workers cannot read it where it is.
-        classes: The labels there may be; None: those there are.
+        wanted: What its labels have to be.
         reset: Whether the estimator starts anew.
 
     Raises:
         ConfigError: Labels or weights were given beside the dataset's own.
-        DataError: The dataset does not fit the estimator, or has not got two classes.
+        DataError: The dataset does not fit the estimator.
     """
     for name, value in (("y", y), ("sample_weight", sample_weight)):
         if value is not None:
             raise ConfigError(name, "must be None: a Dataset holds its own")
     check_width(estimator, dataset, reset=reset)
-    if classes is None:
-        classes = labels.dataset_classes(dataset.manifest, dataset.url)
-    codes = labels.dataset_codes(dataset.manifest, classes, dataset.url)
-    low, high = (labels.label_weight(dataset.manifest, code) for code in codes)
     return TrainingData(
         url=scratch.reachable(dataset.url, "train"),
         manifest=dataset.manifest,
-        classes=classes,
-        codes=codes,
-        totals=(low, high),
+        target=_dataset_target(dataset, wanted),
     )
+
+
+def _dataset_target(dataset: Dataset, wanted: Wanted) -> ClassTarget | NumberTarget | NoTarget:
+    manifest = dataset.manifest
+    if wanted.kind == "nothing":
+        return NoTarget()
+    if wanted.kind == "numbers":
+        if manifest.label_names is not None:
+            raise DataError(f"{dataset.url}: its labels are text: numbers are needed for regression")
+        # Rows are spread at random over the blocks: the first of them stands for all.
+        block = next(iter(dataset.blocks()))
+        indptr, indices, values = block.to_csr()
+        rows = scipy.sparse.csr_array((values, indices, indptr), shape=(block.n_rows, manifest.n_features))
+        return _number_target(rows, block.labels, block.weights)
+    classes = wanted.classes
+    if classes is None:
+        classes = labels.dataset_classes(manifest, dataset.url, several=wanted.several)
+    codes = labels.dataset_codes(manifest, classes, dataset.url)
+    totals = tuple(labels.label_weight(manifest, code) for code in codes)
+    return ClassTarget(classes=classes, codes=codes, totals=totals)
+
+
+def _number_target(X: Any, y: Array, weights: Array | None) -> NumberTarget:
+    """Return the units of data: powers of two, so that rounding errors do not tell on them.
+
+    Args:
+        X: Array or CSR matrix of shape (n_rows, n_features).
+        y: Labels of shape (n_rows,).
+        weights: Weights of shape (n_rows,) or None.
+    """
+    w = np.ones(len(y)) if weights is None else weights.astype(np.float64)
+    targets = y.astype(np.float64)
+    mean = float(w @ targets / w.sum())
+    scale = _power_of_two(float(w @ np.square(targets - mean) / w.sum()))
+    present = X != 0
+    count = float(w @ np.asarray(present.sum(axis=1)).ravel())
+    squares = X.multiply(X) if scipy.sparse.issparse(X) else X.astype(np.float64) ** 2
+    square = float(w @ np.asarray(squares.sum(axis=1)).ravel()) / count if count else 0.0
+    mean = round(mean / scale * MEAN_FRACTIONS) / MEAN_FRACTIONS * scale
+    return NumberTarget(mean=mean, scale=scale, feature_scale=_power_of_two(square))
+
+
+def _power_of_two(square: float) -> float:
+    """Return the power of two that is nearest to a square root; 1 where there is no spread."""
+    return 2.0 ** round(np.log2(square) / 2.0) if square > 0 else 1.0
 
 
 def take_arrays(
@@ -90,7 +167,7 @@ def take_arrays(
     *,
     scratch: Scratch,
     seed: int,
-    classes: Array | None,
+    wanted: Wanted,
     reset: bool,
 ) -> TrainingData:
     """Store arrays as a dataset.
@@ -102,36 +179,51 @@ def take_arrays(
         sample_weight: Weights of shape (n_rows,) or None.
         scratch: Where the dataset goes.
         seed: Of the order of the rows.
-        classes: The labels there may be; None: those there are.
+        wanted: What the labels have to be.
         reset: Whether the estimator starts anew.
 
     Raises:
         DataError: Labels or weights cannot be used (other problems raise scikit-learn's own ValueError).
     """
-    X, y = validate_data(estimator, X, y, accept_sparse="csr", dtype=_DTYPES, reset=reset)
-    check_classification_targets(y)
-    kind = type_of_target(y, input_name="y", raise_unknown=True)
-    if kind != "binary":
-        raise DataError(f"Only binary classification is supported. The type of the target is {kind}.")
+    if wanted.kind == "nothing":
+        X = validate_data(estimator, X, accept_sparse="csr", dtype=DTYPES, reset=reset)
+        y = np.zeros(X.shape[0])
+    else:
+        numeric = wanted.kind == "numbers"
+        X, y = validate_data(
+            estimator, X, y, accept_sparse="csr", dtype=DTYPES, y_numeric=numeric, reset=reset
+        )
     weights = None
     if sample_weight is not None:
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise DataError("sample_weight: every row has weight 0")
+    target: ClassTarget | NumberTarget | NoTarget = NoTarget()
+    if wanted.kind == "numbers":
+        target = _number_target(X, y, weights)
+    elif wanted.kind == "classes":
+        target, y = _class_target(y, weights, wanted)
+    dataset = load_arrays(X, y, scratch.url("train"), sample_weight=weights, random_state=seed)
+    return TrainingData(url=dataset.url, manifest=dataset.manifest, target=target)
+
+
+def _class_target(y: Array, weights: Array | None, wanted: Wanted) -> tuple[ClassTarget, Array]:
+    """Return what labels mean, and the labels as codes."""
+    check_classification_targets(y)
+    kind = type_of_target(y, input_name="y", raise_unknown=True)
+    if kind != "binary" and not (wanted.several and kind == "multiclass"):
+        raise DataError(f"Only binary classification is supported. The type of the target is {kind}.")
+    classes = wanted.classes
     if classes is None:
         classes = np.unique(y)
-        labels.check_two_classes(classes, "y")
+        labels.check_classes(classes, "y", several=wanted.several)
     codes = labels.array_codes(classes)
     coded = labels.encode(y, classes, codes, "y")
-    dataset = load_arrays(X, coded, scratch.url("train"), sample_weight=weights, random_state=seed)
-    positive = coded == np.float32(codes[1])
-    low, high = (
+    totals = tuple(
         float(np.count_nonzero(rows) if weights is None else weights[rows].sum())
-        for rows in (~positive, positive)
+        for rows in (coded == np.float32(code) for code in codes)
     )
-    return TrainingData(
-        url=dataset.url, manifest=dataset.manifest, classes=classes, codes=codes, totals=(low, high)
-    )
+    return ClassTarget(classes=classes, codes=codes, totals=totals), coded
 
 
 def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch: Scratch) -> str | None:
@@ -139,7 +231,7 @@ def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch
 
     Args:
         estimator: Whose number of features it has to have.
-        validation: None, a Dataset or a pair (X, y).
+        validation: None, a Dataset or a pair (X, y); for an estimator without labels, a Dataset or X.
         data: What is trained on; labels have to mean the same in both.
         scratch: Where arrays go.
 
@@ -153,19 +245,35 @@ def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch
         if last_steps(data.manifest.encoding, validation.manifest.encoding):
             raise DataError(f"{validation.url}: was not preprocessed as {data.url} was: transform it too")
         check_width(estimator, validation, reset=False)
-        # A model knows its positive class by the code, and takes all others for the negative one.
-        codes = labels.dataset_codes(validation.manifest, data.classes, validation.url)
-        if codes[1] != data.codes[1]:
-            raise DataError(f"{validation.url}: codes its labels otherwise than {data.url}; load both alike")
+        if isinstance(data.target, ClassTarget):
+            _check_codes(validation, data.target, data.url)
         return scratch.reachable(validation.url, "validation")
-    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+    y: Any = None
+    if isinstance(data.target, NoTarget):
+        X = validation
+    elif not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise ConfigError("validation", "must be a Dataset or a pair (X, y)")
-    X, y = validation
+    else:
+        X, y = validation
     if steps := last_steps(data.manifest.encoding, {}):
-        X = apply_to_array(steps, check_array(X, accept_sparse="csr", dtype=_DTYPES))
-    X, y = validate_data(estimator, X, y, accept_sparse="csr", dtype=_DTYPES, reset=False)
-    coded = labels.encode(y, data.classes, data.codes, "validation")
-    return load_arrays(X, coded, scratch.url("validation"), shuffle=False).url
+        X = apply_to_array(steps, check_array(X, accept_sparse="csr", dtype=DTYPES))
+    if y is None:
+        X = validate_data(estimator, X, accept_sparse="csr", dtype=DTYPES, reset=False)
+        y = np.zeros(X.shape[0])
+    else:
+        X, y = validate_data(estimator, X, y, accept_sparse="csr", dtype=DTYPES, reset=False)
+    if isinstance(data.target, ClassTarget):
+        y = labels.encode(y, data.target.classes, data.target.codes, "validation")
+    return load_arrays(X, y, scratch.url("validation"), shuffle=False).url
+
+
+def _check_codes(validation: Dataset, target: ClassTarget, train_url: str) -> None:
+    codes = labels.dataset_codes(validation.manifest, target.classes, validation.url)
+    # A model of two classes knows its positive class by the code, and takes all others for the negative one.
+    first = 1 if len(codes) == 2 else 0
+    pairs = zip(codes[first:], target.codes[first:], strict=True)
+    if any(code not in (expected, labels.ABSENT_CODE) for code, expected in pairs):
+        raise DataError(f"{validation.url}: codes its labels otherwise than {train_url}; load both alike")
 
 
 def check_width(estimator: Any, dataset: Dataset, *, reset: bool) -> None:

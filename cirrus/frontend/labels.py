@@ -1,4 +1,4 @@
-"""Labels: what the user calls the two classes, and the numbers that stand for them in a dataset.
+"""Labels: what the user calls the classes, and the numbers that stand for them in a dataset.
 
 ``classes_`` holds the user's labels, sorted. A dataset holds float32 *codes*: a number is its own code where
 float32 can hold it exactly, so that a svmlight file with labels -1 and 1 needs no mapping; text is coded by
@@ -20,7 +20,7 @@ from cirrus.chunks import Manifest
 from cirrus.errors import ConfigError, DataError
 
 Array = npt.NDArray[Any]
-Codes = tuple[float, float]
+Codes = tuple[float, ...]
 
 #: Codes of the negative class where the positive one is 1.
 NEGATIVE_CODES = (-1.0, 0.0)
@@ -28,17 +28,22 @@ NEGATIVE_CODES = (-1.0, 0.0)
 ABSENT_CODE = -1.0
 
 
-def check_two_classes(classes: Array, where: str) -> None:
-    """Refuse anything but two classes.
+def check_classes(classes: Array, where: str, *, several: bool = False) -> None:
+    """Refuse anything but two classes, or two and more.
+
+    Args:
+        classes: The labels there are.
+        where: What to call the place in an error message.
+        several: Whether there may be more than two.
 
     Raises:
-        DataError: There is one class, or there are more than two.
+        DataError: There is one class, or there are too many.
     """
     if len(classes) == 1:
         raise DataError(
             f"{where}: needs samples of at least 2 classes, but the data holds one class: {classes[0]!r}"
         )
-    if len(classes) != 2:
+    if len(classes) != 2 and not several:
         raise DataError(
             f"{where}: Only binary classification is supported. The type of the target is multiclass: "
             f"it holds {len(classes)} different labels"
@@ -46,38 +51,39 @@ def check_two_classes(classes: Array, where: str) -> None:
 
 
 def array_codes(classes: Array) -> Codes:
-    """Return the codes that stand for two classes when labels come from arrays."""
+    """Return the codes that stand for classes when labels come from arrays."""
     if classes.dtype.kind in "biuf":
         codes = classes.astype(np.float32)
         if np.array_equal(codes.astype(np.float64), classes.astype(np.float64)):
-            return float(codes[0]), float(codes[1])
-    return 0.0, 1.0
+            return tuple(codes.tolist())
+    return tuple(float(number) for number in range(len(classes)))
 
 
 def encode(y: Array, classes: Array, codes: Codes, where: str) -> npt.NDArray[np.float32]:
     """Return labels as codes, float32 of shape (n_rows,).
 
     Raises:
-        DataError: A label is of neither class.
+        DataError: A label is of no class.
     """
-    positive = y == classes[1]
-    strange = ~(positive | (y == classes[0]))
+    if (y.dtype.kind in "biuf") != (classes.dtype.kind in "biuf"):
+        raise DataError(f"{where}: label {y[0]!r} is none of the classes {classes.tolist()}")
+    place = np.searchsorted(classes, y).clip(max=len(classes) - 1)
+    strange = classes[place] != y
     if np.any(strange):
         raise DataError(f"{where}: label {y[strange][0]!r} is none of the classes {classes.tolist()}")
-    return np.where(positive, np.float32(codes[1]), np.float32(codes[0]))
+    coded: npt.NDArray[np.float32] = np.array(codes, np.float32)[place]
+    return coded
 
 
-def dataset_classes(manifest: Manifest, where: str) -> Array:
+def dataset_classes(manifest: Manifest, where: str, *, several: bool = False) -> Array:
     """Return the labels of a dataset as the user knows them, sorted.
 
     Raises:
-        DataError: There are not two of them.
+        DataError: There are too many of them, or only one.
     """
     if not manifest.label_values:
-        raise DataError(
-            f"{where}: Only binary classification is supported. The labels are too many different numbers "
-            "to be classes"
-        )
+        problem = "" if several else "Only binary classification is supported. "
+        raise DataError(f"{where}: {problem}The labels are too many different numbers to be classes")
     if manifest.label_names is not None:
         classes = np.array([manifest.label_names[int(code)] for code in manifest.label_values])
     else:
@@ -85,33 +91,33 @@ def dataset_classes(manifest: Manifest, where: str) -> Array:
         whole = classes.astype(np.int64)
         if np.array_equal(whole, classes):
             classes = whole
-    check_two_classes(classes, where)
+    check_classes(classes, where, several=several)
     return classes
 
 
 def dataset_codes(manifest: Manifest, classes: Array, where: str) -> Codes:
-    """Return the codes that two classes have in a dataset.
+    """Return the codes that classes have in a dataset.
 
     Raises:
-        DataError: The dataset holds a label of neither class.
+        DataError: The dataset holds a label of no class.
     """
     if manifest.label_names is not None:
         names = list(manifest.label_names)
-        low, high = (float(names.index(name)) if name in names else ABSENT_CODE for name in classes.tolist())
+        codes = [float(names.index(name)) if name in names else ABSENT_CODE for name in classes.tolist()]
     elif classes.dtype.kind in "biuf":
-        low, high = (float(np.float32(label)) for label in classes)
+        codes = [float(np.float32(label)) for label in classes]
         negatives = [value for value in manifest.label_values if value in NEGATIVE_CODES]
-        if high == 1.0 and low in NEGATIVE_CODES and len(negatives) == 1:
-            (low,) = negatives
+        if len(codes) == 2 and codes[1] == 1.0 and codes[0] in NEGATIVE_CODES and len(negatives) == 1:
+            codes[0] = negatives[0]
     else:
         raise DataError(f"{where}: its labels are numbers, the model's classes are {classes.tolist()}")
     for value in manifest.label_values:
-        if value not in (low, high):
+        if value not in codes:
             label = value if manifest.label_names is None else manifest.label_names[int(value)]
             raise DataError(f"{where}: label {label!r} is none of the classes {classes.tolist()}")
     if not manifest.label_values:
         raise DataError(f"{where}: its labels are too many different numbers to be classes")
-    return low, high
+    return tuple(codes)
 
 
 def label_weight(manifest: Manifest, code: float) -> float:
@@ -119,15 +125,13 @@ def label_weight(manifest: Manifest, code: float) -> float:
     return float(dict(zip(manifest.label_values, manifest.label_counts, strict=True)).get(code, 0))
 
 
-def class_factors(
-    class_weight: Any, classes: Array, totals: tuple[float, float]
-) -> tuple[float, float] | None:
-    """Return what ``class_weight`` multiplies the weights of either class's rows by.
+def class_factors(class_weight: Any, classes: Array, totals: tuple[float, ...]) -> tuple[float, ...] | None:
+    """Return what ``class_weight`` multiplies the weights of each class's rows by.
 
     Args:
         class_weight: None, ``"balanced"`` or a mapping from label to factor (1 for labels left out).
-        classes: The two labels.
-        totals: The summed weights of the rows of either class.
+        classes: The labels.
+        totals: The summed weights of the rows of each class.
 
     Raises:
         ConfigError: It is none of these.
@@ -137,11 +141,10 @@ def class_factors(
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise ConfigError("class_weight", f'must be None, "balanced" or a dict, got {class_weight!r}')
-        low, high = (sum(totals) / (2.0 * total) if total > 0 else 1.0 for total in totals)
-        return low, high
+        return tuple(sum(totals) / (len(totals) * total) if total > 0 else 1.0 for total in totals)
     if not isinstance(class_weight, Mapping):
         raise ConfigError("class_weight", f'must be None, "balanced" or a dict, got {class_weight!r}')
-    low, high = (float(class_weight.get(label, 1.0)) for label in classes.tolist())
-    if not (low >= 0 and high >= 0 and np.isfinite(low + high)):
+    factors = tuple(float(class_weight.get(label, 1.0)) for label in classes.tolist())
+    if not all(factor >= 0 and np.isfinite(factor) for factor in factors):
         raise ConfigError("class_weight", f"must not be negative, got {class_weight!r}")
-    return low, high
+    return factors

@@ -14,6 +14,7 @@ from typing import Any
 
 from cirrus.chunks import Manifest, cut_boundaries, plan_leases
 from cirrus.config import (
+    ADAPTIVE_OPTIMIZERS,
     COMPRESSIONS,
     OPTIMIZER_PARAMS,
     WIRE_DTYPES,
@@ -96,6 +97,7 @@ def plan_run(
     dollars_per_hour: float = 0.0,
     worker_prices: WorkerPrices | None = None,
     metadata: Mapping[str, Any] | None = None,
+    loss_unit: float = 1.0,
 ) -> RunConfig:
     """Return the whole description of a run.
 
@@ -111,6 +113,7 @@ def plan_run(
         dollars_per_hour: What the backend says the job costs.
         worker_prices: What it says that workers cost by their time; None: nothing.
         metadata: What a client that attaches later needs to know.
+        loss_unit: How large a loss is expected to be: ``tol`` is relative to it.
 
     Raises:
         ConfigError: A parameter is wrong; it is named.
@@ -128,7 +131,7 @@ def plan_run(
     if start is not None and start.schedule is not None:
         batch_size = _resumed_batch_size(start.schedule, manifest, params["batch_size"])
         leases = start.schedule.leases
-    optimizer = _per_minibatch(_optimizer(params), manifest.n_rows)
+    optimizer = _optimizer(params)
     tables = tuple(
         _table(spec, optimizer, manifest, n_shards, batch_size)
         for spec in create_model(model).tables(manifest.n_features)
@@ -146,7 +149,7 @@ def plan_run(
         n_features=manifest.n_features,
         batch_size=batch_size,
         leases=leases,
-        stop=_stop(params, manifest.n_rows),
+        stop=_stop(params, manifest.n_rows, loss_unit),
         n_workers=n_workers,
         n_shards=n_shards,
         seed=seed,
@@ -162,6 +165,22 @@ def plan_run(
         worker_prices=worker_prices or WorkerPrices(),
         model_metadata={} if metadata is None else metadata,
     )
+
+
+def _in_units(optimizer: OptimizerConfig, spec: TableSpec) -> OptimizerConfig:
+    """Bring an optimizer to the scale of a table's parameters.
+
+    A step of the adaptive optimizers is as long as the learning rate, whatever the gradient's size; one of
+    the others is that many gradients, and a gradient's unit is the loss's over the parameter's.
+    """
+    if (spec.unit, spec.loss_unit) == (1.0, 1.0):
+        return optimizer
+    rate, params = optimizer.learning_rate, dict(optimizer.params)
+    if optimizer.name not in ADAPTIVE_OPTIMIZERS:
+        return dataclasses.replace(optimizer, learning_rate=rate * spec.unit**2 / spec.loss_unit)
+    for name in params.keys() & {"beta", "epsilon"}:
+        params[name] *= spec.loss_unit / spec.unit
+    return dataclasses.replace(optimizer, learning_rate=rate * spec.unit, params=params)
 
 
 def _per_minibatch(optimizer: OptimizerConfig, n_rows: int) -> OptimizerConfig:
@@ -184,7 +203,7 @@ def check_params(params: Mapping[str, Any]) -> None:
         ConfigError: A parameter is wrong, or comes with a later version; it is named.
     """
     _optimizer(params)
-    _stop(params, 1)
+    _stop(params, 1, 1.0)
     _auto(params["batch_size"], "batch_size", 1)
     for name in ("n_workers", "n_shards"):
         _whole(params[name], name)
@@ -204,7 +223,10 @@ def check_params(params: Mapping[str, Any]) -> None:
         raise ConfigError("worker_memory_mb", f"must be between {least} and {most}, got {memory}")
 
 
-def _optimizer(params: Mapping[str, Any]) -> OptimizerConfig:
+def _optimizer(params: Mapping[str, Any]) -> OptimizerConfig | None:
+    """Return the optimizer that an estimator's parameters describe; None: its model has its own."""
+    if "optimizer" not in params:
+        return None
     name = params["optimizer"]
     if name == "add" or name not in OPTIMIZER_PARAMS:
         known = ", ".join(known for known in OPTIMIZER_PARAMS if known != "add")
@@ -221,10 +243,11 @@ def _optimizer(params: Mapping[str, Any]) -> OptimizerConfig:
     )
 
 
-def _stop(params: Mapping[str, Any], n_rows: int) -> StopConfig:
+def _stop(params: Mapping[str, Any], n_rows: int, loss_unit: float) -> StopConfig:
+    tol = _number_or_none(params["tol"], "tol")
     return StopConfig(
         epochs=_auto(params["epochs"], "epochs", auto_epochs(n_rows)),
-        tol=_number_or_none(params["tol"], "tol"),
+        tol=None if tol is None else tol * loss_unit,
         target_loss=_number_or_none(params["target_loss"], "target_loss"),
         max_seconds=_number_or_none(params["max_seconds"], "max_seconds"),
         max_cost=_number_or_none(params["max_cost"], "max_cost"),
@@ -243,12 +266,18 @@ def _resumed_batch_size(schedule: Schedule, manifest: Manifest, wanted: Any) -> 
 
 
 def _table(
-    spec: TableSpec, optimizer: OptimizerConfig, manifest: Manifest, n_shards: int, batch_size: int
+    spec: TableSpec, optimizer: OptimizerConfig | None, manifest: Manifest, n_shards: int, batch_size: int
 ) -> TableConfig:
-    if not spec.regularised:
-        optimizer = OptimizerConfig(
-            name=optimizer.name, learning_rate=optimizer.learning_rate, params=optimizer.params
-        )
+    if spec.optimizer is not None:
+        optimizer = spec.optimizer
+    elif optimizer is None:
+        raise ConfigError("optimizer", f"table {spec.name} of the model has none, and nor has the estimator")
+    else:
+        l1, l2 = spec.penalties or (optimizer.l1, optimizer.l2)
+        if not spec.regularised:
+            l1 = l2 = 0.0
+        optimizer = dataclasses.replace(optimizer, l1=l1, l2=l2)
+        optimizer = _per_minibatch(_in_units(optimizer, spec), manifest.n_rows)
     if spec.n_rows == manifest.n_features:
         boundaries = cut_boundaries(manifest, spec.n_rows, n_shards, batch_size)
     else:
@@ -260,6 +289,7 @@ def _table(
         optimizer=optimizer,
         boundaries=boundaries,
         initial_scale=spec.initial_scale,
+        initial_mean=spec.initial_mean,
     )
 
 

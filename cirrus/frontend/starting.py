@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from cirrus.config import OPTIMIZER_PARAMS, LeaseRange
+from cirrus.config import LeaseRange, TableConfig
 from cirrus.errors import ConfigError, CorruptDataError
 from cirrus.frontend.planning import Schedule, Start
-from cirrus.paramserver.checkpoint import Checkpoint, Floats, read_manifest, resolve
+from cirrus.paramserver.checkpoint import Checkpoint, read_manifest, resolve
+from cirrus.paramserver.ftrl import ftrl_z
 from cirrus.storage import open_store
+
+OPTIMIZERS_KEY = "optimizers"
 
 
 def resume_point(url: str) -> Start:
@@ -42,33 +43,29 @@ def _lease(raw: Any) -> LeaseRange:
     return LeaseRange(chunk=chunk, first_block=first_block, n_blocks=n_blocks, n_rows=n_rows, n_steps=n_steps)
 
 
-def starting_tables(checkpoint: Checkpoint, params: Mapping[str, Any]) -> Checkpoint:
+def starting_tables(checkpoint: Checkpoint, tables: Sequence[TableConfig]) -> Checkpoint:
     """Return what shards begin with.
 
-    With the optimizer that the checkpoint was made with, that is weights and optimizer state; only the run's
-    clock, which ``decay`` and Adam's bias correction look at, begins anew. Another optimizer takes the
-    weights alone, and its state starts anew.
+    With the optimizer that a table was made with, that is weights and optimizer state; only the run's clock,
+    which ``decay`` and Adam's bias correction look at, begins anew. Another optimizer takes the weights
+    alone, and its state starts anew.
 
     Args:
-        checkpoint: Tables, with the optimizer's name in ``extra``.
-        params: An estimator's ``get_params()``.
+        checkpoint: Weights and states, with what :func:`optimizer_names` returned in ``extra``.
+        tables: The new run's tables.
     """
-    if checkpoint.extra.get("optimizer") == params["optimizer"]:
-        return Checkpoint(tables=checkpoint.tables)
-    tables = {}
-    for name, arrays in checkpoint.tables.items():
-        tables[name] = {"weights": arrays["weights"]}
-        if params["optimizer"] == "ftrl":
-            penalties = (params["l1"], params["l2"]) if name != "intercept" else (0.0, 0.0)
-            tables[name]["z"] = _ftrl_z(arrays["weights"], params, *penalties)
-    return Checkpoint(tables=tables)
+    before = checkpoint.extra.get(OPTIMIZERS_KEY, {})
+    started = {}
+    for table in tables:
+        arrays = checkpoint.tables[table.name]
+        if before.get(table.name) != table.optimizer.name:
+            arrays = {"weights": arrays["weights"]}
+            if table.optimizer.name == "ftrl":
+                arrays["z"] = ftrl_z(arrays["weights"], table.optimizer)
+        started[table.name] = arrays
+    return Checkpoint(tables=started)
 
 
-def _ftrl_z(weights: Floats, params: Mapping[str, Any], l1: float, l2: float) -> Floats:
-    """Return the ``z`` from which FTRL's closed form gives these weights, with no squares summed up yet."""
-    extra = params["optimizer_params"] or {}
-    beta = extra.get("beta", OPTIMIZER_PARAMS["ftrl"]["beta"])
-    strength = beta / params["learning_rate"] + l2
-    z = -strength * weights.astype(np.float64) - l1 * np.sign(weights)
-    single: Floats = z.astype(np.float32)
-    return single
+def optimizer_names(tables: Sequence[TableConfig]) -> dict[str, dict[str, str]]:
+    """Return what a checkpoint says of the optimizers that made its states."""
+    return {OPTIMIZERS_KEY: {table.name: table.optimizer.name for table in tables}}

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy.typing as npt
+
+from cirrus.config import OptimizerConfig
 
 if TYPE_CHECKING:
     from cirrus.chunks import Block
@@ -28,8 +30,18 @@ class TableSpec:
     width: int = 1
     regularised: bool = True
     """False for tables that ``l1`` and ``l2`` must leave alone, such as an intercept."""
+    penalties: tuple[float, float] | None = None
+    """``l1`` and ``l2`` of this table alone; None: the estimator's."""
+    initial_mean: float = 0.0
+    """What the initial values are, or lie around."""
     initial_scale: float = 0.0
-    """Standard deviation of the initial values; 0 means zeros."""
+    """Standard deviation of the initial values, a function of (seed, table, row); 0: all are the mean."""
+    unit: float = 1.0
+    """How large a parameter is expected to be; the estimator's learning rate is relative to it."""
+    loss_unit: float = 1.0
+    """How large a loss is expected to be."""
+    optimizer: OptimizerConfig | None = None
+    """An optimizer of the table's own; None: the estimator's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,17 @@ class LossSum:
 class Model(Protocol):
     """The pure functions of one model family."""
 
+    name: ClassVar[str]
+    """What a run's config calls the family."""
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> Self:
+        """Build the model from :attr:`cirrus.config.ModelConfig.params`, which may come from a file.
+
+        Raises:
+            ConfigError: A parameter is unknown, missing or of the wrong type.
+        """
+
     def tables(self, n_features: int) -> tuple[TableSpec, ...]:
         """Return the tables for data of ``n_features`` columns; the first is the largest."""
 
@@ -74,3 +97,11 @@ class Model(Protocol):
 
     def loss(self, parameters: Mapping[str, Array], block: Block) -> LossSum:
         """Return the summed loss of a minibatch, without a gradient."""
+
+    def predict(self, parameters: Mapping[str, Array], block: Block) -> Array:
+        """Return what the model says of each row, before any link function.
+
+        Returns:
+            float64 of shape (n_rows,), or (n_rows, n_outputs) for a model with several outputs: log odds,
+            margins, numbers, distances or topic weights, as the family has it.
+        """

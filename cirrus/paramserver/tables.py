@@ -16,6 +16,7 @@ from cirrus.config import OPTIMIZER_PARAMS, OptimizerConfig, TableConfig
 from cirrus.errors import CorruptDataError
 from cirrus.paramserver import kernels
 from cirrus.paramserver.checkpoint import Part, TablePart
+from cirrus.paramserver.ftrl import ftrl_z
 
 Floats = NDArray[np.float32]
 
@@ -57,14 +58,15 @@ def initial_values(table: TableConfig, first_row: int, n_rows: int, seed: int) -
         float32 ``(n_rows, width)``.
     """
     if table.initial_scale == 0:
-        return np.zeros((n_rows, table.width), np.float32)
+        return np.full((n_rows, table.width), table.initial_mean, np.float32)
     digest = hashlib.sha256(f"{seed}/{table.name}".encode()).digest()
     key = np.frombuffer(digest[:8], np.uint64)
     counter = np.arange(first_row * table.width, (first_row + n_rows) * table.width, dtype=np.uint64)
     uniform1 = _hash_to_unit(counter * np.uint64(2) + key)
     uniform2 = _hash_to_unit(counter * np.uint64(2) + np.uint64(1) + key)
     normal = np.sqrt(-2.0 * np.log(uniform1)) * np.cos(2.0 * np.pi * uniform2)
-    return (normal * table.initial_scale).astype(np.float32).reshape(n_rows, table.width)
+    values = normal * table.initial_scale + table.initial_mean
+    return values.astype(np.float32).reshape(n_rows, table.width)
 
 
 def _hash_to_unit(counter: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -105,9 +107,13 @@ class ShardTables:
         self.values: Floats = np.empty(size, np.float32)
         self.values.fill(0.0)
         for i, table in enumerate(self.tables):
-            if table.initial_scale:
+            if table.initial_scale or table.initial_mean:
                 first_row, n_rows = int(self.layout[i, 1]), int(self.layout[i, 2])
-                self._view(self.values, i)[:, :, 0] = initial_values(table, first_row, n_rows, seed)
+                view, values = self._view(self.values, i), initial_values(table, first_row, n_rows, seed)
+                view[:, :, 0] = values
+                if table.optimizer.name == "ftrl":
+                    # FTRL takes a weight from its state: without this the first gradient would undo it.
+                    view[:, :, 1] = ftrl_z(values, table.optimizer)
 
     def _view(self, flat: Floats, table: int) -> Floats:
         """Return a table's part of a flat array as ``(n_rows, width, stride)``."""
