@@ -59,11 +59,12 @@ def make_config(*, run_id: str = "", n_workers: int = 1, n_shards: int = 1, **me
 def make_backend(root: Path | str, **options: Any) -> LocalBackend:
     """Return a local backend that runs the programs of this file."""
     return LocalBackend(
-        root=root, commands=LocalCommands(shard=_shard_command, worker=_worker_command), **options
+        root=root, commands=LocalCommands(shard=shard_command, worker=_worker_command), **options
     )
 
 
-def _shard_command(run_url: str, shard: int, generation: int) -> list[str]:
+def shard_command(run_url: str, shard: int, generation: int) -> list[str]:
+    """Return the command line of a stand-in for a shard."""
     return [sys.executable, __file__, "shard", run_url, str(shard), str(generation)]
 
 

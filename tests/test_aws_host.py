@@ -1,0 +1,320 @@
+"""The program on an instance: it keeps shards alive, says how far it is, and ends when nobody needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from fake_metadata import FakeMetadata, instance_values
+from real_runs import assert_exact, make_dataset, plan
+from stand_ins import eventually, make_config, shard_command
+
+from cirrus.client_backend.aws.host import Host, HostOptions, compile_kernels
+from cirrus.client_backend.aws.instance import Instance, InstanceMetadata
+from cirrus.client_backend.claims import new_claim, process_exists
+from cirrus.errors import ConfigError, RunError
+from cirrus.metrics import RunState
+from cirrus.paramserver.host_records import HostPhase, HostReports, ServerClaim, WarmServers
+from cirrus.run_folder import ControlRequest, RunFolder
+from cirrus.storage import open_store
+from cirrus.worker_runtime.handler import handler
+
+NAME = "i-0123456789abcdef0"
+
+
+class Machine:
+    """An instance on loopback, and the client's view of it.
+
+    Args:
+        root: The folder that takes the place of the bucket.
+        metadata: The instance's metadata service.
+    """
+
+    def __init__(self, root, metadata):
+        self.root = str(root)
+        self.metadata = metadata
+        self.servers = WarmServers(open_store(self.root))
+        self.host = None
+        self.thread = None
+
+    def new_run(self, **metadata):
+        """Create the folder of a run of stand-ins, with a living client, and return it."""
+        return self.create(make_config(**metadata))
+
+    def create(self, config):
+        """Create a run's folder with a living client."""
+        folder = RunFolder(f"{self.root}/runs/{config.run_id}")
+        folder.create(config)
+        folder.claim(new_claim())
+        return folder
+
+    def launch(self, folder, shards="0", command=shard_command, **options):
+        """Start the host program for some shards of a run."""
+        self.metadata.values |= instance_values(NAME, folder.config().run_id, shards)
+        service = InstanceMetadata(self.metadata.url)
+        self.host = Host(service.instance(), service, HostOptions(root=self.root, **options), command)
+        self.thread = threading.Thread(target=self.host.run, daemon=True)
+        self.thread.start()
+
+    def phase(self, folder):
+        """Return the phase that the instance reports for a run."""
+        status = HostReports(folder.store).read(NAME)
+        return status and status.phase
+
+    def ended(self):
+        """Tell whether the host program has ended."""
+        return not self.thread.is_alive()
+
+    def end(self):
+        """End the host program, whatever it does."""
+        if self.thread is not None:
+            self.host.stop()
+            self.thread.join(20)
+            assert self.ended()
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """An instance whose host program ends with the test."""
+    with FakeMetadata({}) as metadata, contextlib.ExitStack() as stack:
+        machine = Machine(tmp_path, metadata)
+        stack.callback(machine.end)
+        yield machine
+
+
+def is_up(folder, generation=1, shard=0):
+    """Return the address of a shard of at least this generation, once it has announced it."""
+    address = folder.shard_address(shard)
+    return address if address is not None and address.generation >= generation else None
+
+
+def test_a_run_is_served_to_its_end_and_then_the_next(machine):
+    """Shards of a run are hosted until it is over; a client claims the warm instance for another run."""
+    first = machine.new_run(n_shards=2)
+    machine.launch(first, "0-1")
+    eventually(lambda: is_up(first) and is_up(first, shard=1))
+    assert machine.phase(first) is HostPhase.SERVING
+    assert machine.servers.all() == []
+    first.request(ControlRequest(action="stop"))
+    offer = eventually(machine.servers.all)[0]
+    assert machine.phase(first) is HostPhase.ENDED
+    assert (offer.instance, offer.address, offer.shards) == (NAME, "127.0.0.1", 2)
+    assert offer.until - offer.since == pytest.approx(300)
+    second = machine.new_run()
+    assert machine.servers.claim(NAME, ServerClaim(run=second.config().run_id, shards=(0,)))
+    eventually(lambda: is_up(second))
+    assert machine.servers.all() == []
+    assert not machine.servers.claim(NAME, ServerClaim(run="another", shards=(0,)))
+    assert not machine.ended()
+
+
+def test_an_instance_that_nobody_wants_ends(machine):
+    """When its time is over it closes the claim before it ends, and leaves no record."""
+    run = machine.new_run(finish_after=0.0)
+    machine.launch(run, keep_warm_seconds=0.7)
+    eventually(machine.servers.all)
+    eventually(machine.ended)
+    assert machine.servers.all() == []
+    assert open_store(machine.root).list("servers/") == []
+
+
+def test_without_a_warm_time_it_ends_at_once(machine):
+    """Zero seconds: it is never offered."""
+    run = machine.new_run(finish_after=0.0)
+    machine.launch(run, keep_warm_seconds=0)
+    eventually(machine.ended)
+    assert machine.phase(run) is HostPhase.ENDED
+
+
+def test_a_killed_shard_comes_back(machine):
+    """A shard process that dies is started again under the next generation."""
+    run = machine.new_run()
+    machine.launch(run)
+    address = eventually(lambda: is_up(run))
+    os.kill(address.pid, signal.SIGKILL)
+    assert eventually(lambda: is_up(run, generation=2)).pid != address.pid
+    assert machine.phase(run) is HostPhase.SERVING
+
+
+def test_a_replacement_takes_the_generation_after_the_last(machine):
+    """An instance that replaces another goes on with the next generation of its shards."""
+    run = machine.new_run()
+    machine.launch(run)
+    eventually(lambda: is_up(run))
+    machine.end()
+    assert machine.phase(run) is HostPhase.INTERRUPTED
+    machine.launch(run)
+    assert eventually(lambda: is_up(run, generation=2)).generation == 2
+
+
+def test_a_spot_notice_saves_the_run(machine):
+    """When AWS takes the instance back, the shards end in order, the client is told, the instance ends."""
+    run = machine.new_run()
+    machine.launch(run)
+    address = eventually(lambda: is_up(run))
+    machine.metadata.values["spot/instance-action"] = '{"action": "terminate"}'
+    eventually(machine.ended)
+    assert machine.phase(run) is HostPhase.RECLAIMED
+    assert run.status().state is RunState.INTERRUPTED
+    assert not process_exists(address.pid)
+
+
+def test_a_lost_client_ends_the_instance(machine):
+    """No sign of life from the client for the time set: the shards save themselves and the instance ends."""
+    run = machine.new_run()
+    machine.launch(run, client_lost_seconds=1.5)
+    eventually(lambda: is_up(run))
+    eventually(machine.ended)
+    assert machine.phase(run) is HostPhase.INTERRUPTED
+    assert run.status().state is RunState.INTERRUPTED
+    assert open_store(machine.root).list("servers/") == []
+
+
+def test_a_sign_of_life_counts_whatever_the_client_s_clock_says(machine):
+    """A client whose clock is years behind is as alive as any, if it renews its claim."""
+    run = machine.new_run()
+    machine.launch(run, client_lost_seconds=2.5)
+    claim = run.claim_holder()
+    eventually(lambda: is_up(run))
+    for tick in range(4):
+        run.store.put(
+            "client.json", json.dumps({**dataclasses.asdict(claim), "renewed_at": 1000.0 + tick}).encode()
+        )
+        machine.thread.join(1.0)
+    assert machine.phase(run) is HostPhase.SERVING
+
+
+def test_a_client_that_leaves_in_order_leaves_the_instance_warm(machine):
+    """A released claim ends the shards at once; the same run can be claimed back by who attaches to it."""
+    run = machine.new_run()
+    machine.launch(run)
+    eventually(lambda: is_up(run))
+    run.claim(dataclasses.replace(run.claim_holder(), released=True))
+    eventually(machine.servers.all)
+    assert machine.phase(run) is HostPhase.INTERRUPTED
+    run.claim(new_claim())
+    assert machine.servers.claim(NAME, ServerClaim(run=run.config().run_id, shards=(0,)))
+    eventually(lambda: is_up(run, generation=2))
+
+
+@pytest.mark.parametrize("shards", ["0-4", "7"])
+def test_shards_that_the_run_does_not_have_fail(machine, shards):
+    """Wrong tags are told to the client, and the instance ends."""
+    run = machine.new_run(n_shards=2)
+    machine.launch(run, shards)
+    eventually(machine.ended)
+    report = HostReports(run.store).read(NAME)
+    assert report.phase is HostPhase.FAILED
+    assert (report.error_type, "the run has shards 0 to 1" in report.error) == ("ConfigError", True)
+
+
+def test_a_shard_that_always_crashes_fails(machine):
+    """After some attempts without progress the client is told why, and the instance ends."""
+    run = machine.new_run(shard="crash")
+    machine.launch(run)
+    eventually(machine.ended)
+    report = HostReports(run.store).read(NAME)
+    assert report.phase is HostPhase.FAILED
+    assert report.error.startswith("shard 0 ended with exit code")
+
+
+def test_a_run_that_is_over_is_not_served_again(machine):
+    """A host program that is started again after the end of its run waits for the next one."""
+    run = machine.new_run(finish_after=0.0)
+    machine.launch(run)
+    eventually(machine.servers.all)
+    generation = run.shard_address(0).generation
+    machine.end()
+    machine.launch(run)
+    eventually(machine.servers.all)
+    assert run.shard_address(0).generation == generation
+
+
+def test_after_a_crash_of_the_host_program_the_claim_counts(machine):
+    """The tags name the first run for ever; a claim that was being served is what is gone on with."""
+    first, second = machine.new_run(finish_after=0.0), machine.new_run()
+    machine.servers.claim(NAME, ServerClaim(run=second.config().run_id, shards=(0,)))
+    machine.launch(first)
+    eventually(lambda: is_up(second))
+    assert first.shard_address(0) is None
+
+
+def test_real_shards_work_on_the_instance(machine, tmp_path):
+    """A real run of two shards on an instance, from compiling to warmth: exact, the model saved."""
+    compile_kernels()
+    config = plan(make_dataset(str(tmp_path / "data")), epochs=2, n_workers=1)
+    folder = machine.create(config)
+    machine.metadata.values |= instance_values(NAME, config.run_id, "0-1")
+    environment = {**os.environ, "AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.metadata.url}
+    command = [sys.executable, "-m", "cirrus.client_backend.aws.host", "--root", machine.root]
+    command += ["--keep-warm-seconds", "0.5", "--client-lost-seconds", "60"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        try:
+            handler({"role": "train", "run_url": folder.url, "worker_id": 0, "generation": 1})
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    status = folder.status()
+    assert status.state is RunState.FINISHED
+    assert_exact(config, status)
+    assert machine.phase(folder) is HostPhase.ENDED
+
+
+class TestMetadata:
+    """What an instance asks of its metadata service."""
+
+    def test_an_instance_reads_what_it_was_launched_as(self):
+        """Identity and tags come from the service, with a token."""
+        with FakeMetadata(instance_values(NAME, "run-1", "0,2-3")) as service:
+            metadata = InstanceMetadata(service.url)
+            assert metadata.instance() == Instance(
+                instance=NAME, address="127.0.0.1", instance_type="c7gn.large", run="run-1", shards=(0, 2, 3)
+            )
+            assert len(service.tokens) == 1
+            assert not metadata.is_reclaimed()
+
+    def test_an_expired_token_is_renewed(self):
+        """Refused with the old token, it asks for a new one and goes on."""
+        with FakeMetadata(instance_values(NAME, "run-1", "0")) as service:
+            metadata = InstanceMetadata(service.url)
+            assert metadata.get("instance-id") == NAME
+            service.tokens.clear()
+            assert metadata.get("instance-id") == NAME
+
+    def test_a_moment_s_failure_is_tried_again(self):
+        """The service may be busy while the instance boots."""
+        with FakeMetadata(instance_values(NAME, "run-1", "0")) as service:
+            service.failures = 2
+            assert InstanceMetadata(service.url).get("instance-id") == NAME
+
+    def test_a_service_that_does_not_answer_is_an_error(self):
+        """After some attempts, with its address."""
+        with FakeMetadata({}) as service:
+            service.failures = 1000
+            with pytest.raises(RunError, match="gives no instance-id"):
+                InstanceMetadata(service.url).get("instance-id")
+
+    def test_a_missing_tag_is_named(self):
+        """An instance that nobody tagged says what is missing."""
+        values = instance_values(NAME, "run-1", "0")
+        del values["tags/instance/cirrus:run"]
+        with FakeMetadata(values) as service, pytest.raises(ConfigError, match="cirrus:run"):
+            InstanceMetadata(service.url).instance()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"first_port": -1}, {"first_port": 70000}, {"keep_warm_seconds": -1.0}, {"client_lost_seconds": 0.0}],
+)
+def test_options_that_cannot_work_are_refused(wrong):
+    """Each by its name."""
+    with pytest.raises(ConfigError) as caught:
+        HostOptions(root="s3://bucket", **wrong)
+    assert caught.value.field == next(iter(wrong))
