@@ -152,6 +152,8 @@ class StopConfig:
     max_seconds: float | None = None
     max_cost: float | None = None
     """Dollars."""
+    max_updates: int | None = None
+    """End after this many minibatches, counted from the run's very first (a checkpoint brings its own)."""
     early_stopping: bool = False
     """Watch the validation loss instead of the training loss for ``tol``."""
 
@@ -172,6 +174,12 @@ class StopConfig:
         for name in ("tol", "target_loss"):
             value = getattr(self, name)
             _check(value is None or _is_finite(value), name, f"must be a number, got {value!r}")
+        updates = self.max_updates
+        _check(
+            updates is None or (isinstance(updates, int) and updates >= 1),
+            "max_updates",
+            f"must be a whole number >= 1 or None, got {updates!r}",
+        )
 
 
 #: Epochs without an improvement of ``tol`` that end a run, as scikit-learn's ``n_iter_no_change``.
@@ -243,6 +251,12 @@ class RunConfig:
     """What the workers cost by their own time."""
     model_metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the client wants back when it attaches: estimator class, parameters, classes, encoding."""
+    search: str | None = None
+    """The search that the run belongs to."""
+    trial: int | None = None
+    """Which trial of that search."""
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    """What that trial tries: the parameters in which it differs from the others, as JSON values."""
 
     def __post_init__(self) -> None:
         """Check what could not be checked by the parts."""

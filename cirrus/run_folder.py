@@ -258,13 +258,33 @@ class MetricsWriter:
             self._size = 0
 
 
-class MetricsReader:
-    """Reads a run's metrics, each call the points that are new."""
+@dataclass(frozen=True, kw_only=True)
+class MetricsCursor:
+    """How far somebody has read a run's metrics."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    segment: int = 0
+    lines: int = 0
+    """Lines of that segment that were read."""
+
+
+class MetricsReader:
+    """Reads a run's metrics, each call the points that are new.
+
+    Args:
+        folder: The run.
+        cursor: Where to go on; None: at the beginning.
+    """
+
+    def __init__(self, folder: RunFolder, cursor: MetricsCursor | None = None) -> None:
         self._store = folder.store
-        self._segment = 0
-        self._points_read = 0
+        cursor = cursor or MetricsCursor()
+        self._segment = cursor.segment
+        self._points_read = cursor.lines
+
+    @property
+    def cursor(self) -> MetricsCursor:
+        """Where another reader would go on."""
+        return MetricsCursor(segment=self._segment, lines=self._points_read)
 
     def read(self) -> list[MetricPoint]:
         """Return the points written since the last call."""
@@ -277,9 +297,9 @@ class MetricsReader:
                 data = self._store.get(key)
             except NotFoundError:
                 return new
-            points = [from_plain(MetricPoint, _parse(line, key), key) for line in data.splitlines()]
-            new += points[self._points_read :]
-            self._points_read = len(points)
+            lines = data.splitlines()
+            new += [from_plain(MetricPoint, _parse(line, key), key) for line in lines[self._points_read :]]
+            self._points_read = max(self._points_read, len(lines))
             if not is_complete:
                 return new
             self._segment += 1

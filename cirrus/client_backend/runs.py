@@ -12,10 +12,11 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 from cirrus.client_backend.claims import is_held, new_claim, take_claim
 from cirrus.client_backend.supervisor import Supervisor
@@ -323,6 +324,13 @@ class RunSummary:
     model: str = ""
     n_workers: int = 0
     n_shards: int = 0
+    dollars_per_hour: float = 0.0
+    """What the run costs while it works, but for its workers' own time."""
+    search: str | None = None
+    """The search that it belongs to."""
+    trial: int | None = None
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What its trial tries."""
     status: RunStatus | None = None
     """None when the folder is broken."""
     problem: str | None = None
@@ -350,12 +358,20 @@ def list_runs(root: str) -> list[RunSummary]:
     Raises:
         StorageError: The store cannot be listed.
     """
-    keys = open_store(root).list("runs/")
-    run_ids = sorted({key.split("/")[1] for key in keys if key.count("/") >= 2})
-    return [_summary(root, run_id) for run_id in run_ids]
+    return [summarise_run(root, run_id) for run_id in run_ids(root)]
 
 
-def _summary(root: str, run_id: str) -> RunSummary:
+def run_ids(root: str) -> tuple[str, ...]:
+    """Return the ids of all runs below a root, oldest first.
+
+    Raises:
+        StorageError: The store cannot be listed.
+    """
+    return open_store(root).folders("runs")
+
+
+def summarise_run(root: str, run_id: str) -> RunSummary:
+    """Return a run's line of the list; a broken run is listed as broken."""
     url = run_url(root, run_id)
     try:
         folder = RunFolder(url)
@@ -369,5 +385,9 @@ def _summary(root: str, run_id: str) -> RunSummary:
         model=config.model.name,
         n_workers=config.n_workers,
         n_shards=config.n_shards,
+        dollars_per_hour=config.dollars_per_hour,
+        search=config.search,
+        trial=config.trial,
+        hyperparameters=config.hyperparameters,
         status=status,
     )

@@ -78,6 +78,16 @@ class ObjectStore(abc.ABC):
     def list(self, prefix: str = "") -> list[str]:
         """Return the sorted keys that begin with the string ``prefix`` (``"a/b"`` finds ``"a/bc"`` too)."""
 
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """Return the sorted names of the folders directly below the folder ``prefix`` (``""``: the store).
+
+        Raises:
+            StorageError: The store refused or failed.
+        """
+        start = f"{check_folder(prefix)}/" if prefix else ""
+        keys = (key[len(start) :] for key in self.list(start))
+        return tuple(sorted({key.partition("/")[0] for key in keys if "/" in key}))
+
     @abc.abstractmethod
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens where there is none."""

@@ -108,6 +108,14 @@ class FolderStore(ObjectStore):
                 keys += [base + name for name in names if not name.startswith(TEMPORARY_PREFIX)]
         return sorted(key for key in keys if key.startswith(prefix))
 
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """See :meth:`ObjectStore.folders`."""
+        top = self._path(check_folder(prefix)) if prefix else self._root
+        absent = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with _os_errors(top), absent, os.scandir(top) as entries:
+            return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+        return ()
+
     def delete(self, key: str) -> None:
         """See :meth:`ObjectStore.delete`."""
         path = self._path(key)

@@ -108,6 +108,22 @@ class S3Store(ObjectStore):
                 keys += [item["Key"][len(self._root) :] for item in page.get("Contents", ())]
         return sorted(keys)
 
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """See :meth:`ObjectStore.folders`."""
+        start = self._root + (f"{check_folder(prefix)}/" if prefix else "")
+        names: list[str] = []
+        with _s3_errors(self._name(prefix)):
+            pages = self._client.get_paginator("list_objects_v2")
+            found = pages.paginate(
+                Bucket=self._bucket,
+                Prefix=start,
+                Delimiter="/",
+                PaginationConfig={"PageSize": self._options.page_keys},
+            )
+            for page in found:
+                names += [item["Prefix"][len(start) : -1] for item in page.get("CommonPrefixes", ())]
+        return tuple(sorted(names))
+
     def delete(self, key: str) -> None:
         """See :meth:`ObjectStore.delete`."""
         with _s3_errors(self._name(key)):

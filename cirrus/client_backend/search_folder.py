@@ -1,0 +1,327 @@
+"""The search folder: the one control plane of a search, beside the run folders of its trials.
+
+===================  ====================  ===================================================================
+key                  its one writer        what
+===================  ====================  ===================================================================
+``search.json``      who begins it         the frozen :class:`SearchConfig`
+``client.json``      who holds the claim   who drives the search (conditional writes), as for a run
+``state.json``       who holds the claim   :class:`SearchState`: every trial and its runs (conditional writes)
+``control/ID.json``  a client, one each    a request; whoever drives the search deletes it when it is done
+``data/``            who begins it         arrays, and data that workers cannot read where it is
+===================  ====================  ===================================================================
+
+The runs of a search lie in ``runs/`` like all others, and name their search and trial in their configs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from cirrus.client_backend.claims import is_held, is_known_dead
+from cirrus.client_backend.runs import new_run_id
+from cirrus.config import from_plain
+from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
+from cirrus.metrics import RunState
+from cirrus.run_folder import ClientClaim, RunFolder
+from cirrus.storage import open_store
+
+log = logging.getLogger(__name__)
+
+SEARCHES_FOLDER = "searches"
+SEARCH_PREFIX = "search-"
+CONFIG_KEY = "search.json"
+STATE_KEY = "state.json"
+
+
+class TrialStatus(enum.StrEnum):
+    """Where a trial is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    """Waits at a rung, to be promoted or pruned."""
+    PRUNED = "pruned"
+    KILLED = "killed"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing more will happen to it by itself."""
+        return self not in (TrialStatus.QUEUED, TrialStatus.RUNNING, TrialStatus.PAUSED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """A search, whole. Written once; never changed."""
+
+    search_id: str
+    estimator: str
+    """Name of the estimator's class in ``cirrus``."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The estimator's parameters that all trials share, as far as JSON can hold them."""
+    method: str
+    """``grid``, ``random`` or ``optuna``."""
+    space: Mapping[str, Any] = field(default_factory=dict)
+    """What is searched: the values of a grid, or distributions in words."""
+    scoring: str | None = None
+    """Name of a scikit-learn scorer; None: the loss."""
+    refit: bool = True
+    pruner: Mapping[str, Any] = field(default_factory=dict)
+    """``{"name": "asha", ...}`` with the pruner's parameters; empty: none."""
+    max_concurrent: int = 1
+    max_workers: int | None = None
+    max_seconds: float | None = None
+    max_cost: float | None = None
+    train_url: str = ""
+    train_fingerprint: str = ""
+    validation_url: str | None = None
+    created_at: float = 0.0
+    """Unix time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One set of hyperparameters, and what became of it."""
+
+    index: int
+    params: Mapping[str, Any]
+    """The hyperparameters, as JSON values."""
+    status: TrialStatus = TrialStatus.QUEUED
+    runs: tuple[str, ...] = ()
+    """Its runs, oldest first: one for each rung. A run that was resumed is there once."""
+    rung: int = 0
+    """The rung that it is at, or works towards."""
+    losses: tuple[float | None, ...] = ()
+    """Its loss at the end of each rung."""
+    loss: float | None = None
+    """The newest loss: of the validation data where there is some, else of training."""
+    score: float | None = None
+    """What trials are ranked by, higher is better: the scorer's value, or minus the loss."""
+    epochs: float = 0.0
+    """Passes over the data so far."""
+    updates: int = 0
+    seconds: float = 0.0
+    cost: float = 0.0
+    """Dollars, over all its runs."""
+    worker_seconds: float = 0.0
+    n_workers: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchState:
+    """Where a search is."""
+
+    state: RunState
+    """``running``, ``finished``, ``killed``, ``failed`` or ``interrupted``."""
+    trials: tuple[Trial, ...] = ()
+    stop_reason: str | None = None
+    """``all``, ``max_seconds``, ``max_cost``, ``killed``, ``stopped``, ..."""
+    error: str | None = None
+    seconds: float = 0.0
+    """Time spent so far, over all who drove it."""
+    renewed_at: float = 0.0
+    """Unix time of this state."""
+
+    @property
+    def cost(self) -> float:
+        """Dollars, over all trials."""
+        return sum(trial.cost for trial in self.trials)
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial that is ahead, of those that got furthest."""
+        return best_trial(self.trials)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """What a client asks whoever drives the search to do."""
+
+    action: str
+    """``kill`` (a trial), ``kill_all``, ``resume`` (a trial that was killed or pruned) or ``stop``."""
+    trial: int | None = None
+
+
+def best_trial(trials: tuple[Trial, ...]) -> Trial | None:
+    """Return the trial with the highest score; those that finished go before those that were cut short."""
+    scored = [trial for trial in trials if trial.score is not None and trial.score == trial.score]
+    finished = [trial for trial in scored if trial.status is TrialStatus.FINISHED]
+    return max(finished or scored, key=lambda trial: (trial.score, -trial.index), default=None)
+
+
+def new_search_id(now: datetime | None = None) -> str:
+    """Return a search id that no other search has; ids sort by time (UTC)."""
+    return SEARCH_PREFIX + new_run_id(now)
+
+
+def is_search_id(name: str) -> bool:
+    """Tell whether this is the id of a search rather than of a run."""
+    return name.startswith(SEARCH_PREFIX)
+
+
+def search_url(root: str, search_id: str) -> str:
+    """Return the URL of a search's folder below the root of its backend."""
+    return f"{root.rstrip('/')}/{SEARCHES_FOLDER}/{search_id}"
+
+
+def search_ids(root: str) -> tuple[str, ...]:
+    """Return the ids of all searches below a root, oldest first.
+
+    Raises:
+        StorageError: The store cannot be listed.
+    """
+    return open_store(root).folders(SEARCHES_FOLDER)
+
+
+class SearchFolder:
+    """Typed access to the objects of one search.
+
+    Args:
+        url: The search folder itself.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.store = open_store(url)
+        self._claims = RunFolder(url)
+
+    @classmethod
+    def open(cls, root: str, search_id: str) -> SearchFolder:
+        """Return the folder of an existing search.
+
+        Raises:
+            NotFoundError: There is no such search.
+        """
+        folder = cls(search_url(root, search_id))
+        if "/" in search_id or not folder.store.exists(CONFIG_KEY):
+            raise NotFoundError(
+                f"there is no search {search_id} in {root}: 'cirrus runs' lists those there are"
+            )
+        return folder
+
+    # The client that begins the search.
+
+    def create(self, config: SearchConfig) -> None:
+        """Write the config.
+
+        Raises:
+            ConflictError: There is a search of this id.
+        """
+        self.store.put(CONFIG_KEY, _to_json(config, "params"), if_absent=True)
+
+    def config(self) -> SearchConfig:
+        """Read the config.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        return from_plain(SearchConfig, _parse(self.store.get(CONFIG_KEY), CONFIG_KEY), CONFIG_KEY)
+
+    # Who drives it.
+
+    def take_claim(self, claim: ClientClaim) -> ClientClaim:
+        """Become the one who drives the search; return the claim as it was written.
+
+        Raises:
+            ConflictError: Another living client drives it.
+        """
+        holder = self._claims.claim_holder()
+        dead = None
+        if holder is not None:
+            claim = dataclasses.replace(claim, number=holder.number + 1)
+            dead = holder.client_id if is_known_dead(holder) else None
+        self._claims.claim(claim, dead_client=dead)
+        return claim
+
+    def renew_claim(self, claim: ClientClaim) -> None:
+        """Renew or release the claim.
+
+        Raises:
+            ConflictError: Another client has it.
+        """
+        self._claims.claim(claim)
+
+    def claim_holder(self) -> ClientClaim | None:
+        """Return who drives the search, or did."""
+        return self._claims.claim_holder()
+
+    # The state.
+
+    def write_state(self, state: SearchState, etag: str | None) -> str:
+        """Replace the state that has this etag (None: there is none yet); return the new etag.
+
+        Raises:
+            ConflictError: Another client has written one.
+        """
+        data = _to_json(state, "hyperparameters")
+        return self.store.put(STATE_KEY, data, if_match=etag, if_absent=etag is None)
+
+    def read_state(self) -> tuple[SearchState, str] | None:
+        """Return the state as it was written, and its etag; None before the first."""
+        try:
+            raw, etag = self.store.get_versioned(STATE_KEY)
+        except NotFoundError:
+            return None
+        return from_plain(SearchState, _parse(raw, STATE_KEY), STATE_KEY), etag
+
+    def state(self) -> SearchState:
+        """Return the state as it is: a search whose driver was lost is interrupted."""
+        held = is_held(self.claim_holder(), time.time())
+        found = self.read_state()
+        if found is None:
+            return SearchState(state=RunState.STARTING if held else RunState.INTERRUPTED)
+        state = found[0]
+        if not state.state.ended and not held:
+            return dataclasses.replace(state, state=RunState.INTERRUPTED)
+        return state
+
+    # Control.
+
+    def request(self, request: SearchRequest) -> str:
+        """Leave a request; return its key, which disappears when it has been carried out."""
+        key = f"control/{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+        self.store.put(key, json.dumps(dataclasses.asdict(request)).encode(), if_absent=True)
+        return key
+
+    def requests(self) -> list[tuple[str, SearchRequest]]:
+        """Return the requests that are waiting, oldest first, with their keys."""
+        found = []
+        for key in self.store.list("control/"):
+            try:
+                found.append((key, from_plain(SearchRequest, _parse(self.store.get(key), key), key)))
+            except NotFoundError:
+                continue
+            except (ConfigError, CorruptDataError) as error:
+                log.warning("%s: is no request: %s", key, error)
+                self.store.delete(key)
+        return found
+
+    def finish_request(self, key: str) -> None:
+        """Say that a request has been carried out."""
+        self.store.delete(key)
+
+
+def _to_json(record: SearchConfig | SearchState, where: str) -> bytes:
+    try:
+        return json.dumps(dataclasses.asdict(record)).encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(where, f"must be numbers, text, truth values or None: {error}") from error
+
+
+def _parse(raw: bytes, key: str) -> object:
+    try:
+        parsed: object = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CorruptDataError(f"{key} is not JSON: {error}") from error
+    return parsed
