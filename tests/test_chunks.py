@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import struct
@@ -12,6 +13,7 @@ import warnings
 import zlib
 from typing import Any
 
+import lz4.block
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -38,6 +40,7 @@ from cirrus.chunks import (
     read_manifest,
 )
 from cirrus.chunks.codec import HEADER_BYTES, MAX_BLOCK_BYTES
+from cirrus.chunks.columns import Reader, decode_values, encode_values
 from cirrus.chunks.touches import MAX_BINS, N_COUNTERS, TouchCounter
 from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
 from cirrus.storage import MemoryStore, ObjectStore, drop_memory_store
@@ -211,6 +214,88 @@ def test_ids_of_every_width_read_back(highest: int) -> None:
     assert_same_block(decode_block(encode_block(block)), block)
 
 
+@given(
+    st.lists(st.one_of(st.integers(1, 300), st.integers(65_000, 66_000), st.integers(1, 2**24)), max_size=60),
+    st.integers(0, 2**31),
+)
+def test_any_ids_read_back(deltas: list[int], first: int) -> None:
+    """Ids survive whatever lies between them: nothing, a byte's worth, or leaps."""
+    ids = np.cumsum([first, *deltas])
+    block = Block.from_csr([0, ids.size], ids, None, [1])
+    np.testing.assert_array_equal(decode_block(encode_block(block)).ids, ids)
+
+
+def test_ids_that_lie_as_hashes_do_take_little_more_than_a_byte() -> None:
+    """A tenth of 9,400 hashed ids lie further apart than a byte can say; only these take two bytes more."""
+    ids = np.unique(np.random.default_rng(0).integers(0, 2**20, 9400))
+    few = Block.from_csr([0, 1], ids[:1], None, [1])
+    many = Block.from_csr([0, ids.size], ids, None, [1])
+    positions = lz4.block.compress(np.arange(ids.size, dtype=np.uint16).tobytes())
+    assert len(encode_block(many)) - len(encode_block(few)) < 1.25 * ids.size + len(positions)
+
+
+numbers = st.one_of(
+    st.just(1.0),
+    st.integers(0, 300).map(float),
+    st.integers(-3, 70_000).map(float),
+    st.sampled_from([0.25, -0.0, float("nan"), float("inf"), 3e38, 1e-45]),
+    st.floats(width=32),
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.lists(numbers, min_size=1, max_size=4), st.booleans()), max_size=6), st.data())
+def test_columns_of_values_read_back_to_the_bit(
+    kinds: list[tuple[list[float], bool]], data: st.DataObject
+) -> None:
+    """Whatever numbers columns hold, few or many different ones, each bit of them survives."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    length = data.draw(st.sampled_from([1, 5, 100, 400]))
+    matrix = np.empty((len(kinds), length), np.float32)
+    for column, (some, varied) in zip(matrix, kinds, strict=True):
+        column[:] = rng.choice(np.array(some, np.float32), length)
+        if varied:
+            column[: length // 2] = rng.normal(size=length // 2)
+    for some_ones in (True, False):
+        raw = b"".join(part.tobytes() for part in encode_values(matrix, some_ones=some_ones))
+        reader = Reader(raw, CorruptDataError)
+        found = decode_values(reader, *matrix.shape, some_ones=some_ones)
+        reader.end()
+        np.testing.assert_array_equal(found.view(np.uint32), matrix.view(np.uint32))
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=60), st.integers(0, 5), st.integers(0, 8), st.booleans())
+def test_columns_that_are_none_are_corrupt_data_or_harmless(
+    raw: bytes, n_columns: int, length: int, some_ones: bool
+) -> None:
+    """Any bytes are columns of the shape that was asked for, or CorruptDataError."""
+    small = bytes(byte % 7 for byte in raw)
+    for data in (raw, small):
+        with contextlib.suppress(CorruptDataError):
+            found = decode_values(Reader(data, CorruptDataError), n_columns, length, some_ones=some_ones)
+            assert found.shape == (n_columns, length)
+            assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("column", "bytes_a_number"),
+    [
+        ([1.0], 0),
+        ([0, 255], 1),
+        ([0, 256], 1),  # by a dictionary
+        ([0.5, -0.25, 1e9], 1),
+        (range(0, 60_000, 100), 2),
+        (range(-1, 599), 4),
+    ],
+)
+def test_columns_of_values_take_the_least_room(column: list[float], bytes_a_number: int) -> None:
+    """Small numbers take a byte, few different ones too, and ones nothing."""
+    matrix = np.resize(np.array(column, np.float32), (3, 2048))
+    n_bytes = sum(part.nbytes for part in encode_values(matrix))
+    assert n_bytes <= 3 * (2048 * bytes_a_number + 20)
+
+
 def test_one_hot_rows_take_little_room() -> None:
     """Values that are all 1, small labels and small positions are stored in a byte or less."""
     block = zipf_block()
@@ -223,7 +308,7 @@ def test_one_hot_rows_take_little_room() -> None:
 def test_random_bytes_are_corrupt_data(noise: bytes, with_magic: bool) -> None:
     """Bytes that are no block raise CorruptDataError and nothing else."""
     with pytest.raises(CorruptDataError):
-        decode_block((b"CBlk\x01" if with_magic else b"") + noise)
+        decode_block((b"CBlk\x03" if with_magic else b"") + noise)
 
 
 @settings(max_examples=150)
@@ -268,7 +353,7 @@ def test_forged_headers_are_corrupt_data_or_harmless(rows: dict[str, Any], data:
 def test_hostile_lengths_do_not_allocate() -> None:
     """A header that claims gigabytes is refused before memory is taken for them."""
     encoded = bytearray(encode_block(zipf_block(4)))
-    for field in range(4):
+    for field in range(7):
         hostile = bytearray(encoded)
         struct.pack_into("<I", hostile, 12 + 4 * field, 2**32 - 1)
         data = _with_checksum(bytes(hostile))

@@ -107,14 +107,11 @@ class Block:
         return self._id_sums(np.asarray(errors, np.float64))
 
     def _id_sums(self, errors: Float64) -> Float64:
-        if self.row_starts is None:
-            spread = np.broadcast_to(errors, self.local.shape).ravel()
-        else:
-            spread = np.repeat(errors, np.diff(self.row_starts))
-        if self.values is not None:
-            spread = spread * self.values.ravel()
+        starts = self.row_starts
+        entries = errors[None, :] if starts is None else np.repeat(errors, np.diff(starts))
+        spread = np.broadcast_to(entries, self.local.shape) if self.values is None else entries * self.values
         n_ids = self.ids.size
-        return _weighted_count(self.local.ravel(), spread, n_ids + 1)[:n_ids]
+        return _weighted_count(self.local.ravel(), spread.ravel(), n_ids + 1)[:n_ids]
 
     def matmat(self, w: NDArray[Any]) -> Float32:
         """Return the product of the rows with a matrix.
