@@ -596,7 +596,7 @@ def wait(progress):
         sys.stdin.readline()
 
 sizes = LoadSizes(segment_bytes=10_000, bucket_text_bytes=30_000, bucket_bytes=20_000)
-options = LoadOptions(sizes=sizes, n_processes=2, progress=wait)
+options = LoadOptions(sizes=sizes, n_processes=2, progress=wait, random_state=3)
 load_svmlight_file(sys.argv[1], open_store(sys.argv[2]), options=options)
 """
 
@@ -611,8 +611,8 @@ def wait_until(condition: Any, seconds: float = 20.0) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("quarter", [1, 3])
-def test_nothing_is_left_when_the_client_dies(tmp_path: Path, how: signal.Signals, quarter: int) -> None:
-    """Killed or interrupted while reading or storing, a load leaves no process, temporary file or chunk."""
+def test_a_load_that_dies_goes_on(tmp_path: Path, how: signal.Signals, quarter: int) -> None:
+    """Killed or interrupted, a load leaves no process, temporary file or dataset, and can be gone on with."""
     path = tmp_path / "x.svm"
     path.write_text(svmlight_text(3000))
     temporary = tmp_path / "temporary"
@@ -635,11 +635,20 @@ def test_nothing_is_left_when_the_client_dies(tmp_path: Path, how: signal.Signal
         assert client.wait(timeout=20) != 0
     wait_until(lambda: not any(child.is_running() for child in children))
     wait_until(lambda: list(temporary.iterdir()) == [])
-    assert open_store(tmp_path / "d").list() == []
+    left = open_store(tmp_path / "d").list()
+    assert "manifest.json" not in left
+    parsed = {key for key in left if "/parsed/" in key}
+    assert parsed
+    seen: list[LoadProgress] = []
+    again = load(path, tmp_path / "d", random_state=3, progress=seen.append)
+    assert 0 < seen[0].rows_found == seen[0].rows < 3000 or quarter == 3
+    assert again.manifest.fingerprint == load(path, tmp_path / "e", random_state=3).manifest.fingerprint
+    keys = {"manifest.json", *(chunk.key for chunk in again.chunks)}
+    assert set(open_store(tmp_path / "d").list()) == keys
 
 
 def test_a_worker_that_dies_is_one_error(tmp_path: Path, temporary: Path) -> None:
-    """When a process of the load is killed, the load fails with one error and leaves nothing."""
+    """When a process of the load is killed, the load fails with one error, and can be gone on with."""
     path = tmp_path / "x.svm"
     path.write_text(svmlight_text(3000))
 
@@ -651,7 +660,8 @@ def test_a_worker_that_dies_is_one_error(tmp_path: Path, temporary: Path) -> Non
     with pytest.raises(Exception, match="a process for loading ended unexpectedly") as caught:
         load(path, tmp_path / "d", n_processes=2, progress=kill_one)
     assert type(caught.value).__name__ == "RunError"
-    assert open_store(tmp_path / "d").list() == []
+    assert load(path, tmp_path / "d").n_rows == 3000
+    assert not open_store(tmp_path / "d").list("loading")
 
 
 def test_an_error_in_the_progress_callback_ends_the_load(tmp_path: Path, temporary: Path) -> None:

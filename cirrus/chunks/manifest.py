@@ -61,6 +61,18 @@ class ChunkInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VocabularyInfo:
+    """Where one of a dataset's vocabularies is (:class:`~cirrus.chunks.vocabulary.Vocabulary`)."""
+
+    name: str
+    """What it names: ``"users"``, ``"items"``, ``"words"``."""
+    key: str
+    """Relative to the dataset's URL."""
+    n_ids: int
+    crc32: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A dataset, but for its rows."""
 
@@ -81,6 +93,8 @@ class Manifest:
     has_weights: bool = False
     encoding: Mapping[str, Any] = field(default_factory=dict)
     """How raw rows became columns: what is needed to read further rows in the same way."""
+    vocabularies: tuple[VocabularyInfo, ...] = ()
+    """What features are called, where they are ids of a kind or words."""
     version: int = MANIFEST_VERSION
 
     def __post_init__(self) -> None:
@@ -137,9 +151,16 @@ class Manifest:
             raise CorruptDataError(f"{problem}: load the data again") from error
 
 
-def fingerprint(chunks: tuple[ChunkInfo, ...], n_features: int, label_names: tuple[str, ...] | None) -> str:
+def fingerprint(
+    chunks: tuple[ChunkInfo, ...],
+    n_features: int,
+    label_names: tuple[str, ...] | None,
+    vocabularies: tuple[VocabularyInfo, ...] = (),
+) -> str:
     """Return a hash of a dataset's content: what :attr:`Manifest.fingerprint` holds."""
-    content = [n_features, label_names, [(chunk.crc32, chunk.block_rows) for chunk in chunks]]
+    content: list[Any] = [n_features, label_names, [(chunk.crc32, chunk.block_rows) for chunk in chunks]]
+    if vocabularies:
+        content.append([(vocabulary.name, vocabulary.n_ids, vocabulary.crc32) for vocabulary in vocabularies])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -157,7 +178,8 @@ def read_manifest(store: ObjectStore) -> Manifest:
             f"{store.url}: there is no dataset: load one with cirrus.load_svmlight"
         ) from error
     manifest = Manifest.from_json(data, f"{store.url}/{MANIFEST_KEY}")
-    if manifest.fingerprint != fingerprint(manifest.chunks, manifest.n_features, manifest.label_names):
+    expected = fingerprint(manifest.chunks, manifest.n_features, manifest.label_names, manifest.vocabularies)
+    if manifest.fingerprint != expected:
         raise CorruptDataError(
             f"{store.url}/{MANIFEST_KEY}: its fingerprint is not that of its chunks: load the data again"
         )

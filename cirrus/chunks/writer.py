@@ -15,7 +15,14 @@ import numpy as np
 
 from cirrus.chunks.block import Block
 from cirrus.chunks.codec import encode_block
-from cirrus.chunks.manifest import MANIFEST_KEY, MAX_LABEL_VALUES, ChunkInfo, Manifest, fingerprint
+from cirrus.chunks.manifest import (
+    MANIFEST_KEY,
+    MAX_LABEL_VALUES,
+    ChunkInfo,
+    Manifest,
+    VocabularyInfo,
+    fingerprint,
+)
 from cirrus.chunks.touches import TouchCounter
 from cirrus.errors import ConflictError, CorruptDataError, DataError, NotFoundError, StorageError
 from cirrus.storage import ObjectStore
@@ -224,6 +231,7 @@ def commit_dataset(
     n_features: int | None = None,
     label_names: tuple[str, ...] | None = None,
     encoding: Mapping[str, Any] | None = None,
+    vocabularies: tuple[VocabularyInfo, ...] = (),
     replaces: Replaced | None = None,
 ) -> Manifest:
     """Write the manifest over chunks that are in the store, and then delete those of the dataset it replaces.
@@ -237,6 +245,7 @@ def commit_dataset(
         n_features: None: one more than the highest id.
         label_names: Names of the labels 0, 1, ..., where they were text.
         encoding: How raw rows became columns.
+        vocabularies: What features are called; these objects are in the store too.
         replaces: What :func:`find_replaced` gave when the work began; None: replace whatever there is.
 
     Raises:
@@ -256,11 +265,12 @@ def commit_dataset(
         label_values=tuple(labels),
         label_counts=tuple(summary.label_counts[label] for label in labels),
         touches=summary.touches.histogram(features),
-        fingerprint=fingerprint(chunks, features, label_names),
+        fingerprint=fingerprint(chunks, features, label_names, vocabularies),
         label_names=label_names,
         single_label_blocks=summary.single_label_blocks if several else 0,
         has_weights=summary.has_weights,
         encoding=json.loads(json.dumps(encoding or {})),  # as it will be read back
+        vocabularies=vocabularies,
     )
     _warn_of_single_labels(manifest)
     replaced = _existing_manifest(store)
@@ -269,8 +279,9 @@ def commit_dataset(
     with contextlib.suppress(StorageError):
         if replaced is not None and replaced.fingerprint != manifest.fingerprint:
             store.delete_prefix(DERIVED_FOLDER)
-        for chunk in replaced.chunks if replaced is not None else ():
-            store.delete(chunk.key)
+        if replaced is not None:
+            for key in [part.key for part in replaced.chunks] + [part.key for part in replaced.vocabularies]:
+                store.delete(key)
     return manifest
 
 

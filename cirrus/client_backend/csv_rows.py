@@ -16,6 +16,7 @@ import mmh3
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus.chunks.vocabulary import MAX_ID_BYTES
 from cirrus.client_backend.csv_format import CsvColumn, CsvFormat, decode, reader_of
 from cirrus.client_backend.rows import Rows, SegmentFacts
 from cirrus.errors import DataError
@@ -39,6 +40,13 @@ class LabelNames:
         self.names = list(known)
         self._fixed = bool(self.names)
         self._codes = {name: code for code, name in enumerate(self.names)}
+
+    def take(self) -> list[str]:
+        """Return the names met, in the order of their numbers, and forget them, unless they were known."""
+        names = self.names
+        if not self._fixed:
+            self.names, self._codes = [], {}
+        return names
 
     def code(self, name: str) -> int:
         """Return the number of a label, a new one if it was not met before.
@@ -142,6 +150,10 @@ class CsvParser:
     def _text_labels(self, cells: list[str], column: CsvColumn, where: _Where) -> NDArray[np.float32]:
         codes = []
         for i, cell in enumerate(cells):
+            if not cell or "\0" in cell or len(cell.encode()) > MAX_ID_BYTES:
+                where.refuse(
+                    i, f"{column.name}: {_shown(cell)} is no name: 1 to {MAX_ID_BYTES} bytes of text"
+                )
             try:
                 codes.append(self._label_names.code(cell))
             except KeyError:

@@ -24,11 +24,12 @@ from cirrus.client_backend.load_tasks import (
     BucketTask,
     LoadPlan,
     LoadWorker,
+    NumberTask,
     ScatterResult,
-    bucket_result_from,
-    plan_to_plain,
-    result_to_parts,
+    ScatterTask,
     scatter_result_from,
+    scatter_task_from,
+    task_to_parts,
 )
 from cirrus.client_backend.processes import child_environment
 from cirrus.config import from_plain
@@ -63,13 +64,12 @@ class RemoteLoadWorker:
 
     Args:
         plan: The load.
-        number: Which of the workers this is.
 
     Raises:
         RunError: The process could not be started.
     """
 
-    def __init__(self, plan: LoadPlan, number: int) -> None:
+    def __init__(self, plan: LoadPlan) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by release)
         try:
             self._process = subprocess.Popen(
@@ -85,24 +85,29 @@ class RemoteLoadWorker:
             self._errors.close()
             raise RunError(f"a process for loading cannot be started: {error}") from error
         with contextlib.suppress(OSError):  # the first request will say why it is dead
-            _send(self._stdin, {"plan": plan_to_plain(plan), "number": number})
+            _send(self._stdin, {"plan": dataclasses.asdict(plan)})
 
     @property
     def _stdin(self) -> IO[bytes]:
         assert self._process.stdin is not None
         return self._process.stdin
 
-    def scatter(self, segment: int, first_line: int, data: bytes, file_position: int) -> ScatterResult:
+    def scatter(self, task: ScatterTask) -> ScatterResult:
         """See :meth:`LoadWorker.scatter`."""
-        request = {"segment": segment, "first_line": first_line, "file_position": file_position}
-        return scatter_result_from(self._call("scatter", request, data)[0])
+        return scatter_result_from(self._call("scatter", task)[0])
+
+    def number(self, task: NumberTask) -> NumberTask:
+        """See :meth:`LoadWorker.number`."""
+        self._call("number", task)
+        return task
 
     def store_bucket(self, task: BucketTask) -> BucketResult:
         """See :meth:`LoadWorker.store_bucket`."""
-        return bucket_result_from(*self._call("store_bucket", dataclasses.asdict(task)))
+        return BucketResult.from_bytes(self._call("store_bucket", task)[1])
 
-    def _call(self, name: str, request: dict[str, Any], data: bytes = b"") -> tuple[dict[str, Any], bytes]:
+    def _call(self, name: str, task: ScatterTask | NumberTask | BucketTask) -> tuple[dict[str, Any], bytes]:
         assert self._process.stdout is not None
+        request, data = task_to_parts(task)
         try:
             _send(self._stdin, {"call": name, "request": request}, data)
             answer = _receive(self._process.stdout)
@@ -152,13 +157,13 @@ def main() -> None:
     if first is None:
         return
     plan = from_plain(LoadPlan, first[0]["plan"], "plan")
-    worker = LoadWorker(plan, first[0]["number"])
+    worker = LoadWorker(plan)
     while (message := _receive(stdin)) is not None:
         plain, data = message
         if plain["call"] == "end":
             return
         try:
-            answer, payload = result_to_parts(_work(worker, plain["call"], plain["request"], data))
+            answer, payload = _work(worker, plain["call"], plain["request"], data)
             reply: dict[str, Any] = {"result": answer}
         except CirrusError as error:
             arguments = [str(argument) for argument in _arguments(error)]
@@ -178,14 +183,19 @@ def _arguments(error: CirrusError) -> tuple[Any, ...]:
 
 def _work(
     worker: LoadWorker, call: str, request: dict[str, Any], data: bytes
-) -> ScatterResult | BucketResult:
+) -> tuple[dict[str, Any], bytes]:
     if call == "scatter":
-        return worker.scatter(data=data, **request)
-    return worker.store_bucket(BucketTask(**request))
+        return dataclasses.asdict(worker.scatter(scatter_task_from(request, data))), b""
+    if call == "number":
+        worker.number(NumberTask(**request))
+        return {}, b""
+    return {}, worker.store_bucket(from_plain(BucketTask, request, "bucket")).to_bytes()
 
 
 def _clean_up(plan: LoadPlan) -> None:
-    """Remove what an unfinished load has left."""
+    """Remove what an unfinished load has left, if nothing is to go on with it."""
+    if not plan.is_temporary:
+        return
     shutil.rmtree(plan.folder, ignore_errors=True)
     with contextlib.suppress(CirrusError):
         discard_chunks(open_store(plan.url), plan.prefix)

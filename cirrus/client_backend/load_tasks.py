@@ -1,43 +1,60 @@
-"""The two steps of loading, as one worker does them.
+"""The steps of loading, as one worker does them.
 
-First each segment of the file is parsed and its rows are scattered over *buckets*, files in a temporary
-folder. Then each bucket is read back, its rows are permuted, and it is stored as one or a few chunks. A
-bucket fits in memory, whatever the size of the file.
+First each segment of the files is parsed and its rows are grouped by *buckets*, into one object of pieces a
+segment. If ids or names of labels are to be numbered, which cannot be before all are known, each segment's
+pieces are then written once more with the final numbers. At last each bucket is read back, its rows are
+permuted, and it is stored as one or a few chunks. A bucket fits in memory, whatever the size of the files.
 
 Everything random is drawn from generators that are seeded by the number of the segment or the bucket, so that
-the result does not depend on how many workers there are or on who does what.
+the result does not depend on how many workers there are or on who does what. What is done is kept, piece by
+piece, so that a load that was interrupted goes on with what is missing.
+
+=====================  ====================================================================================
+key                    what (in the folder of the load)
+=====================  ====================================================================================
+``job.json``           which load this is, its seed, where its chunks go
+``client.json``        who works on it
+``pieces/FILE-N``      rows of segment N of a file, grouped by bucket
+``parsed/FILE-N``      what is known of it (:class:`ScatterResult`); written after its pieces
+``files/FILE``         the number of segments of a file that has been read to its end
+``names/K``            all ids of a kind, in their final order
+``numbered/FILE-N``    pieces with final numbers
+``buckets/N``          the chunks of a bucket, and what is in them (:class:`BucketResult`)
+=====================  ====================================================================================
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cirrus.chunks import BlockBuilder, ChunkInfo, ChunkWriter, DatasetSummary
-from cirrus.client_backend.csv_fast import FastCsvParser
-from cirrus.client_backend.csv_format import CsvFormat
-from cirrus.client_backend.csv_rows import LabelNames
-from cirrus.client_backend.parsers import SvmlightParser
-from cirrus.client_backend.rows import (
-    Parser,
-    Piece,
-    Rows,
-    SegmentFacts,
-    append_piece,
-    blocks_of_rows,
-    find_pieces,
-    join_rows,
-    split_rows,
-)
+from cirrus.chunks.vocabulary import Vocabulary
+from cirrus.client_backend.load_formats import CsvLoad, LoadFormat, Segment, SvmlightFormat
+from cirrus.client_backend.pieces import Piece, encode_pieces, find_piece, n_groups_of, read_names
+from cirrus.client_backend.rows import Rows, SegmentFacts, blocks_of_rows, join_rows, split_rows
+from cirrus.config import from_plain
 from cirrus.storage import open_store
 
+PIECES, PARSED, FILES, NAMES, NUMBERED, BUCKETS = (
+    "pieces/",
+    "parsed/",
+    "files/",
+    "names/",
+    "numbered/",
+    "buckets/",
+)
 #: What a random generator is for; a part of its seed.
 _SCATTER, _PERMUTE, _SPLIT = range(3)
+#: Length of the JSON at the beginning of the record of a bucket.
+_LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,50 +73,83 @@ class LoadSizes:
 class LoadPlan:
     """What all workers of a load have to know."""
 
-    path: str
+    files: tuple[str, ...]
+    """What to call them in error messages."""
     url: str
     """The dataset's."""
     prefix: str
     """Of the keys of chunks."""
     folder: str
-    """Temporary, for buckets."""
+    """URL of the load's folder."""
+    is_temporary: bool
+    """Whether the folder is of no use once this load has ended, in whatever way."""
     n_workers: int
     n_buckets: int
     """Where rows are shuffled."""
-    segments_per_bucket: int
-    """Where they are not: a bucket is a run of segments."""
     shuffle: bool
     seed: int
     bucket_bytes: int
     """See :class:`LoadSizes`."""
-    csv: CsvFormat | None = None
-    """None: the file is svmlight."""
-    label_names: tuple[str, ...] = ()
-    """CSV: names of labels that have their numbers already."""
-    n_features: int | None = None
-    zero_based: bool | None = None
+    svmlight: SvmlightFormat | None = None
+    csv: CsvLoad | None = None
+
+    @property
+    def format(self) -> LoadFormat:
+        """How the files are written: the one that is given."""
+        return next(how for how in (self.svmlight, self.csv) if how is not None)
+
+
+def format_fields(how: LoadFormat) -> dict[str, Any]:
+    """Return the fields of a :class:`LoadPlan` that say how files are written."""
+    names = {SvmlightFormat: "svmlight", CsvLoad: "csv"}
+    return {names[type(how)]: how}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScatterTask:
+    """One segment of a file."""
+
+    segment: Segment
+    bucket: int
+    """Where it goes when rows are not shuffled."""
+    file_position: int
+    """Bytes of the file read up to the end of it (compressed ones, where it is)."""
+    start: int
+    """Bytes of text before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberTask:
+    """A segment whose rows get their final numbers."""
+
+    file: int
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class BucketTask:
-    """One bucket, and what is known once the whole file is read."""
+    """One bucket, and what is known once everything is read."""
 
     bucket: int
     base: int
-    """Number of the first feature in the file."""
-    label_codes: Sequence[Sequence[int]] | None = None
-    """For labels that are text: the final number of each of a worker's own; one list a worker."""
+    """Number of the first feature in the files."""
+    segments: tuple[tuple[int, int], ...]
+    """(file, number) of those that may have rows for it, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScatterResult:
     """What scattering a segment gave."""
 
-    segment: int
+    file: int
+    number: int
+    bucket: int
+    first_line: int
+    n_lines: int
+    start: int
+    n_bytes: int
     file_position: int
     facts: SegmentFacts
-    label_names: list[str]
-    """All that this worker has met so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,136 +160,186 @@ class BucketResult:
     chunks: list[ChunkInfo]
     summary: DatasetSummary
 
+    def to_bytes(self) -> bytes:
+        """Return the result as bytes."""
+        plain, touches = self.summary.to_parts()
+        chunks = [dataclasses.asdict(chunk) for chunk in self.chunks]
+        head = json.dumps({"bucket": self.bucket, "chunks": chunks, "summary": plain}).encode()
+        return _LENGTH.pack(len(head)) + head + touches
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> BucketResult:
+        """Read what :meth:`to_bytes` gave."""
+        end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+        plain = json.loads(data[_LENGTH.size : end])
+        return cls(
+            bucket=plain["bucket"],
+            chunks=[from_plain(ChunkInfo, chunk, "chunk") for chunk in plain["chunks"]],
+            summary=DatasetSummary.from_parts(plain["summary"], data[end:]),
+        )
+
+
+def segment_key(folder: str, file: int, number: int) -> str:
+    """Return where something about a segment is kept; keys sort as segments do."""
+    return f"{folder}{file:06}-{number:08}"
+
 
 class LoadWorker:
     """Does tasks of one load; in this process, or in one of its own.
 
     Args:
         plan: The load.
-        number: Which of the workers this is.
     """
 
-    def __init__(self, plan: LoadPlan, number: int) -> None:
+    def __init__(self, plan: LoadPlan) -> None:
         self._plan = plan
-        self._number = number
+        self._format = plan.format
         self._store = open_store(plan.url)
-        self._label_names = LabelNames(plan.label_names)
-        self._parser = self._make_parser()
-
-    def _make_parser(self) -> Parser:
-        plan = self._plan
-        if plan.csv is not None:
-            return FastCsvParser(plan.path, plan.csv, self._label_names)
-        return SvmlightParser(plan.path, plan.n_features, plan.zero_based)
+        self._folder = open_store(plan.folder)
+        self._reader = self._format.reader(plan.files)
+        self._vocabularies: list[Vocabulary] | None = None
 
     def _rng(self, purpose: int, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([self._plan.seed, purpose, *numbers])
 
-    def _bucket_path(self, worker: int, name: str) -> str:
-        return os.path.join(self._plan.folder, f"{worker}-{name}")
-
-    def scatter(self, segment: int, first_line: int, data: bytes, file_position: int) -> ScatterResult:
-        """Parse a segment and put its rows into buckets.
+    def scatter(self, task: ScatterTask) -> ScatterResult:
+        """Parse a segment and group its rows by buckets.
 
         Raises:
             DataError: Something is wrong with a line.
+            StorageError: The object store refused or failed.
         """
-        rows, facts = self._parser.parse(data, first_line)
+        segment = task.segment
+        rows, facts, names = self._reader.read(segment)
         if facts.n_rows:
-            for bucket, part in self._parts(rows, segment):
-                append_piece(self._bucket_path(self._number, str(bucket)), segment, part)
-        return ScatterResult(
-            segment=segment, file_position=file_position, facts=facts, label_names=self._label_names.names
+            groups, n_groups = self._groups(rows, segment)
+            key = segment_key(PIECES, segment.file, segment.number)
+            self._folder.put(key, encode_pieces(groups, n_groups, names))
+        result = ScatterResult(
+            file=segment.file,
+            number=segment.number,
+            bucket=task.bucket,
+            first_line=segment.first_line,
+            n_lines=segment.data.count(b"\n"),
+            start=task.start,
+            n_bytes=len(segment.data),
+            file_position=task.file_position,
+            facts=facts,
         )
+        if not self._plan.is_temporary:
+            key = segment_key(PARSED, segment.file, segment.number)
+            self._folder.put(key, json.dumps(dataclasses.asdict(result)).encode())
+        return result
 
-    def _parts(self, rows: Rows, segment: int) -> Iterable[tuple[int, Rows]]:
-        plan = self._plan
-        if not plan.shuffle:
-            return [(segment // plan.segments_per_bucket, rows)]
-        if plan.n_buckets == 1:
-            return [(0, rows)]
-        buckets = self._rng(_SCATTER, segment).integers(plan.n_buckets, size=rows.labels.size, dtype=np.intp)
-        return split_rows(rows, buckets, plan.n_buckets)
+    def _groups(self, rows: Rows, segment: Segment) -> tuple[Iterable[tuple[int, Rows]], int]:
+        n_buckets = self._plan.n_buckets
+        if not self._plan.shuffle or n_buckets == 1:
+            return [(0, rows)], 1
+        rng = self._rng(_SCATTER, segment.file, segment.number)
+        buckets = rng.integers(n_buckets, size=rows.labels.size, dtype=np.intp)
+        return split_rows(rows, buckets, n_buckets), n_buckets
+
+    def number(self, task: NumberTask) -> NumberTask:
+        """Write a segment's pieces once more, with the final numbers.
+
+        Raises:
+            CorruptDataError: The pieces were changed.
+            StorageError: The object store refused or failed.
+        """
+        if self._vocabularies is None:
+            keys = [f"{NAMES}{k}" for k in range(len(self._format.names))]
+            self._vocabularies = [Vocabulary.from_bytes(self._folder.get(key), key) for key in keys]
+        key = segment_key(PIECES, task.file, task.number)
+        numbers: list[NDArray[np.int64]] = []
+        for own, final in zip(read_names(self._folder, key), self._vocabularies, strict=True):
+            numbers.append(np.append(final.codes(own.array), len(final)))
+        n_groups = n_groups_of(self._folder, key)
+
+        def groups() -> Iterator[tuple[int, Rows]]:
+            for group in range(n_groups):
+                piece = find_piece(self._folder, key, group, (task.file, task.number))
+                if piece is not None:
+                    yield group, self._format.renumbered(piece.read(self._folder), numbers)
+
+        self._folder.put(segment_key(NUMBERED, task.file, task.number), encode_pieces(groups(), n_groups))
+        return task
 
     def store_bucket(self, task: BucketTask) -> BucketResult:
         """Store a bucket as chunks.
 
         Raises:
+            CorruptDataError: Pieces were changed.
             StorageError: The object store refused or failed.
         """
-        writer = ChunkWriter(self._store, f"{self._plan.prefix}{task.bucket:06}-")
-        paths = [self._bucket_path(worker, str(task.bucket)) for worker in range(self._plan.n_workers)]
-        pieces = find_pieces(paths)
-        if not self._plan.shuffle:
+        plan = self._plan
+        writer = ChunkWriter(self._store, f"{plan.prefix}{task.bucket:06}-")
+        pieces = self._pieces(task)
+        if not plan.shuffle:
             builder = BlockBuilder(writer)
-            for rows in self._read(pieces, task):
-                for block in blocks_of_rows(rows, None, task.base):
+            for piece in pieces:
+                for block in blocks_of_rows(piece.read(self._folder), None, task.base):
                     builder.add(block)
             builder.flush()
         elif pieces:
-            n_splits = -(-sum(piece.n_bytes for piece in pieces) // self._plan.bucket_bytes)
+            n_splits = -(-sum(piece.n_bytes for piece in pieces) // plan.bucket_bytes)
             for split in range(n_splits):
-                rows = self._read_split(pieces, task, split, n_splits)
+                rows = self._read_split(pieces, task.bucket, split, n_splits)
                 order = self._rng(_PERMUTE, task.bucket, split).permutation(rows.labels.size)
                 for block in blocks_of_rows(rows, order, task.base):
                     writer.add(block)
                 writer.flush()
-        for path in paths:
-            if os.path.exists(path):
-                os.unlink(path)
-        return BucketResult(bucket=task.bucket, chunks=writer.chunks, summary=writer.summary)
+        result = BucketResult(bucket=task.bucket, chunks=writer.chunks, summary=writer.summary)
+        if not plan.is_temporary:
+            self._folder.put(f"{BUCKETS}{task.bucket:06}", result.to_bytes())
+        return result
 
-    def _read(self, pieces: Iterable[Piece], task: BucketTask) -> Iterator[Rows]:
-        for piece in pieces:
-            rows = piece.read()
-            if task.label_codes is not None:
-                worker = int(os.path.basename(piece.path).partition("-")[0])
-                codes = np.asarray(task.label_codes[worker], np.float32)
-                rows = dataclasses.replace(rows, labels=codes[rows.labels.astype(np.intp)])
-            yield rows
+    def _pieces(self, task: BucketTask) -> list[Piece]:
+        plan = self._plan
+        folder = NUMBERED if self._format.names else PIECES
+        group = task.bucket if plan.shuffle and plan.n_buckets > 1 else 0
+        found = (
+            find_piece(self._folder, segment_key(folder, file, number), group, (file, number))
+            for file, number in task.segments
+        )
+        return [piece for piece in found if piece is not None]
 
-    def _read_split(self, pieces: list[Piece], task: BucketTask, split: int, n_splits: int) -> Rows:
+    def _read_split(self, pieces: list[Piece], bucket: int, split: int, n_splits: int) -> Rows:
         """Return one of ``n_splits`` random parts of a bucket that is too large to be read whole."""
         if n_splits == 1:
-            return join_rows(self._read(pieces, task))
-        return join_rows(self._read_part(pieces, task, split, n_splits))
+            return join_rows(piece.read(self._folder) for piece in pieces)
+        return join_rows(self._read_part(pieces, bucket, split, n_splits))
 
-    def _read_part(self, pieces: list[Piece], task: BucketTask, split: int, n_splits: int) -> Iterator[Rows]:
-        for piece, rows in zip(pieces, self._read(pieces, task), strict=True):
-            rng = self._rng(_SPLIT, task.bucket, piece.segment)
+    def _read_part(self, pieces: list[Piece], bucket: int, split: int, n_splits: int) -> Iterator[Rows]:
+        for piece in pieces:
+            rows = piece.read(self._folder)
+            rng = self._rng(_SPLIT, bucket, *piece.segment)
             group = rng.integers(n_splits, size=rows.labels.size, dtype=np.intp)
             yield from (part for number, part in split_rows(rows, group, n_splits) if number == split)
 
 
-def plan_to_plain(plan: LoadPlan) -> dict[str, Any]:
-    """Return a plan as plain values for JSON."""
-    return dataclasses.asdict(plan)
+def task_to_parts(task: ScatterTask | NumberTask | BucketTask) -> tuple[dict[str, Any], bytes]:
+    """Return a task as plain values for JSON, and bytes."""
+    if not isinstance(task, ScatterTask):
+        return dataclasses.asdict(task), b""
+    segment = dataclasses.replace(task.segment, data=b"")
+    plain = dataclasses.asdict(dataclasses.replace(task, segment=segment))
+    del plain["segment"]["data"]
+    return plain, task.segment.data
 
 
-def result_to_parts(result: ScatterResult | BucketResult) -> tuple[dict[str, Any], bytes]:
-    """Return a result as plain values for JSON, and bytes."""
-    if isinstance(result, ScatterResult):
-        return dataclasses.asdict(result), b""
-    plain, touches = result.summary.to_parts()
-    chunks = [dataclasses.asdict(chunk) for chunk in result.chunks]
-    return {"bucket": result.bucket, "chunks": chunks, "summary": plain}, touches
+def scatter_task_from(plain: Mapping[str, Any], data: bytes) -> ScatterTask:
+    """Read what :func:`task_to_parts` gave of a ScatterTask."""
+    segment = dict(plain["segment"])
+    csv = segment.pop("csv")
+    format_of_file = None if csv is None else from_plain(CsvLoad, {"csv": csv}, "csv").csv
+    return ScatterTask(
+        segment=Segment(**segment, data=data, csv=format_of_file),
+        bucket=plain["bucket"],
+        file_position=plain["file_position"],
+        start=plain["start"],
+    )
 
 
 def scatter_result_from(plain: Mapping[str, Any]) -> ScatterResult:
-    """Read what :func:`result_to_parts` gave of a ScatterResult."""
-    return ScatterResult(**{**plain, "facts": SegmentFacts(**plain["facts"])})
-
-
-def bucket_result_from(plain: Mapping[str, Any], touches: bytes) -> BucketResult:
-    """Read what :func:`result_to_parts` gave of a BucketResult."""
-    chunks = [
-        ChunkInfo(
-            key=chunk["key"],
-            crc32=chunk["crc32"],
-            block_rows=tuple(chunk["block_rows"]),
-            block_offsets=tuple(chunk["block_offsets"]),
-        )
-        for chunk in plain["chunks"]
-    ]
-    summary = DatasetSummary.from_parts(plain["summary"], touches)
-    return BucketResult(bucket=plain["bucket"], chunks=chunks, summary=summary)
+    """Read a ScatterResult from plain values."""
+    return from_plain(ScatterResult, dict(plain), "parsed segment")

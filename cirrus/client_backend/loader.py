@@ -1,29 +1,51 @@
-"""Loading text files as datasets: streaming, with several processes, all or nothing.
+"""Loading files as datasets: streaming, with several processes, all or nothing, and to be gone on with.
 
-The parent reads the file in segments and hands each to a worker (:mod:`~cirrus.client_backend.load_tasks`),
-which parses it and scatters its rows over buckets in a temporary folder; when all are read, the workers store
-the buckets as chunks; then the parent writes the manifest. Whatever goes wrong before that leaves nothing
-behind: chunks are written below a key prefix of their own, which is deleted, and a dataset that was there
-stays as it was.
+The parent reads the files in segments, several files at a time, and hands each segment to a worker
+(:mod:`~cirrus.client_backend.load_tasks`), which parses it and groups its rows by buckets; when all are
+read, the workers store the buckets as chunks; then the parent writes the manifest. What was done by then is
+kept in a folder beside the dataset (:mod:`~cirrus.client_backend.load_job`): a load that was interrupted
+goes on with it, one that was refused leaves nothing behind. A dataset that was there stays as it was until
+the manifest is replaced.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import os
-import secrets
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cirrus.chunks import DatasetSummary, Manifest, commit_dataset, discard_chunks, new_chunk_prefix
+from cirrus.chunks import DatasetSummary, Manifest, commit_dataset
+from cirrus.chunks.vocabulary import Vocabulary, store_vocabulary, union_of
 from cirrus.chunks.writer import find_replaced
 from cirrus.client_backend.csv_format import CsvFormat, CsvRequest
-from cirrus.client_backend.inputs import open_input
-from cirrus.client_backend.load_tasks import BucketResult, BucketTask, LoadPlan, LoadSizes, ScatterResult
+from cirrus.client_backend.inputs import Inputs, open_inputs
+from cirrus.client_backend.load_formats import CsvLoad, LoadFacts, LoadFormat, SvmlightFormat
+from cirrus.client_backend.load_formats import Segment as FileSegment
+from cirrus.client_backend.load_job import LoadJob, load_identity
+from cirrus.client_backend.load_tasks import (
+    BUCKETS,
+    FILES,
+    NAMES,
+    NUMBERED,
+    PARSED,
+    PIECES,
+    BucketResult,
+    BucketTask,
+    LoadPlan,
+    LoadSizes,
+    NumberTask,
+    ScatterResult,
+    ScatterTask,
+    format_fields,
+    scatter_result_from,
+    segment_key,
+)
 from cirrus.client_backend.load_team import Team, Worker
-from cirrus.client_backend.rows import MAX_INDEX
-from cirrus.client_backend.segments import InputFile, Segment, is_compressed, read_segments
+from cirrus.client_backend.pieces import read_names
+from cirrus.client_backend.segments import InputFile, Place, Segment, is_compressed, read_segments
 from cirrus.errors import ConfigError, DataError
 from cirrus.storage import MemoryStore, ObjectStore
 
@@ -33,6 +55,11 @@ COMPRESSION_RATIO = 5
 MIN_PROCESS_BYTES = 16 * 2**20
 #: More processes than this are not started unless asked for: the parent could not feed them.
 MAX_PROCESSES = 16
+#: How much of a file is looked at for its header.
+HEADER_BYTES = 2**16
+
+#: Yields a file's segments, from a place on.
+SegmentSource = Callable[[InputFile, Place], Iterator[Segment]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +67,13 @@ class LoadProgress:
     """How far a load is."""
 
     bytes_done: int
-    """Of ``bytes_total``; reading the file is one half, storing it the other."""
+    """Of ``bytes_total``; reading the files is one half, storing their rows the other."""
     bytes_total: int
-    """Size of the file."""
+    """Size of the files."""
     rows: int
     """Rows read."""
+    rows_found: int = 0
+    """Of these, the rows that an earlier, interrupted load had read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,44 +105,45 @@ def load_svmlight_file(
     zero_based: bool | None = None,
     options: LoadOptions,
 ) -> Manifest:
-    """Load an svmlight file; see :func:`cirrus.load_svmlight`.
+    """Load svmlight files; see :func:`cirrus.load_svmlight`.
 
     Args:
-        path: The file, plain, gzip, LZ4 or zip; ``-`` for standard input.
+        path: See :func:`~cirrus.client_backend.inputs.open_inputs`.
         store: The store at the dataset's URL.
         n_features: Number of columns; None: one more than the highest that occurs.
-        zero_based: Whether the first feature is 0 or 1; None: 0 if 0 occurs anywhere in the file, else 1.
+        zero_based: Whether the first feature is 0 or 1; None: 0 if 0 occurs anywhere in the files, else 1.
         options: How to load.
 
     Raises:
-        DataError: Something is wrong with the file.
+        DataError: Something is wrong with a file.
         NotFoundError: There is no such file.
         ConflictError: Another dataset was stored at the URL meanwhile.
         StorageError: The object store refused or failed.
     """
-    if n_features is not None and not 1 <= n_features <= MAX_INDEX:
-        raise ConfigError("n_features", f"must be a whole number >= 1 or None, got {n_features!r}")
-    with open_input(path) as file:
-        return _Load(file, store, options, n_features=n_features, zero_based=zero_based).run()
+    how = SvmlightFormat(n_features=n_features, zero_based=zero_based)
+    with open_inputs(path) as inputs:
+        return load_inputs(inputs, store, how, options)
 
 
 def load_csv_file(path: str, store: ObjectStore, *, request: CsvRequest, options: LoadOptions) -> Manifest:
-    """Load a CSV file; see :func:`cirrus.load_csv`.
+    """Load CSV files; see :func:`cirrus.load_csv`.
 
     Args:
-        path: The file, plain, gzip, LZ4 or zip; ``-`` for standard input.
+        path: See :func:`~cirrus.client_backend.inputs.open_inputs`.
         store: The store at the dataset's URL.
         request: Which columns to take, and how.
         options: How to load.
 
     Raises:
-        DataError: Something is wrong with the file.
+        DataError: Something is wrong with a file.
         NotFoundError: There is no such file.
         ConflictError: Another dataset was stored at the URL meanwhile.
         StorageError: The object store refused or failed.
     """
-    with open_input(path) as file:
-        return _Load(file, store, options, csv=request.resolve(file.name, _first_lines(file))).run()
+    with open_inputs(path) as inputs:
+        first = inputs.files[0]
+        how = CsvLoad(csv=request.resolve(first.name, first_lines(first, quoted=True)))
+        return load_inputs(inputs, store, how, options)
 
 
 def load_csv_file_like(
@@ -125,182 +155,332 @@ def load_csv_file_like(
     with_labels: bool = False,
     options: LoadOptions,
 ) -> Manifest:
-    """Load a CSV file in the way another was; see :func:`cirrus.load_csv_like`.
+    """Load CSV files in the way others were; see :func:`cirrus.load_csv_like`.
 
     Args:
-        path: The file, plain, gzip, LZ4 or zip; ``-`` for standard input.
+        path: See :func:`~cirrus.client_backend.inputs.open_inputs`.
         store: The store at the dataset's URL.
-        csv: How the other file was read.
-        label_names: The other file's labels, if they were text.
+        csv: How the other files were read.
+        label_names: The other files' labels, if they were text.
         with_labels: Read the labels; otherwise they are 0 and may be missing.
         options: How to load.
 
     Raises:
-        DataError: Something is wrong with the file, or it has not got the columns.
+        DataError: Something is wrong with a file, or it has not got the columns.
         NotFoundError: There is no such file.
         ConflictError: Another dataset was stored at the URL meanwhile.
         StorageError: The object store refused or failed.
     """
     names = (label_names or ()) if with_labels else ()
-    with open_input(path) as file:
-        found = csv.fit_to(file.name, _first_lines(file), with_labels=with_labels)
-        return _Load(file, store, options, csv=found, label_names=names).run()
+    with open_inputs(path) as inputs:
+        first = inputs.files[0]
+        found = csv.fit_to(first.name, first_lines(first, quoted=True), with_labels=with_labels)
+        return load_inputs(inputs, store, CsvLoad(csv=found, label_names=names), options)
 
 
-def _first_lines(file: InputFile) -> bytes:
-    for segment in read_segments(file, quoted=True):
+def first_lines(file: InputFile, *, quoted: bool, n_bytes: int = LoadSizes.segment_bytes) -> bytes:
+    """Return the beginning of a file, in whole lines."""
+    for segment in read_segments(file, quoted=quoted, segment_bytes=n_bytes):
         return segment.data
     return b""
 
 
+def load_inputs(
+    inputs: Inputs,
+    store: ObjectStore,
+    how: LoadFormat,
+    options: LoadOptions,
+    *,
+    source: SegmentSource | None = None,
+) -> Manifest:
+    """Load files of any format.
+
+    Args:
+        inputs: The files.
+        store: The store at the dataset's URL.
+        how: How they are written.
+        options: How to load.
+        source: What yields the segments of a file, where these are not runs of lines.
+
+    Raises:
+        DataError: Something is wrong with a file.
+        ConflictError: Another dataset was stored at the URL meanwhile, or the same is being loaded.
+        StorageError: The object store refused or failed.
+    """
+    replaces = find_replaced(store)
+    name = None
+    if inputs.is_repeatable and not isinstance(store, MemoryStore):
+        name = load_identity(
+            {
+                "format": {key: dataclasses.asdict(value) for key, value in format_fields(how).items()},
+                "files": [(file.name, file.n_bytes, file.version) for file in inputs.files],
+                "shuffle": options.shuffle,
+                "random_state": options.random_state,
+                "sizes": dataclasses.asdict(options.sizes),
+            }
+        )
+    with LoadJob(store, name, options.random_state) as job:
+        done = job.committed()
+        if done is not None:  # all that an earlier client did not come to was to remove the folder
+            return done
+        load = _Load(inputs, store, how, options, job, source)
+        load.run()
+        inputs.check_unchanged()
+        return load.commit(lambda **facts: commit_dataset(store, replaces=replaces, **facts))
+
+
 class _Load:
-    """One load, from file to manifest."""
+    """One load, from files to what a manifest says."""
 
     def __init__(
         self,
-        file: InputFile,
+        inputs: Inputs,
         store: ObjectStore,
+        how: LoadFormat,
         options: LoadOptions,
-        *,
-        csv: CsvFormat | None = None,
-        label_names: tuple[str, ...] = (),
-        n_features: int | None = None,
-        zero_based: bool | None = None,
+        job: LoadJob,
+        source: SegmentSource | None,
     ) -> None:
-        self._file = file
+        self._inputs = inputs
         self._store = store
-        self._replaces = find_replaced(store)
+        self._format = how
+        self._job = job
+        self._folder = job.folder
+        self._source = source or self._text_source
         self._progress = options.progress
         self._sizes = sizes = options.sizes
-        self._size = file.n_bytes
-        text_bytes = self._size * (COMPRESSION_RATIO if is_compressed(file) else 1)
-        seed = options.random_state
+        # A compressed file counts for as much text as it may hold.
+        self._ratios = [COMPRESSION_RATIO if is_compressed(file) else 1 for file in inputs.files]
+        sizes_of_text = [file.n_bytes * k for file, k in zip(inputs.files, self._ratios, strict=True)]
+        self._text_before = list(itertools.accumulate(sizes_of_text, initial=0))
+        text_bytes = self._text_before[-1]
         self._plan = LoadPlan(
-            path=file.name,
+            files=tuple(file.name for file in inputs.files),
             url=store.url,
-            prefix=new_chunk_prefix(),
-            folder="",
+            prefix=job.state.prefix,
+            folder=job.folder.url,
+            is_temporary=job.is_temporary,
             n_workers=_n_workers(options.n_processes, text_bytes, store),
             n_buckets=max(1, round(text_bytes / sizes.bucket_text_bytes)),
-            segments_per_bucket=max(1, sizes.bucket_text_bytes // sizes.segment_bytes),
             shuffle=options.shuffle,
+            seed=job.state.seed,
             bucket_bytes=sizes.bucket_bytes,
-            seed=secrets.randbits(64) if seed is None else int(seed),
-            csv=csv,
-            label_names=label_names,
-            n_features=n_features,
-            zero_based=zero_based,
+            **format_fields(how),
         )
-        self._n_rows = 0
-        self._n_segments = 0
-        self._lowest_index = MAX_INDEX
-        self._highest_index = -1
-        self._limit_line = 0
-        self._label_names: dict[int, list[str]] = {}
+        self._facts = LoadFacts(files=self._plan.files)
+        self._parsed: dict[tuple[int, int], ScatterResult] = {}
+        self._positions = [0] * len(inputs.files)
+        self._n_segments: dict[int, int] = {}
+        """Of files that have been read to their end."""
+        self._kept_files: set[int] = set()
+        self._rows_found = 0
+        self._names: list[Vocabulary] = []
         self._buckets: dict[int, BucketResult] = {}
 
-    def run(self) -> Manifest:
-        """Load, or leave everything as it was."""
-        try:
-            with tempfile.TemporaryDirectory(prefix="cirrus-load-") as folder:
-                self._plan = dataclasses.replace(self._plan, folder=folder)
-                with Team(self._plan) as team:
-                    team.run(self._segments(), _scatter, self._note_segment)
-                    self._check()
-                    team.run(self._bucket_tasks(), _store_bucket, self._note_bucket)
-            return self._commit()
-        except BaseException:
-            discard_chunks(self._store, self._plan.prefix)
-            raise
+    def run(self) -> None:
+        """Do everything but the manifest."""
+        self._find_parsed()
+        with Team(self._plan) as team:
+            files = range(len(self._inputs.files))
+            team.run([self._scatter_tasks(file) for file in files], _scatter, self._note_parsed)
+            self._keep_file_lengths()
+            self._check()
+            if self._format.names:
+                self._collect_names()
+                team.run([self._number_tasks()], _number, lambda _: self._job.check())
+            team.run([self._bucket_tasks()], _store_bucket, self._note_bucket)
 
-    def _segments(self) -> Iterator[Segment]:
+    # Reading.
+
+    def _find_parsed(self) -> None:
+        """Take up what an earlier, interrupted load has parsed."""
+        if self._plan.is_temporary:
+            return
+        there = {key.removeprefix(PIECES) for key in self._folder.list(PIECES)}
+        for key in self._folder.list(PARSED):
+            result = scatter_result_from(json.loads(self._folder.get(key)))
+            if result.facts.n_rows and key.removeprefix(PARSED) not in there:
+                continue
+            self._take_in(result)
+        for key in self._folder.list(FILES):
+            file = int(key.removeprefix(FILES))
+            self._n_segments[file] = int(self._folder.get(key))
+            self._kept_files.add(file)
+        self._rows_found = self._facts.n_rows
+        if self._rows_found:
+            self._report(sum(self._positions) // 2)
+
+    def _scatter_tasks(self, file: int) -> Iterator[ScatterTask]:
+        """Yield the segments of a file that are still to be parsed."""
+        known = self._n_segments.get(file)
+        if known is not None and all((file, number) in self._parsed for number in range(known)):
+            return
+        source = self._inputs.files[file]
+        csv = self._format_of(file)
+        start = Place()
+        while (done := self._parsed.get((file, start.number))) is not None:
+            start = Place(
+                number=start.number + 1,
+                line=done.first_line + done.n_lines,
+                position=done.start + done.n_bytes,
+            )
+        end = start.number
+        for segment in self._source(source, start):
+            end = segment.number + 1
+            if (file, segment.number) in self._parsed:
+                continue
+            text_position = self._text_before[file] + segment.file_position * self._ratios[file]
+            yield ScatterTask(
+                segment=FileSegment(
+                    file=file,
+                    number=segment.number,
+                    first_line=segment.first_line,
+                    data=segment.data,
+                    csv=csv,
+                ),
+                bucket=max(text_position - 1, 0) // self._sizes.bucket_text_bytes,
+                file_position=segment.file_position,
+                start=segment.start,
+            )
+        self._n_segments[file] = end
+
+    def _text_source(self, file: InputFile, start: Place) -> Iterator[Segment]:
         return read_segments(
-            self._file, quoted=self._plan.csv is not None, segment_bytes=self._sizes.segment_bytes
+            file,
+            quoted=self._format.quoted,
+            cut=self._format.cut,
+            segment_bytes=self._sizes.segment_bytes,
+            start=start,
         )
 
-    def _note_segment(self, worker: int, result: ScatterResult) -> None:
-        facts = result.facts
-        self._n_rows += facts.n_rows
-        self._n_segments = max(self._n_segments, result.segment + 1)
-        self._lowest_index = min(self._lowest_index, facts.lowest_index)
-        self._highest_index = max(self._highest_index, facts.highest_index)
-        if facts.limit_line:
-            self._limit_line = min(self._limit_line or facts.limit_line, facts.limit_line)
-        self._label_names[worker] = result.label_names
-        self._report(result.file_position // 2)
+    def _format_of(self, file: int) -> CsvFormat | None:
+        """Return how a CSV file is written that may have its columns in another order than the first one."""
+        how = self._format
+        if file == 0 or self._source != self._text_source:
+            return None
+        if not isinstance(how, CsvLoad) or not how.csv.has_header:
+            return None
+        source = self._inputs.files[file]
+        head = first_lines(source, quoted=True, n_bytes=HEADER_BYTES)
+        return how.csv.fit_to(source.name, head, with_labels=how.csv.label is not None)
 
-    def _note_bucket(self, worker: int, result: BucketResult) -> None:
-        self._buckets[result.bucket] = result
-        stored = sum(chunk.n_rows for bucket in self._buckets.values() for chunk in bucket.chunks)
-        self._report(self._size // 2 + self._size * stored // (2 * self._n_rows))
+    def _note_parsed(self, result: ScatterResult) -> None:
+        self._job.check()
+        self._take_in(result)
+        if not self._plan.is_temporary and len(self._inputs.files) > 1:
+            self._keep_file_lengths()
+        self._report(sum(self._positions) // 2)
+
+    def _take_in(self, result: ScatterResult) -> None:
+        self._parsed[result.file, result.number] = result
+        self._facts.add(result.file, result.facts)
+        self._positions[result.file] = max(self._positions[result.file], result.file_position)
+
+    def _keep_file_lengths(self) -> None:
+        """Note which files have been read to their end, so that they need not be opened again."""
+        if self._plan.is_temporary:
+            return
+        for file in self._n_segments.keys() - self._kept_files:
+            self._kept_files.add(file)
+            self._folder.put(f"{FILES}{file:06}", str(self._n_segments[file]).encode())
 
     def _report(self, bytes_done: int) -> None:
         if self._progress is not None:
-            self._progress(LoadProgress(bytes_done=bytes_done, bytes_total=self._size, rows=self._n_rows))
-
-    @property
-    def _base(self) -> int:
-        """The number of the first feature in the file."""
-        if self._plan.csv is not None:
-            return 0
-        if self._plan.zero_based is not None:
-            return 0 if self._plan.zero_based else 1
-        return 0 if self._lowest_index == 0 else 1
-
-    def _check(self) -> None:
-        """Check what can be known only when the whole file is read."""
-        path, n_features = self._plan.path, self._plan.n_features
-        if self._n_rows == 0:
-            raise DataError(f"{path}: holds no rows with a label: there is nothing to load")
-        if self._base == 0 and self._limit_line:
-            raise DataError(
-                f"{path}:{self._limit_line}: index {n_features} is beyond n_features={n_features}, as there "
-                "also is an index 0 in the file: raise n_features or leave it out"
+            total = self._inputs.n_bytes
+            self._progress(
+                LoadProgress(
+                    bytes_done=bytes_done,
+                    bytes_total=total,
+                    rows=self._facts.n_rows,
+                    rows_found=self._rows_found,
+                )
             )
 
+    def _check(self) -> None:
+        """Check what can be known only when everything is read."""
+        if self._facts.n_rows == 0:
+            raise DataError(f"{self._inputs.name}: holds no rows with a label: there is nothing to load")
+        self._format.check(self._facts)
+
+    # Numbering.
+
+    def _collect_names(self) -> None:
+        """Put together what has to be numbered, for the workers to read."""
+        segments = self._segments_with_rows()
+        kinds = range(len(self._format.names))
+        if len(self._folder.list(NAMES)) < len(kinds):
+            parts = [read_names(self._folder, segment_key(PIECES, *segment)) for segment in segments]
+            for kind in kinds:
+                names = union_of(part[kind] for part in parts)
+                self._folder.put(f"{NAMES}{kind}", names.to_bytes())
+        for kind in kinds:
+            self._names.append(Vocabulary.from_bytes(self._folder.get(f"{NAMES}{kind}"), f"{NAMES}{kind}"))
+
+    def _segments_with_rows(self) -> list[tuple[int, int]]:
+        return sorted(segment for segment, result in self._parsed.items() if result.facts.n_rows)
+
+    def _number_tasks(self) -> Iterator[NumberTask]:
+        done = set(self._folder.list(NUMBERED))
+        for file, number in self._segments_with_rows():
+            if segment_key(NUMBERED, file, number) not in done:
+                yield NumberTask(file=file, number=number)
+
+    # Storing.
+
     def _bucket_tasks(self) -> Iterator[BucketTask]:
-        plan = self._plan
-        n_buckets = plan.n_buckets if plan.shuffle else -(-self._n_segments // plan.segments_per_bucket)
-        codes = None
-        if self._final_label_names is not None:
-            numbers = {name: code for code, name in enumerate(self._final_label_names)}
-            codes = [
-                [numbers[name] for name in self._label_names.get(worker, ())]
-                for worker in range(plan.n_workers)
-            ]
-        for bucket in range(n_buckets):
-            yield BucketTask(bucket=bucket, base=self._base, label_codes=codes)
+        self._find_buckets()
+        segments = self._segments_with_rows()
+        groups: dict[int, list[tuple[int, int]]] = {}
+        if self._plan.shuffle:
+            groups = {bucket: segments for bucket in range(self._plan.n_buckets)}
+        else:
+            for segment in segments:
+                groups.setdefault(self._parsed[segment].bucket, []).append(segment)
+        base = self._format.base(self._facts)
+        for bucket in sorted(groups.keys() - self._buckets.keys()):
+            yield BucketTask(bucket=bucket, base=base, segments=tuple(groups[bucket]))
 
-    @property
-    def _final_label_names(self) -> tuple[str, ...] | None:
-        plan = self._plan
-        if plan.csv is None or plan.csv.label is None or not plan.csv.text_labels:
-            return None
-        if plan.label_names:
-            return plan.label_names
-        return tuple(sorted({name for names in self._label_names.values() for name in names}))
+    def _find_buckets(self) -> None:
+        """Take up the chunks that an earlier, interrupted load has stored."""
+        if self._plan.is_temporary:
+            return
+        there = set(self._store.list(self._plan.prefix))
+        for key in self._folder.list(BUCKETS):
+            result = BucketResult.from_bytes(self._folder.get(key))
+            if all(chunk.key in there for chunk in result.chunks):
+                self._buckets[result.bucket] = result
 
-    def _commit(self) -> Manifest:
+    def _note_bucket(self, result: BucketResult) -> None:
+        self._job.check()
+        self._buckets[result.bucket] = result
+        stored = sum(chunk.n_rows for bucket in self._buckets.values() for chunk in bucket.chunks)
+        size = self._inputs.n_bytes
+        self._report(size // 2 + size * stored // (2 * self._facts.n_rows))
+
+    def commit(self, write: Callable[..., Manifest]) -> Manifest:
+        """Have the manifest written.
+
+        Args:
+            write: Takes what :func:`commit_dataset` does.
+        """
         results = [self._buckets[bucket] for bucket in sorted(self._buckets)]
         summary = DatasetSummary()
         for result in results:
             summary.merge(result.summary)
-        plan = self._plan
-        if plan.csv is not None:
-            n_features, encoding = plan.csv.n_features, plan.csv.to_encoding()
-        else:
-            n_features = plan.n_features or max(self._highest_index + 1 - self._base, 1)
-            encoding = {"format": "svmlight", "zero_based": self._base == 0}
-        manifest = commit_dataset(
-            self._store,
-            [chunk for result in results for chunk in result.chunks],
-            summary,
-            n_features=n_features,
-            label_names=self._final_label_names,
-            encoding=encoding,
-            replaces=self._replaces,
+        outcome = self._format.outcome(self._facts, self._names)
+        vocabularies = tuple(
+            store_vocabulary(self._store, self._plan.prefix, name, vocabulary.to_bytes())
+            for name, vocabulary in outcome.vocabularies.items()
         )
-        self._report(self._size)
+        manifest = write(
+            chunks=[chunk for result in results for chunk in result.chunks],
+            summary=summary,
+            n_features=outcome.n_features,
+            label_names=outcome.label_names,
+            encoding=outcome.encoding,
+            vocabularies=vocabularies,
+        )
+        self._report(self._inputs.n_bytes)
         return manifest
 
 
@@ -313,8 +493,12 @@ def _n_workers(n_processes: int | None, text_bytes: int, store: ObjectStore) -> 
     return max(1, min(os.cpu_count() or 1, MAX_PROCESSES, text_bytes // MIN_PROCESS_BYTES))
 
 
-def _scatter(worker: Worker, segment: Segment) -> ScatterResult:
-    return worker.scatter(segment.number, segment.first_line, segment.data, segment.file_position)
+def _scatter(worker: Worker, task: ScatterTask) -> ScatterResult:
+    return worker.scatter(task)
+
+
+def _number(worker: Worker, task: NumberTask) -> NumberTask:
+    return worker.number(task)
 
 
 def _store_bucket(worker: Worker, task: BucketTask) -> BucketResult:

@@ -30,6 +30,7 @@ from cirrus.chunks import (
     new_chunk_prefix,
     read_manifest,
 )
+from cirrus.chunks.vocabulary import copy_vocabularies
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.claims import is_known_dead, new_claim
 from cirrus.client_backend.fleet import AttemptError, Fleet, WorkerEvent, WorkerResult
@@ -159,8 +160,17 @@ def rewrite_dataset(
         if done is not None:  # all that an earlier client did not come to was to remove the job
             return done
         n_features = request.n_features or max(summary.n_features, request.manifest.n_features)
+        vocabularies = copy_vocabularies(
+            open_store(request.input_url), request.manifest, store, client.job.prefix
+        )
         return commit_dataset(
-            store, chunks, summary, n_features=n_features, label_names=label_names, encoding=encoding
+            store,
+            chunks,
+            summary,
+            n_features=n_features,
+            label_names=label_names,
+            encoding=encoding,
+            vocabularies=vocabularies,
         )
 
 

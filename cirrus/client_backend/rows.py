@@ -1,9 +1,7 @@
-"""Parsed rows on their way from a text file into blocks, and the files that they wait in."""
+"""Parsed rows on their way from a text file into blocks."""
 
 from __future__ import annotations
 
-import os
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -19,9 +17,6 @@ MAX_INDEX = 2**32 - 2
 
 Scalar = TypeVar("Scalar", np.float32, np.uint32)
 
-#: Number of the segment, rows, entries, and whether there are values; then the arrays of :class:`Rows`.
-_PIECE = struct.Struct("<QQQ?7x")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
@@ -35,6 +30,8 @@ class Rows:
     """Shape (n_entries,); None: all are 1."""
     labels: NDArray[np.float32]
     """Shape (n_rows,)."""
+    weights: NDArray[np.float32] | None = None
+    """Sample weights. Shape (n_rows,); None: all are 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +43,8 @@ class SegmentFacts:
     highest_index: int = -1
     limit_line: int = 0
     """First line with an index equal to ``n_features``, which is an error in a zero-based file; 0: none."""
+    n_entries: int = 0
+    """Entries as the file writes them, where the file says how many there are."""
 
 
 class Parser(Protocol):
@@ -76,7 +75,8 @@ def take_rows(rows: Rows, chosen: NDArray[np.intp], starts: NDArray[np.int64]) -
     if rows.values is not None:
         values = np.empty(n_entries, np.float32)
         take_entries(rows.values, chosen, starts, values)
-    return Rows(lengths=lengths, indices=indices, values=values, labels=rows.labels[chosen])
+    weights = None if rows.weights is None else rows.weights[chosen]
+    return Rows(lengths=lengths, indices=indices, values=values, labels=rows.labels[chosen], weights=weights)
 
 
 def row_starts(lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -90,7 +90,11 @@ def join_rows(parts: Iterable[Rows]) -> Rows:
     """Return the rows of several parts, in order; a part is not kept once it is taken in."""
     lengths, labels = _Growing(np.uint32), _Growing(np.float32)
     indices, values = _Growing(np.uint32), _Growing(np.float32)
+    weights = _Growing(np.float32)
     for part in parts:
+        if part.weights is not None or weights.size:
+            weights.append(np.ones(labels.size - weights.size, np.float32))
+            weights.append(np.ones(part.labels.size, np.float32) if part.weights is None else part.weights)
         lengths.append(part.lengths)
         labels.append(part.labels)
         if part.values is not None or values.size:
@@ -103,6 +107,7 @@ def join_rows(parts: Iterable[Rows]) -> Rows:
         indices=indices.array(),
         values=values.array() if values.size else None,
         labels=labels.array(),
+        weights=weights.array() if weights.size else None,
     )
 
 
@@ -158,57 +163,10 @@ def blocks_of_rows(rows: Rows, order: NDArray[np.intp] | None, base: int) -> Ite
         part = take_rows(rows, chosen, starts)
         indices = part.indices - np.uint32(base)
         yield Block.from_csr(
-            row_starts(part.lengths), indices, part.values, part.labels, numbering=number_ids
+            row_starts(part.lengths),
+            indices,
+            part.values,
+            part.labels,
+            part.weights,
+            numbering=number_ids,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows of one segment that wait in a file."""
-
-    path: str
-    offset: int
-    segment: int
-    n_rows: int
-    n_entries: int
-    has_values: bool
-
-    @property
-    def n_bytes(self) -> int:
-        """Length of the arrays."""
-        return 8 * self.n_rows + (8 if self.has_values else 4) * self.n_entries
-
-    def read(self) -> Rows:
-        """Read the rows back."""
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return Rows(
-                lengths=np.fromfile(file, np.uint32, self.n_rows),
-                indices=np.fromfile(file, np.uint32, self.n_entries),
-                values=np.fromfile(file, np.float32, self.n_entries) if self.has_values else None,
-                labels=np.fromfile(file, np.float32, self.n_rows),
-            )
-
-
-def append_piece(path: str, segment: int, rows: Rows) -> None:
-    """Append rows to a file of pieces."""
-    with open(path, "ab") as file:
-        file.write(_PIECE.pack(segment, rows.labels.size, rows.indices.size, rows.values is not None))
-        for part in (rows.lengths, rows.indices, rows.values, rows.labels):
-            if part is not None:
-                file.write(part.data)
-
-
-def find_pieces(paths: Iterable[str]) -> list[Piece]:
-    """Return the pieces in some files, which need not exist, in the order of their segments."""
-    pieces: list[Piece] = []
-    for path in paths:
-        if not os.path.exists(path):
-            continue
-        with open(path, "rb") as file:
-            while header := file.read(_PIECE.size):
-                segment, n_rows, n_entries, has_values = _PIECE.unpack(header)
-                piece = Piece(path, file.tell(), segment, n_rows, n_entries, has_values)
-                pieces.append(piece)
-                file.seek(piece.n_bytes, os.SEEK_CUR)
-    return sorted(pieces, key=lambda piece: piece.segment)

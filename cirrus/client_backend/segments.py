@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import lz4.frame
 
-from cirrus.errors import DataError, NotFoundError, StorageError
+from cirrus.errors import CorruptDataError, DataError, NotFoundError, StorageError
+from cirrus.storage import ObjectStore
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 #: Size of a segment, if nothing else is asked for.
 SEGMENT_BYTES = 8 * 2**20
 #: A line, or a quoted field, that is longer than this is taken for a mistake.
 MAX_LINE_BYTES = 64 * 2**20
+#: An object in a store is read in pieces of this size.
+OBJECT_READ_BYTES = 8 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
@@ -35,16 +42,46 @@ class Segment:
     data: bytes
     file_position: int
     """Bytes of the file read so far (compressed ones, where it is)."""
+    start: int = 0
+    """Bytes of text before it."""
+
+    @property
+    def after(self) -> Place:
+        """Where the next segment begins."""
+        return Place(
+            number=self.number + 1,
+            line=self.first_line + self.data.count(b"\n"),
+            position=self.start + len(self.data),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a segment begins."""
+
+    number: int = 0
+    line: int = 1
+    position: int = 0
+    """Bytes of text before it; a byte order mark is not counted."""
+
+
+#: Takes text, and returns how many of its bytes are whole units: lines, or whatever a format must not cut.
+Cut = Callable[[bytes], int]
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file to be read."""
+    """A file, or an object in a store, to be read."""
 
     path: str
+    """In a store: the key."""
     name: str
     """What to call it in an error message."""
     n_bytes: int
+    version: str = ""
+    """Another one when the file was written again."""
+    store: ObjectStore | None = None
+    """None: a file of this machine."""
 
 
 def file_size(path: str, name: str) -> int:
@@ -65,7 +102,7 @@ def file_size(path: str, name: str) -> int:
     except OSError as error:
         raise StorageError(f"{name}: {error.strerror}") from error
     if os.path.isdir(path):
-        raise DataError(f"{name}: is a folder: name a file")
+        raise DataError(f"{name}: is a folder: name a file, or a pattern such as '{name.rstrip('/')}/*.gz'")
     if size == 0:
         raise DataError(f"{name}: is empty: there are no rows to load")
     return size
@@ -73,12 +110,17 @@ def file_size(path: str, name: str) -> int:
 
 def is_compressed(file: InputFile) -> bool:
     """Return whether a file is compressed, by its first bytes."""
-    with _open(file) as stream:
+    with open_file(file) as stream, _reading_errors(file.name, 1):
         return stream.read(4).startswith((_GZIP_MAGIC, _ZIP_MAGIC, _LZ4_MAGIC))
 
 
 def read_segments(
-    file: InputFile, *, quoted: bool = False, segment_bytes: int = SEGMENT_BYTES
+    file: InputFile,
+    *,
+    quoted: bool = False,
+    segment_bytes: int = SEGMENT_BYTES,
+    cut: Cut | None = None,
+    start: Place | None = None,
 ) -> Iterator[Segment]:
     """Yield a file in segments of about ``segment_bytes``, cut at line ends.
 
@@ -86,6 +128,8 @@ def read_segments(
         file: gzip, LZ4 frames, and zip archives of a single file, are recognised by their content.
         quoted: A line end between an odd and an even quotation mark does not end a line (CSV).
         segment_bytes: Size wanted.
+        cut: Says how much of a text can be taken, where more than line ends matters; instead of ``quoted``.
+        start: Where to begin, as some segment's ``after``; what is before it is not given again.
 
     Raises:
         NotFoundError: There is no such file.
@@ -93,30 +137,49 @@ def read_segments(
         StorageError: The file cannot be read.
     """
     path = file.name
-    with _open(file) as raw, _decompressed(raw, path) as stream:
-        number, line, rest = 0, 1, b""
+    place = Place()
+    with open_file(file) as raw, _decompressed(raw, path) as stream:
+        with _reading_errors(path, 1):
+            rest = stream.read(len(_BYTE_ORDER_MARK)).removeprefix(_BYTE_ORDER_MARK)
+            if start is not None:
+                _skip(stream, start.position - len(rest), plain=stream is raw)
+                place, rest = start, rest[start.position :]
         while True:
-            with _reading_errors(path, line + rest.count(b"\n")):
-                more = stream.read(segment_bytes)
+            with _reading_errors(path, place.line + rest.count(b"\n")):
+                # Where a segment ends depends on where it begins alone, so that reading can begin anywhere.
+                more = stream.read(segment_bytes - len(rest) % segment_bytes)
             data = rest + more
-            if number == 0 and not rest:
-                data = data.removeprefix(_BYTE_ORDER_MARK)
-            cut = _last_line_end(data, quoted) if more else len(data)
-            rest = data[cut:]
+            end = len(data) if not more else _last_line_end(data, quoted) if cut is None else cut(data)
+            rest = data[end:]
             if len(rest) > MAX_LINE_BYTES:
-                what = "a line or quoted field" if quoted else "a line"
+                what = "a line" if cut is None and not quoted else "a line, quoted field or document"
                 raise DataError(
-                    f"{path}:{line}: {what} does not end within {MAX_LINE_BYTES} bytes: correct it"
+                    f"{path}:{place.line}: {what} does not end within {MAX_LINE_BYTES} bytes: correct it"
                 )
-            if cut:
-                yield Segment(number, line, data[:cut], raw.tell())
-                number += 1
-                line += data.count(b"\n", 0, cut)
+            if end:
+                segment = Segment(place.number, place.line, data[:end], raw.tell(), place.position)
+                place = segment.after
+                yield segment
             if not more:
                 return
 
 
-def _open(file: InputFile) -> IO[bytes]:
+def _skip(stream: IO[bytes], n_bytes: int, *, plain: bool) -> None:
+    if n_bytes > 0 and plain:
+        stream.seek(n_bytes, os.SEEK_CUR)
+    while n_bytes > 0 and not plain and (read := len(stream.read(min(n_bytes, OBJECT_READ_BYTES)))):
+        n_bytes -= read
+
+
+def open_file(file: InputFile) -> IO[bytes]:
+    """Open a file or object for reading, as it is.
+
+    Raises:
+        NotFoundError: There is none.
+        StorageError: It cannot be read.
+    """
+    if file.store is not None:
+        return cast(IO[bytes], io.BufferedReader(_ObjectReader(file), OBJECT_READ_BYTES))
     try:
         return open(file.path, "rb")
     except FileNotFoundError as error:
@@ -125,13 +188,48 @@ def _open(file: InputFile) -> IO[bytes]:
         raise StorageError(f"{file.name}: {error.strerror}") from error
 
 
+class _ObjectReader(io.RawIOBase):
+    """An object in a store as a file; each read is a request."""
+
+    def __init__(self, file: InputFile) -> None:
+        self._file = file
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.n_bytes}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        file = self._file
+        assert file.store is not None
+        view = memoryview(buffer).cast("B")
+        length = max(0, min(len(view), file.n_bytes - self._position))
+        if length:
+            try:
+                view[:length] = file.store.get_range(file.path, self._position, length)
+            except CorruptDataError as error:
+                raise DataError(f"{file.name}: became shorter while it was read: load it again") from error
+        self._position += length
+        return length
+
+
 @contextlib.contextmanager
 def _decompressed(raw: IO[bytes], path: str) -> Iterator[IO[bytes]]:
-    magic = raw.read(4)
-    raw.seek(0)
     with contextlib.ExitStack() as stack:
         stream = raw
         with _reading_errors(path, 1):
+            magic = raw.read(4)
+            raw.seek(0)
             if magic.startswith(_GZIP_MAGIC):
                 stream = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
             elif magic == _LZ4_MAGIC:
@@ -150,6 +248,8 @@ def _reading_errors(path: str, line: int) -> Iterator[None]:
     """Translate what reading a compressed file may raise."""
     try:
         yield
+    except StorageError:  # from an object store: it says already what is wrong, though it may be an OSError
+        raise
     except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, line, error) from error
     except OSError as error:

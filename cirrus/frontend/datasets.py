@@ -27,6 +27,7 @@ from cirrus.chunks import (
     new_chunk_prefix,
     read_manifest,
 )
+from cirrus.chunks.vocabulary import Vocabulary, copy_vocabularies, read_vocabulary
 from cirrus.chunks.writer import Replaced
 from cirrus.client_backend.arrays import store_arrays
 from cirrus.client_backend.csv_format import NA_VALUES, CsvFormat, CsvRequest
@@ -99,6 +100,15 @@ class Dataset(ChunkOperations):
         if self.manifest.label_names is not None:
             return tuple(self.manifest.label_names[int(code)] for code in self.manifest.label_values)
         return self.manifest.label_values
+
+    def vocabulary(self, name: str) -> Vocabulary:
+        """Return what features are called: ``"users"`` and ``"items"`` of ratings, ``"words"`` of documents.
+
+        Raises:
+            NotFoundError: The dataset has no vocabulary of that name.
+            CorruptDataError: It is damaged.
+        """
+        return read_vocabulary(open_store(self.url), self.manifest, name)
 
     def __repr__(self) -> str:
         return f"Dataset({self.url!r}, n_rows={self.n_rows}, n_features={self.n_features})"
@@ -198,6 +208,7 @@ class Dataset(ChunkOperations):
                         n_features=self.n_features,
                         label_names=self.manifest.label_names,
                         encoding=self.manifest.encoding,
+                        vocabularies=copy_vocabularies(open_store(self.url), self.manifest, store, prefix),
                         replaces=Replaced(None),
                     )
                 except ConflictError:

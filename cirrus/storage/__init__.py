@@ -16,7 +16,7 @@ import os
 import urllib.parse
 
 from cirrus.errors import ConfigError
-from cirrus.storage.base import ObjectStore
+from cirrus.storage.base import ObjectInfo, ObjectStore
 from cirrus.storage.folder import FolderStore
 from cirrus.storage.memory import MemoryStore, drop_memory_store
 from cirrus.storage.s3 import S3Options, S3Store
@@ -24,6 +24,7 @@ from cirrus.storage.s3 import S3Options, S3Store
 __all__ = [
     "FolderStore",
     "MemoryStore",
+    "ObjectInfo",
     "ObjectStore",
     "S3Options",
     "S3Store",

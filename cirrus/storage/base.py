@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import abc
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError
 
 #: Names in a folder that begin with this are unfinished writes and no objects.
 TEMPORARY_PREFIX = ".tmp-"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing says of an object."""
+
+    key: str
+    n_bytes: int
+    version: str
+    """Another one whenever the object was written again: an etag, or time and size of a file."""
 
 
 class ObjectStore(abc.ABC):
@@ -87,6 +99,10 @@ class ObjectStore(abc.ABC):
         start = f"{check_folder(prefix)}/" if prefix else ""
         keys = (key[len(start) :] for key in self.list(start))
         return tuple(sorted({key.partition("/")[0] for key in keys if "/" in key}))
+
+    @abc.abstractmethod
+    def find(self, prefix: str = "") -> Sequence[ObjectInfo]:
+        """Return what :meth:`list` does, with size and version of each object."""
 
     @abc.abstractmethod
     def delete(self, key: str) -> None:

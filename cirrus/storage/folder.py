@@ -7,12 +7,13 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cirrus.errors import NotFoundError, StorageError
 from cirrus.storage.base import (
     TEMPORARY_PREFIX,
+    ObjectInfo,
     ObjectStore,
     check_conditions,
     check_folder,
@@ -115,6 +116,16 @@ class FolderStore(ObjectStore):
         with _os_errors(top), absent, os.scandir(top) as entries:
             return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
         return ()
+
+    def find(self, prefix: str = "") -> Sequence[ObjectInfo]:
+        """See :meth:`ObjectStore.find`."""
+        found = []
+        for key in self.list(prefix):
+            path = self._path(key)
+            with _os_errors(path), contextlib.suppress(FileNotFoundError):
+                status = os.stat(path)
+                found.append(ObjectInfo(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}"))
+        return found
 
     def delete(self, key: str) -> None:
         """See :meth:`ObjectStore.delete`."""

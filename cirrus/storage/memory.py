@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 from cirrus.errors import NotFoundError
 from cirrus.storage.base import (
+    ObjectInfo,
     ObjectStore,
     check_conditions,
     check_folder,
@@ -101,6 +103,12 @@ class MemoryStore(ObjectStore):
         with shared.lock:
             keys = list(shared.objects)
         return sorted(k[len(self._root) :] for k in keys if k.startswith(self._root + prefix))
+
+    def find(self, prefix: str = "") -> Sequence[ObjectInfo]:
+        """See :meth:`ObjectStore.find`."""
+        objects = self._shared.objects
+        found = ((key, objects.get(self._root + key)) for key in self.list(prefix))
+        return [ObjectInfo(key, len(data), etag(data)) for key, data in found if data is not None]
 
     def delete(self, key: str) -> None:
         """See :meth:`ObjectStore.delete`."""

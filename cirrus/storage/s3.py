@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from cirrus.errors import ConflictError, CorruptDataError, NotFoundError, StorageError
-from cirrus.storage.base import ObjectStore, check_conditions, check_folder, check_key, check_length
+from cirrus.storage.base import (
+    ObjectInfo,
+    ObjectStore,
+    check_conditions,
+    check_folder,
+    check_key,
+    check_length,
+)
 
 #: Reading an S3 body can break half-way, which the SDK does not repeat by itself.
 S3_BODY_ATTEMPTS = 3
@@ -96,7 +103,11 @@ class S3Store(ObjectStore):
 
     def list(self, prefix: str = "") -> list[str]:
         """See :meth:`ObjectStore.list`."""
-        keys: list[str] = []
+        return [info.key for info in self.find(prefix)]
+
+    def find(self, prefix: str = "") -> Sequence[ObjectInfo]:
+        """See :meth:`ObjectStore.find`."""
+        infos = []
         with _s3_errors(self._name(prefix)):
             pages = self._client.get_paginator("list_objects_v2")
             found = pages.paginate(
@@ -105,8 +116,11 @@ class S3Store(ObjectStore):
                 PaginationConfig={"PageSize": self._options.page_keys},
             )
             for page in found:
-                keys += [item["Key"][len(self._root) :] for item in page.get("Contents", ())]
-        return sorted(keys)
+                infos += [
+                    ObjectInfo(item["Key"][len(self._root) :], item["Size"], item["ETag"])
+                    for item in page.get("Contents", ())
+                ]
+        return sorted(infos, key=lambda info: info.key)
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """See :meth:`ObjectStore.folders`."""
