@@ -39,6 +39,7 @@ SUMMED_OPTIMIZERS = frozenset({"ftrl", "add"})
 ADAPTIVE_OPTIMIZERS = frozenset({"adagrad", "adam", "ftrl"})
 COMPRESSIONS = ("auto", "lz4", "none")
 WIRE_DTYPES = ("float32", "float16")
+MODES = ("sgd", "average")
 
 T = TypeVar("T")
 
@@ -136,7 +137,7 @@ class LeaseRange:
     n_blocks: int
     n_rows: int
     n_steps: int
-    """Number of minibatches, ``ceil(n_rows / batch_size)``."""
+    """Number of steps: its minibatches, ``ceil(n_rows / batch_size)``; 1 where workers average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +230,11 @@ class RunConfig:
     seed: int = 0
     compression: str = "none"
     wire_dtype: str = "float32"
+    mode: str = "sgd"
+    """``sgd``: a step is the gradient of a minibatch. ``average``: workers train on a lease by themselves,
+    and a step is what that did to the tables; the shards average."""
+    staleness: int | None = None
+    """How many steps a worker may be ahead of the slowest; 0: rounds; None: workers do not wait."""
     gradient_threshold: float | None = None
     """Worker keeps back gradient values smaller than this until they have added up; None: sends all."""
     snapshot_seconds: float = 30.0
@@ -277,6 +283,17 @@ class RunConfig:
             "wire_dtype",
             f"must be one of {', '.join(WIRE_DTYPES)}, got {self.wire_dtype!r}",
         )
+        _check(self.mode in MODES, "mode", f"must be one of {', '.join(MODES)}, got {self.mode!r}")
+        _check(
+            self.staleness is None or (type(self.staleness) is int and self.staleness >= 0),
+            "staleness",
+            f"must be a whole number >= 0 or None, got {self.staleness!r}",
+        )
+        _check(
+            self.mode == "sgd" or self.gradient_threshold is None,
+            "gradient_threshold",
+            'has no meaning with mode="average", where no gradients are sent',
+        )
         _check(
             self.gradient_threshold is None
             or (_is_finite(self.gradient_threshold) and self.gradient_threshold >= 0),
@@ -297,6 +314,14 @@ class RunConfig:
                 f"table {table.name} is cut for {len(table.boundaries) - 1} shards, not {self.n_shards}",
             )
         _check(bool(self.leases), "leases", "the dataset has no rows")
+
+    @property
+    def shard_tables(self) -> tuple[TableConfig, ...]:
+        """The tables as the shards keep them: where workers average, they add up what the workers did."""
+        if self.mode == "sgd":
+            return self.tables
+        add = OptimizerConfig(name="add")
+        return tuple(dataclasses.replace(table, optimizer=add) for table in self.tables)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -29,6 +29,10 @@ class DenseTable:
         self.weights = initial_values(config, 0, config.n_rows, seed).astype(np.float64)
         shape = (config.n_rows, config.width)
         self.first, self.second = np.zeros(shape), np.zeros(shape)
+        if config.optimizer.name == "ftrl":
+            held = self.optimizer
+            strength = held.params["beta"] / held.learning_rate + held.l2
+            self.first = -strength * self.weights - held.l1 * np.sign(self.weights)
 
     def step(self, rows: NDArray[np.uint32], gradient: NDArray[np.float32], step: int) -> None:
         """Update some rows.

@@ -44,7 +44,7 @@ def push(*sections: p.Section) -> p.Push:
 
 #: Every message of the protocol, most of them with every field away from its default.
 MESSAGES: list[p.Message] = [
-    p.Hello(token="secret ü", shard=3, generation=2, role="shard"),
+    p.Hello(token="secret ü", shard=3, generation=2),
     p.Welcome(shard=3, generation=2),
     p.Error(code=p.ErrorCode.LEASE_LOST, message='it\'s "gone"'),
     p.Pull(sections=()),
@@ -63,7 +63,7 @@ MESSAGES: list[p.Message] = [
     p.Register(worker=4, generation=2, role="evaluate"),
     p.Registered(),
     p.NextTask(wait_seconds=0.25),
-    p.Task(action="train", epoch=1, lease=2, grant=3, first_step=2**33),
+    p.Task(action="train", epoch=1, lease=2, grant=3, first_step=2**33, n_workers=7),
     p.Complete(
         epoch=1,
         lease=2,
@@ -78,7 +78,8 @@ MESSAGES: list[p.Message] = [
         compute_seconds=0.3,
         push_seconds=0.4,
     ),
-    p.Release(epoch=1, lease=2, grant=3),
+    p.StepTurn(epoch=1, lease=2, grant=3, position=4, pushing=True, wait_seconds=0.5),
+    p.TurnReply(granted=True),
     p.Done(),
     p.Evaluation(epoch=3, grant=4, loss=0.5, metrics={"accuracy": 0.75}),
     p.ShardStarted(shard=1, generation=2, completed_epochs=3, marks={"3": [0, 4, 7]}),
@@ -188,7 +189,7 @@ def test_the_format_does_not_drift(message: p.Message, options: dict[str, Any], 
 
 def test_every_number_on_the_wire_is_fixed() -> None:
     """Kinds, encodings and error codes keep their numbers: gaps or reuse would break old peers silently."""
-    assert [kind.value for kind in p.Kind] == list(range(1, 26))
+    assert [kind.value for kind in p.Kind] == list(range(1, 27))
     assert [int(encoding) for encoding in p.IdEncoding] == list(range(6))
     assert [int(encoding) for encoding in p.ValueEncoding] == list(range(3))
     assert [int(code) for code in p.ErrorCode] == list(range(1, 8))

@@ -487,8 +487,8 @@ def test_clone_and_pickle_keep_what_they_should(data):
     [
         ({"optimizer": "lbfgs"}, "optimizer"),
         ({"batch_size": 0}, "batch_size"),
-        ({"mode": "average"}, "mode"),
-        ({"staleness": 2}, "staleness"),
+        ({"mode": "mean"}, "mode"),
+        ({"staleness": -1}, "staleness"),
         ({"class_weight": "even"}, "class_weight"),
         ({"class_weight": {1: -1.0}}, "class_weight"),
         ({"class_weight": 3}, "class_weight"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset, load_arrays
 from cirrus.frontend.linear import LogisticRegression
 from cirrus.frontend.planning import (
+    MAX_AVERAGED_VALUES,
     Schedule,
     Start,
     auto_batch_size,
@@ -90,6 +93,9 @@ def test_auto_epochs_is_many_for_little_data(n_rows, epochs):
         ({"gradient_threshold": 0.125}, "gradient_threshold", 0.125),
         ({"compression": "lz4"}, "compression", "lz4"),
         ({"wire_dtype": "float16"}, "wire_dtype", "float16"),
+        ({"staleness": 3}, "staleness", 3),
+        ({"staleness": np.int64(0)}, "staleness", 0),
+        ({"mode": "average"}, "mode", "average"),
     ],
 )
 def test_every_parameter_arrives_in_the_config(manifest, params, path, expected):
@@ -148,8 +154,11 @@ def test_leases_cover_the_dataset_once(manifest):
         ({"n_workers": 0}, "n_workers"),
         ({"n_workers": True}, "n_workers"),
         ({"n_shards": -1}, "n_shards"),
-        ({"mode": "average"}, "mode"),
-        ({"staleness": 3}, "staleness"),
+        ({"mode": "mean"}, "mode"),
+        ({"mode": "average", "gradient_threshold": 0.1}, "gradient_threshold"),
+        ({"staleness": -1}, "staleness"),
+        ({"staleness": 0.5}, "staleness"),
+        ({"staleness": True}, "staleness"),
         ({"worker_memory_mb": 64}, "worker_memory_mb"),
         ({"max_seconds": 0}, "max_seconds"),
         ({"max_cost": -1}, "max_cost"),
@@ -183,7 +192,7 @@ def test_wrong_combinations_are_named(manifest, params, field):
 def test_resuming_keeps_the_schedule_of_the_checkpoint(manifest):
     """A resumed run takes leases and batch size from the checkpoint, whatever the number of workers."""
     leases = (LeaseRange(chunk=0, first_block=0, n_blocks=3, n_rows=3000, n_steps=43),)
-    schedule = Schedule(fingerprint=manifest.fingerprint, batch_size=70, leases=leases)
+    schedule = Schedule(fingerprint=manifest.fingerprint, batch_size=70, leases=leases, mode="sgd")
     config = plan(manifest, start=Start(url="memory://old", schedule=schedule), n_workers=8)
     assert (config.leases, config.batch_size) == (leases, 70)
     assert (config.resume_url, config.resume_ledger) == ("memory://old", True)
@@ -191,12 +200,32 @@ def test_resuming_keeps_the_schedule_of_the_checkpoint(manifest):
 
 def test_resuming_with_other_data_or_batch_size_is_refused(manifest):
     """A checkpoint fits the data and the batch size that it was cut with, and no others."""
-    schedule = Schedule(fingerprint="other", batch_size=64, leases=())
+    schedule = Schedule(fingerprint="other", batch_size=64, leases=(), mode="sgd")
     with pytest.raises(ConfigError, match="other data"):
         plan(manifest, start=Start(url="memory://old", schedule=schedule))
-    schedule = Schedule(fingerprint=manifest.fingerprint, batch_size=64, leases=())
+    schedule = Schedule(fingerprint=manifest.fingerprint, batch_size=64, leases=(), mode="sgd")
     with pytest.raises(ConfigError, match="batch_size=64"):
         plan(manifest, start=Start(url="memory://old", schedule=schedule), batch_size=65)
+    with pytest.raises(ConfigError, match="mode='sgd'"):
+        plan(manifest, start=Start(url="memory://old", schedule=schedule), mode="average")
+
+
+def test_averaging_makes_a_lease_one_step(manifest):
+    """What a worker does with a lease is pushed once, and added by the shards."""
+    config = plan(manifest, batch_size=64, mode="average", optimizer="adam")
+    assert {lease.n_steps for lease in config.leases} == {1}
+    assert config.rows_per_epoch == 3000
+    assert {table.optimizer.name for table in config.tables} == {"adam"}
+    assert {table.optimizer.name for table in config.shard_tables} == {"add"}
+
+
+def test_averaging_is_refused_for_large_models(manifest):
+    """The change of all tables has to fit into one message; the error says what to use instead."""
+    edges = (*manifest.touches.edges[:-1], MAX_AVERAGED_VALUES)
+    touches = dataclasses.replace(manifest.touches, edges=edges)
+    large = dataclasses.replace(manifest, n_features=MAX_AVERAGED_VALUES, touches=touches)
+    with pytest.raises(ConfigError, match='8,000,001; use "sgd"'):
+        plan(large, mode="average")
 
 
 @pytest.mark.parametrize(("optimizer", "divisor"), [("ftrl", 1), ("adagrad", 3000)])

@@ -15,7 +15,7 @@ from cirrus.errors import RegistrationError
 from cirrus.metrics import RunState
 from cirrus.paramserver import coordinator as module
 from cirrus.paramserver.coordinator import Coordinator, Phase
-from cirrus.paramserver.protocol import Evaluation, Task
+from cirrus.paramserver.protocol import Evaluation, StepTurn, Task
 
 UNIX_NOW = 1_000_000_000.0
 
@@ -69,7 +69,7 @@ class Desk:
             self.pass_time(1.0)
             assert self.done(task, loss=loss)
         if task is not None and task.action == "train":
-            self.coordinator.release(1, (task.epoch, task.lease))
+            self.coordinator.ledger.give_again((task.epoch, task.lease))
 
     def evaluate(self, loss: float, connection: int = 2) -> bool:
         """Have the evaluator do what it is asked for; tell whether it was asked."""
@@ -212,17 +212,6 @@ def test_the_lease_that_waits_does_not_expire_when_the_one_in_work_is_done() -> 
     assert run.done(working, connection=77)
     run.pass_time(1.0)
     assert run.coordinator.ledger.given_again == 0
-
-
-def test_a_worker_may_give_a_lease_back() -> None:
-    """Only the holder can."""
-    run = desk()
-    task = run.lease(1)
-    run.coordinator.release(5, (task.epoch, task.lease))
-    assert run.coordinator.ledger.open
-    run.coordinator.release(1, (task.epoch, task.lease))
-    assert not run.coordinator.ledger.open
-    assert run.lease(1).lease == task.lease
 
 
 def test_epochs_follow_each_other_strictly() -> None:
@@ -600,6 +589,89 @@ def test_a_refused_word_takes_nothing_from_others() -> None:
     assert run.coordinator.ledger.given_again == 1
 
 
+# Turns.
+
+
+def rounds(*n_steps: int) -> Desk:
+    """Return a desk with two workers that go in rounds."""
+    leases = make_leases(*(n_steps or (2, 2, 2, 2)))
+    run = Desk(make_config(leases=leases, staleness=0, n_workers=2, lease_seconds=10.0))
+    run.register(1, 0)
+    run.register(2, 1)
+    return run
+
+
+def turn(run: Desk, task: Task, position: int, *, pushing: bool = False) -> bool:
+    """Ask for a turn."""
+    key = {"epoch": task.epoch, "lease": task.lease, "grant": task.grant}
+    return run.coordinator.take_turn(StepTurn(**key, position=position, pushing=pushing), run.now)
+
+
+def test_in_rounds_every_worker_has_leases_of_its_own() -> None:
+    """Who gets which lease depends on the order of the epoch and on nothing else."""
+    run = rounds()
+    assert [run.lease(2).first_step for _ in range(2)] == [2, 6]
+    assert [run.lease(1).first_step for _ in range(2)] == [0, 4]
+    assert run.ask(1) is None
+
+
+def test_a_worker_that_is_to_get_a_lease_is_waited_for() -> None:
+    """In rounds the others wait for it, though it holds none at this moment."""
+    run = rounds()
+    first = run.lease(1)
+    assert turn(run, first, 0)
+    assert not turn(run, first, 0, pushing=True)
+    second = run.lease(2)
+    assert turn(run, second, 0)
+    assert not turn(run, second, 0, pushing=True)
+    assert turn(run, first, 0, pushing=True)
+    assert not turn(run, second, 0, pushing=True)
+    assert not turn(run, first, 1)
+    assert turn(run, second, 0, pushing=True)
+
+
+def test_a_checkpoint_does_not_wait_for_those_who_wait_for_it() -> None:
+    """While no new lease is given out, a worker without one is not waited for."""
+    run = rounds()
+    first = run.lease(1)
+    run.coordinator.checkpoint_wanted = True
+    assert run.ask(2) is None
+    assert turn(run, first, 0)
+    assert turn(run, first, 0, pushing=True)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_silent_worker_loses_its_place(asked: bool) -> None:
+    """One that is connected, but asks for nothing, is given up like a lease, and others do its part."""
+    run = rounds()
+    first = run.lease(1)
+    if asked:
+        run.lease(2)
+    assert turn(run, first, 0)
+    for _ in range(4):
+        run.pass_time(5.0)
+        assert turn(run, first, 0)
+    assert turn(run, first, 0, pushing=True)
+    assert run.done(first)
+    done = []
+    while (task := run.ask(1)) is not None and task.epoch == 0:
+        done.append(task.first_step)
+        assert run.done(task)
+    assert len(done) == 3
+
+
+def test_the_first_round_waits_for_all_workers_and_not_for_ever() -> None:
+    """Where one does not come, the others begin without it after a while."""
+    run = Desk(make_config(staleness=0, n_workers=3))
+    run.register(1, 0)
+    run.register(2, 1)
+    assert run.ask(1) is None
+    run.pass_time(module.ROUND_JOIN_SECONDS - 0.1)
+    assert run.ask(2) is None
+    run.pass_time(0.1)
+    assert run.ask(2) is not None
+
+
 # Checkpoints.
 
 
@@ -717,7 +789,7 @@ def test_a_run_that_drains_still_drains_after_a_crash() -> None:
     after.register(1)
     after.coordinator.restore(json.loads(json.dumps(run.coordinator.to_plain(run.now))))
     assert after.lease(1).lease == task.lease
-    after.coordinator.release(1, (task.epoch, task.lease))
+    after.coordinator.ledger.give_again((task.epoch, task.lease))
     after.finish_epoch(1.0)
     assert after.reason == "tol"
     run.coordinator.end("stopped")

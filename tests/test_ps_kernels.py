@@ -45,6 +45,11 @@ def table(
     )
 
 
+def test_the_version_is_that_of_the_protocol() -> None:
+    """Kernels have it compiled in, and are compiled anew only when their file changes."""
+    assert kernels._MAGIC_VERSION == p.MAGIC | p.VERSION << 16
+
+
 class Bench:
     """One shard's tables and everything that a connection hands to the kernel."""
 

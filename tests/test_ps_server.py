@@ -469,7 +469,7 @@ def test_a_shard_that_is_not_the_first_does_not_coordinate(tmp_path: Path) -> No
         for message in (
             p.Register(worker=1, generation=1),
             p.NextTask(),
-            p.Release(epoch=0, lease=0, grant=1),
+            p.StepTurn(epoch=0, lease=0, grant=1, position=0),
         ):
             channel = shards.channel(1)
             with pytest.raises(ProtocolError, match="is for shard 0"):

@@ -112,7 +112,8 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         n_shards: Parameter-server processes.
         worker_memory_mb: Size of a function, where workers are functions. Local workers are processes
             of this machine and take what they need.
-        staleness: None: workers never wait for each other.
+        staleness: How many steps a worker may be ahead of the slowest; 0: they go in rounds, and with a fixed
+            ``random_state`` fits are the same to the bit; None: workers never wait for each other.
         target_loss: End when the loss (of ``validation`` if given, else of training) is at or below this.
         max_seconds: End after this long.
         max_cost: End after this many dollars, by the backend's price.
@@ -124,8 +125,8 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         compression: ``"auto"``, ``"lz4"`` or ``"none"``, between workers and shards.
         backend: ``"local"`` (processes), ``"inline"`` (threads of this process), or an object such as
             ``cirrus.LocalBackend(...)``.
-        random_state: Seed of everything random. Workers still race each other, unless there is one minibatch
-            an epoch.
+        random_state: Seed of everything random. Workers still race each other, unless ``staleness=0`` or
+            there is one minibatch an epoch.
         progress: True: a live line. A function: called with a :class:`cirrus.RunStatus` some times a second.
 
     Attributes:
@@ -331,7 +332,9 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
                 loss_unit=target.scale**2 if isinstance(target, NumberTarget) else 1.0,
             )
             if goes_on and start is not None:
-                write_checkpoint(open_store(start.url), starting_tables(self._checkpoint, config.tables))
+                write_checkpoint(
+                    open_store(start.url), starting_tables(self._checkpoint, config.shard_tables)
+                )
             run = backend.start(config)
         except BaseException:
             scratch.close()
@@ -341,7 +344,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             self._take_target(data)
             self.encoding_ = dict(data.manifest.encoding)
             self._take_checkpoint(
-                Checkpoint(tables=outcome.checkpoint.tables, extra=optimizer_names(config.tables))
+                Checkpoint(tables=outcome.checkpoint.tables, extra=optimizer_names(config.shard_tables))
             )
             self.n_iter_ = outcome.status.epoch
             self.history_ = outcome.points
@@ -434,7 +437,7 @@ class SgdEstimator(Estimator):
         l1: Strength of the penalty on absolute values; makes weights exactly 0.
         l2: Strength of the penalty on squares.
         optimizer_params: Further parameters of the optimizer, such as ``{"momentum": 0.95}``.
-        mode: ``"sgd"``.
+        mode: ``"sgd"``, or ``"average"``: workers train on a lease by themselves, and the shards average.
         gradient_threshold: Workers hold back gradient values below this until they add up, to send less.
         wire_dtype: ``"float32"``, or ``"float16"`` for gradients and weights at half the size.
         **run: Parameters of :class:`Estimator`.

@@ -89,7 +89,7 @@ def finish_job(run: Run, status: RunStatus) -> Estimator:
     """
     check_finished(run.run_id, status)
     outcome = read_outcome(run, status)
-    checkpoint = Checkpoint(tables=outcome.checkpoint.tables, extra=optimizer_names(run.config.tables))
+    checkpoint = Checkpoint(tables=outcome.checkpoint.tables, extra=optimizer_names(run.config.shard_tables))
     estimator = estimator_from(RunNotes.from_plain(run.config.model_metadata).card, checkpoint, run.url)
     estimator.n_iter_ = status.epoch
     estimator.history_ = outcome.points

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from cirrus.chunks import Manifest, cut_boundaries, plan_leases
 from cirrus.config import (
     ADAPTIVE_OPTIMIZERS,
     COMPRESSIONS,
+    MODES,
     OPTIMIZER_PARAMS,
     WIRE_DTYPES,
     LeaseRange,
@@ -44,6 +45,8 @@ MAX_AUTO_EPOCHS = 1000
 
 #: How often checkpoints are cut when only ``checkpoint_url`` says that they are wanted.
 DEFAULT_CHECKPOINT_SECONDS = 60.0
+#: With ``mode="average"`` the change of all tables goes in one message, which holds this much with ease.
+MAX_AVERAGED_VALUES = 8_000_000
 #: What one function may have (AWS Lambda's bounds).
 WORKER_MEMORY_MB = (128, 10_240)
 
@@ -55,6 +58,7 @@ class Schedule:
     fingerprint: str
     batch_size: int
     leases: tuple[LeaseRange, ...]
+    mode: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +132,13 @@ def plan_run(
     batch_size = _auto(params["batch_size"], "batch_size", auto_batch_size(manifest.n_rows))
     batch_size = min(batch_size, manifest.n_rows)
     leases = plan_leases(manifest, n_workers, batch_size)
+    if params["mode"] == "average":
+        leases = tuple(dataclasses.replace(lease, n_steps=1) for lease in leases)
     if start is not None and start.schedule is not None:
-        batch_size = _resumed_batch_size(start.schedule, manifest, params["batch_size"])
+        batch_size = _resumed_batch_size(start.schedule, manifest, params)
         leases = start.schedule.leases
+    if params["mode"] == "average":
+        _check_averaged_size(create_model(model).tables(manifest.n_features))
     optimizer = _optimizer(params)
     tables = tuple(
         _table(spec, optimizer, manifest, n_shards, batch_size)
@@ -155,6 +163,8 @@ def plan_run(
         seed=seed,
         compression=params["compression"],
         wire_dtype=params["wire_dtype"],
+        mode=params["mode"],
+        staleness=_staleness(params["staleness"]),
         gradient_threshold=_number_or_none(params["gradient_threshold"], "gradient_threshold"),
         checkpoint_seconds=_number_or_none(checkpoint_seconds, "checkpoint_seconds"),
         checkpoint_url=_absolute(params["checkpoint_url"]),
@@ -207,13 +217,12 @@ def check_params(params: Mapping[str, Any]) -> None:
     _auto(params["batch_size"], "batch_size", 1)
     for name in ("n_workers", "n_shards"):
         _whole(params[name], name)
-    for name, known in (("compression", COMPRESSIONS), ("wire_dtype", WIRE_DTYPES)):
+    for name, known in (("compression", COMPRESSIONS), ("wire_dtype", WIRE_DTYPES), ("mode", MODES)):
         if params[name] not in known:
             raise ConfigError(name, f"must be one of {', '.join(known)}, got {params[name]!r}")
-    if params["mode"] != "sgd":
-        raise ConfigError("mode", f'must be "sgd"; {params["mode"]!r} comes with a later version')
-    if params["staleness"] is not None:
-        raise ConfigError("staleness", "must be None; bounded staleness comes with a later version")
+    if params["mode"] == "average" and params["gradient_threshold"] is not None:
+        raise ConfigError("gradient_threshold", 'has no meaning with mode="average": no gradients are sent')
+    _staleness(params["staleness"])
     seed = params["random_state"]
     if isinstance(seed, numbers.Integral) and not 0 <= int(seed) < 2**32:
         raise ConfigError("random_state", f"must be a whole number from 0 to 2**32 - 1 or None, got {seed}")
@@ -255,7 +264,10 @@ def _stop(params: Mapping[str, Any], n_rows: int, loss_unit: float) -> StopConfi
     )
 
 
-def _resumed_batch_size(schedule: Schedule, manifest: Manifest, wanted: Any) -> int:
+def _resumed_batch_size(schedule: Schedule, manifest: Manifest, params: Mapping[str, Any]) -> int:
+    wanted = params["batch_size"]
+    if schedule.mode != params["mode"]:
+        raise ConfigError("mode", f"the checkpoint was cut at mode={schedule.mode!r}, got {params['mode']!r}")
     if schedule.fingerprint != manifest.fingerprint:
         raise ConfigError("resume_from", "the checkpoint was cut from a run over other data")
     if wanted not in ("auto", schedule.batch_size):
@@ -291,6 +303,25 @@ def _table(
         initial_scale=spec.initial_scale,
         initial_mean=spec.initial_mean,
     )
+
+
+def _check_averaged_size(specs: Sequence[TableSpec]) -> None:
+    """Refuse tables of which a lease's change would not fit into one message."""
+    n_values = sum(spec.n_rows * spec.width for spec in specs)
+    if n_values > MAX_AVERAGED_VALUES:
+        raise ConfigError(
+            "mode",
+            f'"average" is for models of up to {MAX_AVERAGED_VALUES:,} values, this one has {n_values:,};'
+            ' use "sgd"',
+        )
+
+
+def _staleness(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 0:
+        raise ConfigError("staleness", f"must be a whole number >= 0 or None, got {value!r}")
+    return int(value)
 
 
 def _absolute(url: Any) -> str | None:

@@ -32,6 +32,7 @@ def resume_point(url: str) -> Start:
             fingerprint=str(extra["fingerprint"]),
             batch_size=int(extra["batch_size"]),
             leases=tuple(_lease(raw) for raw in extra["leases"]),
+            mode=str(extra["mode"]),
         )
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CorruptDataError(f"{store.url}: does not say where in a run it was cut: {error}") from error

@@ -83,7 +83,6 @@ class Channel:
     Args:
         address: Of the shard.
         token: The run's secret.
-        role: What the shard's log calls the peer.
         timeout_seconds: For connecting and the handshake.
 
     Raises:
@@ -97,7 +96,6 @@ class Channel:
         address: ShardAddress,
         token: str,
         *,
-        role: str = "worker",
         timeout_seconds: float = CONNECT_SECONDS,
     ) -> None:
         self.address = address
@@ -113,7 +111,7 @@ class Channel:
             raise ConnectionLostError(f"cannot reach {self._name}: {error}") from error
         try:
             configure(self._sock, timeout_seconds)
-            hello = Hello(token=token, shard=address.shard, generation=address.generation, role=role)
+            hello = Hello(token=token, shard=address.shard, generation=address.generation)
             self.ask(hello, Welcome)
             self.set_timeout(REPLY_SECONDS)
         except BaseException:
@@ -302,12 +300,17 @@ class _ShardLink:
     def attach(self, message: Attach) -> int:
         """Attach to a lease; return the first position that the shard has not applied."""
         self.flush()
+        self.mark = self.ask(message, Attached).position
+        return self.mark
+
+    def ask(self, message: Message, answer: type[M]) -> M:
+        """Ask the shard something while pulls and pushes are under way."""
+        self.uncork()
         request = self.channel.send(message)
         while True:
             got, reply = self.channel.receive()
-            if got == request and isinstance(reply, Attached):
-                self.mark = reply.position
-                return reply.position
+            if got == request and isinstance(reply, answer):
+                return reply
             self._deal(got, reply)
 
     def _take_one(self) -> None:
@@ -531,6 +534,18 @@ class ParameterClient:
                     )
             push = Push(epoch=epoch, lease=lease, position=position, step=step, sections=tuple(sections))
             link.push(push, {})
+
+    def ask_coordinator(self, message: Message, answer: type[M]) -> M:
+        """Ask shard 0 something, once all other shards have acknowledged every push.
+
+        Those to shard 0 are on their way before the question, and it answers in order.
+
+        Raises:
+            LeaseLostError: The lease was given to another worker.
+        """
+        for link in self._links[1:]:
+            link.flush()
+        return self._links[0].ask(message, answer)
 
     def call_coordinator(self, message: Message) -> Message:
         """Ask shard 0 something, with nothing else under way.

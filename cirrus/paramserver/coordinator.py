@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cirrus.config import PATIENCE_EPOCHS, RunConfig
-from cirrus.errors import RegistrationError
+from cirrus.errors import LeaseLostError, RegistrationError
 from cirrus.metrics import MetricPoint, RunState, RunStatus
 from cirrus.paramserver.ledger import LeaseKey, Ledger
-from cirrus.paramserver.protocol import Complete, Evaluation, Task
+from cirrus.paramserver.protocol import Complete, Evaluation, StepTurn, Task
+from cirrus.paramserver.turns import Turns
 from cirrus.paramserver.worker_times import WorkerTimes
 
 #: Between two points of the training curve.
@@ -38,6 +39,8 @@ EVALUATION_TIMEOUT_SECONDS = 300.0
 MAX_FAILED_EVALUATIONS = 3
 #: Leases a worker may hold: the one it works on and the one it fetches meanwhile.
 MAX_LEASES_PER_WORKER = 2
+#: Where workers go in rounds, the first round waits so long for the last of them to register.
+ROUND_JOIN_SECONDS = 20.0
 #: Grants of one generation of shard 0 are numbered below this, so that a later generation's are all higher.
 GRANTS_PER_GENERATION = 2**40
 
@@ -63,6 +66,8 @@ class _Worker:
     generation: int
     role: str
     connection: int
+    seen_at: float | None = None
+    """When it last asked for something; None: not yet."""
 
 
 @dataclass(slots=True)
@@ -87,6 +92,23 @@ class _Sums:
     @property
     def mean_loss(self) -> float | None:
         return self.loss / self.weight if self.weight > 0 else None
+
+
+@dataclass(slots=True)
+class _EpochLoss:
+    """What the leases of an epoch reported; the mean does not depend on the order in which they came."""
+
+    losses: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    def add(self, done: Complete) -> None:
+        self.losses.append(done.loss_sum)
+        self.weights.append(done.weight_sum)
+
+    @property
+    def mean(self) -> float | None:
+        weight = math.fsum(self.weights)
+        return math.fsum(self.losses) / weight if weight > 0 else None
 
 
 @dataclass(slots=True)
@@ -131,7 +153,7 @@ class _Progress:
     train_loss: float | None = None
     validation_loss: float | None = None
     patience: _Patience = field(default_factory=_Patience)
-    epoch_sums: _Sums = field(default_factory=_Sums)
+    epoch_loss: _EpochLoss = field(default_factory=_EpochLoss)
 
 
 class Coordinator:
@@ -169,6 +191,12 @@ class Coordinator:
         self._since_point = _Sums()
         self._last_point_at = now
         self._evaluation = _EvaluationState(finished_at=now)
+        self._first_asked_at: float | None = None
+        self._rounds_epoch = -1
+        """The epoch that the workers go through in rounds, where they do."""
+        self._turns: Turns | None = None
+        if config.staleness is not None and config.n_workers > 1:
+            self._turns = Turns(config.staleness, self._busy)
 
     # Registration.
 
@@ -217,6 +245,8 @@ class Coordinator:
             if self._evaluation.worker == connection:
                 self._evaluation_failed()
             return
+        if self._turns is not None:
+            self._turns.leave(connection)
         for key, holder in list(self.ledger.open.items()):
             if holder.worker == connection:
                 self.ledger.give_again(key)
@@ -244,13 +274,20 @@ class Coordinator:
             return None
         if worker.role == EVALUATE:
             return self._next_evaluation(connection, now)
-        if UNKNOWN_GENERATION in self._shard_generations:
+        worker.seen_at = now
+        if UNKNOWN_GENERATION in self._shard_generations or not self._round_may_open(now):
             return None
         held = sum(holder.worker == connection for holder in self.ledger.open.values())
         if held >= MAX_LEASES_PER_WORKER:
             return None
         self._grant += 1
-        key = self.ledger.grant(connection, self._grant, now, only_begun=self.checkpoint_wanted)
+        key = self.ledger.grant(
+            connection,
+            self._grant,
+            now,
+            only_begun=self.checkpoint_wanted,
+            may_take=self._in_round(worker, now),
+        )
         if key is None:
             return None
         if self._working_since is None:
@@ -261,6 +298,7 @@ class Coordinator:
             lease=key[1],
             grant=self._grant,
             first_step=self.ledger.first_step(key),
+            n_workers=self.n_workers,
         )
 
     def complete(self, connection: int, done: Complete, own_mark_full: bool, now: float) -> bool:
@@ -284,18 +322,14 @@ class Coordinator:
             self._progress.updates += self.config.leases[done.lease].n_steps
             self._since_point.add(done)
             if done.epoch == self._progress.completed_epochs:
-                self._progress.epoch_sums.add(done)
+                self._progress.epoch_loss.add(done)
+        if self._turns is not None:
+            self._turns.finish_lease(worker, key)
         for holder in self.ledger.open.values():
             if holder.worker == worker:
                 holder.progress_at = now
         self._settle(now)
         return True
-
-    def release(self, connection: int, key: LeaseKey) -> None:
-        """A worker gives a lease back."""
-        holder = self.ledger.open.get(key)
-        if holder is not None and holder.worker == connection:
-            self.ledger.give_again(key)
 
     def shard_started(
         self, shard: int, generation: int, completed_epochs: int, marks: Mapping[str, Sequence[int]]
@@ -316,6 +350,81 @@ class Coordinator:
     def _drain_again(self) -> None:
         if self.phase in (Phase.EVALUATING, Phase.SAVING) and not self.ledger.at_rest:
             self.phase = Phase.DRAINING
+
+    # Turns, where workers wait for each other.
+
+    def take_turn(self, wish: StepTurn, now: float) -> bool:
+        """Tell whether the holder of a lease may go on with its next step.
+
+        Raises:
+            LeaseLostError: The lease is not its any more.
+        """
+        key = (wish.epoch, wish.lease)
+        holder = self.ledger.open.get(key)
+        if self._turns is None or holder is None or holder.grant != wish.grant or self.phase is Phase.ENDED:
+            raise LeaseLostError(f"lease {wish.lease} of epoch {wish.epoch} is not this worker's any more")
+        holder.progress_at = now  # it waits for others, which is not its fault
+        worker = self._workers[holder.worker]
+        worker.seen_at = now
+        self._turns.join(holder.worker, worker.worker)
+        if wish.pushing:
+            return self._turns.may_push(holder.worker)
+        return self._turns.may_pull(holder.worker, (key, wish.position))
+
+    @property
+    def _goes_in_rounds(self) -> bool:
+        return self._turns is not None and self.config.staleness == 0
+
+    def _round_may_open(self, now: float) -> bool:
+        """Tell whether leases of the epoch may be given out; with the first, count who is there."""
+        if not self._goes_in_rounds or self._rounds_epoch == self.ledger.epoch:
+            return True
+        if self._first_asked_at is None:
+            self._first_asked_at = now
+        waits = now - self._first_asked_at < ROUND_JOIN_SECONDS
+        if self._rounds_epoch < 0 and self.n_workers < self.config.n_workers and waits:
+            return False
+        assert self._turns is not None
+        self._rounds_epoch = self.ledger.epoch
+        self._turns.open_epoch()
+        for worker in self._workers.values():
+            if worker.role == TRAIN:
+                self._turns.join(worker.connection, worker.worker)
+        return True
+
+    def _is_silent(self, worker: _Worker, now: float) -> bool:
+        return worker.seen_at is not None and now - worker.seen_at > self.config.lease_seconds
+
+    def _places_present(self, now: float) -> set[int]:
+        """Return the places in a round of the workers that can be counted on."""
+        holding = {holder.worker for holder in self.ledger.open.values()}
+        return {
+            worker.worker % self.config.n_workers
+            for worker in self._workers.values()
+            if worker.role == TRAIN and (worker.connection in holding or not self._is_silent(worker, now))
+        }
+
+    def _in_round(self, worker: _Worker, now: float) -> Callable[[int], bool] | None:
+        """Return which leases are a worker's, by their place in the epoch's order; None: all of them.
+
+        In rounds every worker has its own leases, so that it depends on nothing else which come together.
+        Those of workers that are not there are anybody's.
+        """
+        if not self._goes_in_rounds:
+            return None
+        n_workers, present = self.config.n_workers, self._places_present(now)
+        own = worker.worker % n_workers
+        return lambda rank: rank % n_workers == own or rank % n_workers not in present
+
+    def _busy(self) -> set[int]:
+        """Return the connections of the workers that have a lease, or in rounds are to get one."""
+        busy = {holder.worker for holder in self.ledger.open.values()}
+        if self._goes_in_rounds:
+            n_workers = self.config.n_workers
+            ranks = self.ledger.ranks_to_do(only_begun=self.checkpoint_wanted)
+            places = {rank % n_workers for rank in ranks}
+            busy |= {c for c, worker in self._workers.items() if worker.worker % n_workers in places}
+        return busy
 
     # Evaluation.
 
@@ -406,6 +515,11 @@ class Coordinator:
         self._settle(now)
 
     def _expire(self, now: float, mark_of: Callable[[LeaseKey], int]) -> None:
+        if self._turns is not None:
+            for worker in self._workers.values():
+                worker.seen_at = now if worker.seen_at is None else worker.seen_at
+                if self._is_silent(worker, now):
+                    self._turns.leave(worker.connection)
         active: dict[int, float] = {}
         for key, holder in self.ledger.open.items():
             mark = mark_of(key)
@@ -415,6 +529,8 @@ class Coordinator:
         for key, holder in list(self.ledger.open.items()):
             if now - active[holder.worker] > self.config.lease_seconds:
                 self.ledger.give_again(key)
+                if self._turns is not None:
+                    self._turns.leave(holder.worker)
 
     # Ends.
 
@@ -460,9 +576,9 @@ class Coordinator:
         if progress.completed_epochs > self.ledger.epoch:
             return
         progress.completed_epochs = self.ledger.epoch + 1
-        progress.train_loss = progress.epoch_sums.mean_loss
+        progress.train_loss = progress.epoch_loss.mean
         self._point(now, end_of_epoch=True)
-        progress.epoch_sums = _Sums()
+        progress.epoch_loss = _EpochLoss()
         if self._evaluates:
             self._evaluation.wanted, self._evaluation.worker = True, None
 
@@ -564,8 +680,8 @@ class Coordinator:
             "validation_loss": progress.validation_loss,
             "best": None if math.isinf(progress.patience.best) else progress.patience.best,
             "waited": progress.patience.waited,
-            "epoch_loss": progress.epoch_sums.loss,
-            "epoch_weight": progress.epoch_sums.weight,
+            "epoch_losses": list(progress.epoch_loss.losses),
+            "epoch_weights": list(progress.epoch_loss.weights),
             "stop_reason": self.stop_reason if self.phase != Phase.RUNNING else None,
         }
 
@@ -584,7 +700,7 @@ class Coordinator:
             train_loss=plain["train_loss"],
             validation_loss=plain["validation_loss"],
             patience=_Patience(math.inf if best is None else float(best), int(plain["waited"])),
-            epoch_sums=_Sums(loss=float(plain["epoch_loss"]), weight=float(plain["epoch_weight"])),
+            epoch_loss=_EpochLoss(list(plain["epoch_losses"]), list(plain["epoch_weights"])),
         )
         if plain["stop_reason"] is not None:
             self.stop_reason, self.final_state = plain["stop_reason"], RunState.FINISHED

@@ -37,7 +37,6 @@ from cirrus.paramserver.protocol import (
     PULL_HEAD,
     PUSH_KEY,
     SECTION,
-    VERSION,
 )
 from cirrus.paramserver.protocol import IdEncoding as _Id
 from cirrus.paramserver.protocol import Kind as _Kind
@@ -52,7 +51,7 @@ RATE, L1, L2, PARAM0, PARAM1, PARAM2 = range(6)
 # Optimizer codes.
 SGD, MOMENTUM, NESTEROV, ADAGRAD, ADAM, FTRL, ADD = range(7)
 # Counters that apply_pushes adds to.
-STEPS_APPLIED, DUPLICATES_DROPPED, NONFINITE_REFUSED, VALUES_PUSHED, ROWS_PUSHED, N_COUNTERS = range(6)
+STEPS_APPLIED, DUPLICATES_DROPPED, NONFINITE_REFUSED, ROWS_PUSHED, N_COUNTERS = range(5)
 # Why apply_pushes stopped.
 NEED_MORE, OTHER_FRAME, NOT_ATTACHED, BAD_PUSH, ID_OUT_OF_RANGE, IDS_NOT_ASCENDING, GAP, NEED_IDS = range(8)
 # What answer_pull says beside these.
@@ -71,7 +70,9 @@ _PUSH, _PULL, _VALUES = int(_Kind.PUSH), int(_Kind.PULL), int(_Kind.VALUES)
 _PULL_HEAD_BYTES = PULL_HEAD.size
 _MAX_SECTIONS = 64
 _ALIGN = ALIGNMENT_BYTES
-_MAGIC_VERSION = MAGIC | VERSION << 16
+# The protocol's version, as a number: numba tells by the content of this file alone what to compile anew.
+_VERSION = 1
+_MAGIC_VERSION = MAGIC | _VERSION << 16
 _COMPRESSED = COMPRESSED
 _DELTA8, _DELTA16, _DELTA32 = int(_Id.DELTA8), int(_Id.DELTA16), int(_Id.DELTA32)
 _SAME, _RANGE, _NONE = int(_Id.SAME_AS_PULL), int(_Id.RANGE), int(_Id.NONE)
@@ -619,7 +620,6 @@ def apply_pushes(
                     rows = remembered[slot, rows_start : rows_start + count]
                 apply_rows(layout[table], hyper[table], values, rows, gradient, step)
                 counters[ROWS_PUSHED] += count
-                counters[VALUES_PUSHED] += count * width
             marks[lease] = mark + 1
             counters[STEPS_APPLIED] += 1
         request = _u32(buffer, at + 4)

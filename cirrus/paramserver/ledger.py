@@ -13,7 +13,7 @@ checkpoint is cut, for otherwise some shards would have steps that others lack.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +93,6 @@ class Ledger:
         """True when everything given out so far, and all of the current epoch, is done."""
         return not self._todo and not self.open
 
-    @property
-    def has_work(self) -> bool:
-        """True when a lease can be granted."""
-        return bool(self._todo)
-
     def advance(self) -> None:
         """Open the next epoch; the current one is complete."""
         self.epoch += 1
@@ -141,23 +136,54 @@ class Ledger:
             if int(epoch) >= self.epoch:
                 self.note_begun(int(epoch), [lease for lease, mark in enumerate(held) if mark > 0])
 
-    def grant(self, worker: int, grant: int, now: float, *, only_begun: bool = False) -> LeaseKey | None:
-        """Give out the oldest lease that is to do (and was begun before, if so asked), or None."""
-        only_begun = only_begun and not self.is_behind
-        entry = self._pop_begun() if only_begun else heapq.heappop(self._todo) if self._todo else None
+    def grant(
+        self,
+        worker: int,
+        grant: int,
+        now: float,
+        *,
+        only_begun: bool = False,
+        may_take: Callable[[int], bool] | None = None,
+    ) -> LeaseKey | None:
+        """Give out the oldest lease that is to do, or None.
+
+        Args:
+            worker: Who gets it.
+            grant: The number of the grant.
+            now: Monotonic seconds.
+            only_begun: Leave out leases that nobody has begun.
+            may_take: Whether a lease that nobody has begun may be given out, by its place in the epoch's
+                order.
+        """
+        entry = min(self._grantable(only_begun=only_begun, may_take=may_take), default=None)
         if entry is None:
             return None
+        if entry == self._todo[0]:
+            heapq.heappop(self._todo)
+        else:
+            self._todo.remove(entry)
+            heapq.heapify(self._todo)
         key = (entry[0], entry[2])
         self._begun.add(key)
         self.open[key] = Holder(worker, grant, now)
         return key
 
-    def _pop_begun(self) -> tuple[int, int, int] | None:
-        entry = min((e for e in self._todo if (e[0], e[2]) in self._begun), default=None)
-        if entry is not None:
-            self._todo.remove(entry)
-            heapq.heapify(self._todo)
-        return entry
+    def _grantable(
+        self, *, only_begun: bool, may_take: Callable[[int], bool] | None
+    ) -> Iterable[tuple[int, int, int]]:
+        only_begun = only_begun and not self.is_behind
+        if not only_begun and may_take is None:
+            return self._todo[:1]
+        return (
+            entry
+            for entry in self._todo
+            if (entry[0], entry[2]) in self._begun
+            or (not only_begun and (may_take is None or may_take(entry[1])))
+        )
+
+    def ranks_to_do(self, *, only_begun: bool) -> set[int]:
+        """Return the places in their epoch's order of the leases that :meth:`grant` may give out."""
+        return {rank for _, rank, _ in self._grantable(only_begun=only_begun, may_take=lambda _: True)}
 
     def drop_rest(self) -> None:
         """Leave out the leases that nobody has begun: the run stops in the middle of an epoch.

@@ -62,7 +62,7 @@ class Peers:
         address = self._folder.shard_address(peer)
         if address is None:
             raise ConnectionLostError(f"shard {peer} has not announced an address")
-        return Channel(address, self._token, role="shard", timeout_seconds=CONNECT_SECONDS)
+        return Channel(address, self._token, timeout_seconds=CONNECT_SECONDS)
 
     def ask(self, peer: int, message: Message, answer: type[M]) -> M:
         """As :meth:`call`, for an answer of one kind."""

@@ -73,7 +73,7 @@ class Kind(enum.IntEnum):
     NEXT_TASK = 13
     TASK = 14
     COMPLETE = 15
-    RELEASE = 16
+    STEP_TURN = 16
     DONE = 17
     EVALUATION = 18
     SHARD_STARTED = 19
@@ -83,6 +83,7 @@ class Kind(enum.IntEnum):
     STATISTICS = 23
     STATISTICS_REPLY = 24
     END = 25
+    TURN_REPLY = 26
 
 
 class IdEncoding(enum.IntEnum):
@@ -168,7 +169,6 @@ class Hello:
     token: str
     shard: int
     generation: int
-    role: str = "worker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +278,8 @@ class Task:
     grant: int = 0
     first_step: int = 0
     """The run's clock at position 0 of the lease."""
+    n_workers: int = 1
+    """How many workers train at this moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,12 +304,27 @@ class Complete:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release:
-    """The worker gives a lease back without finishing it."""
+class StepTurn:
+    """A worker wants to go on with a step, where workers wait for each other; see ``turns.py``.
+
+    It says at the same time that every shard has acknowledged the steps before.
+    """
 
     epoch: int
     lease: int
     grant: int
+    position: int
+    pushing: bool = False
+    """False: it wants to pull. True: it has pulled, and wants to push."""
+    wait_seconds: float = 1.0
+    """How long the answer may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnReply:
+    """Whether it is the worker's turn; if not, it asks again."""
+
+    granted: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,7 +410,6 @@ Message = (
     | NextTask
     | Task
     | Complete
-    | Release
     | Done
     | Evaluation
     | ShardStarted
@@ -403,6 +419,8 @@ Message = (
     | StatisticsRequest
     | StatisticsReply
     | End
+    | StepTurn
+    | TurnReply
 )
 
 #: The messages whose body is JSON.
@@ -419,7 +437,6 @@ JSON_MESSAGES: Mapping[Kind, type] = {
     Kind.NEXT_TASK: NextTask,
     Kind.TASK: Task,
     Kind.COMPLETE: Complete,
-    Kind.RELEASE: Release,
     Kind.DONE: Done,
     Kind.EVALUATION: Evaluation,
     Kind.SHARD_STARTED: ShardStarted,
@@ -429,4 +446,6 @@ JSON_MESSAGES: Mapping[Kind, type] = {
     Kind.STATISTICS: StatisticsRequest,
     Kind.STATISTICS_REPLY: StatisticsReply,
     Kind.END: End,
+    Kind.STEP_TURN: StepTurn,
+    Kind.TURN_REPLY: TurnReply,
 }

@@ -38,11 +38,12 @@ from cirrus.paramserver.protocol import (
     NextTask,
     Register,
     Registered,
-    Release,
     ShardStarted,
     StatisticsReply,
     StatisticsRequest,
+    StepTurn,
     Task,
+    TurnReply,
     WriteCheckpoint,
 )
 from cirrus.run_folder import ControlRequest, MetricsWriter, RunFolder
@@ -91,6 +92,12 @@ class OwnShard(Protocol):
         """Stop at once: a newer generation works."""
 
 
+def _wait_until(wait_seconds: float) -> float:
+    """Return when somebody who wants to wait so long gets an answer at the latest."""
+    bounded = 0 <= wait_seconds <= LONGEST_WAIT_SECONDS  # not so for NaN
+    return time.monotonic() + (wait_seconds if bounded else LONGEST_WAIT_SECONDS)
+
+
 class _Timer:
     """Tells when something is due again."""
 
@@ -120,8 +127,11 @@ class RunKeeper:
     def __init__(
         self, shard: OwnShard, folder: RunFolder, config: RunConfig, generation: int, peers: Peers
     ) -> None:
-        self.work = threading.Condition()
-        """Guards the coordinator; notified when something may have changed for those who wait."""
+        lock = threading.RLock()
+        self.work = threading.Condition(lock)
+        """Guards the coordinator; notified when something may have changed for those who wait for work."""
+        self._turns = threading.Condition(lock)
+        """Notified when something may have changed for those who wait for their turn."""
         self.coordinator = Coordinator(config, generation, time.monotonic(), time.time())
         self._shard = shard
         self._folder = folder
@@ -156,9 +166,11 @@ class RunKeeper:
         """
         if isinstance(message, NextTask):
             return self._next_task(connection, message)
+        if isinstance(message, StepTurn):
+            return self._take_turn(message)
         with self.work:
             reply = self._answer_now(connection, message)
-            self.work.notify_all()
+            self._notify()
         return reply
 
     def _answer_now(self, connection: int, message: Message) -> Message:
@@ -170,8 +182,6 @@ class RunKeeper:
                 return Registered()
             case Complete():
                 self._complete(connection, message)
-            case Release():
-                coordinator.release(connection, (message.epoch, message.lease))
             case Evaluation():
                 coordinator.evaluated(message, time.monotonic())
             case ShardStarted():
@@ -209,14 +219,32 @@ class RunKeeper:
             and all(isinstance(mark, int) for mark in marks)
         )
 
+    def _take_turn(self, message: StepTurn) -> TurnReply:
+        deadline = _wait_until(message.wait_seconds)
+        with self.work:
+            self._turns.notify_all()  # that it asks tells others how far it is
+            while True:
+                self._check_alive()
+                now = time.monotonic()
+                granted = self.coordinator.take_turn(message, now)
+                if granted or now >= deadline:
+                    return TurnReply(granted=granted)
+                self._turns.wait(deadline - now)
+
+    def _check_alive(self) -> None:
+        if self._shard.stopping.is_set() and not self.run_ended:
+            raise ConnectionLostError("the shard is going down")
+
+    def _notify(self) -> None:
+        """Have all who wait look at the state again."""
+        self.work.notify_all()
+        self._turns.notify_all()
+
     def _next_task(self, connection: int, message: NextTask) -> Task:
-        wanted = message.wait_seconds
-        wait_seconds = wanted if 0 <= wanted <= LONGEST_WAIT_SECONDS else LONGEST_WAIT_SECONDS  # also for NaN
-        deadline = time.monotonic() + wait_seconds
+        deadline = _wait_until(message.wait_seconds)
         with self.work:
             while True:
-                if self._shard.stopping.is_set() and not self.run_ended:
-                    raise ConnectionLostError("the shard is going down")
+                self._check_alive()
                 now = time.monotonic()
                 task = self.coordinator.next_task(connection, now)
                 if task is not None:
@@ -229,18 +257,18 @@ class RunKeeper:
         """A connection ended; if it was a worker's, its leases are given again."""
         with self.work:
             self.coordinator.disconnect(connection, time.monotonic())
-            self.work.notify_all()
+            self._notify()
 
     def attached(self, key: LeaseKey) -> None:
         """A worker takes up a lease here, before it does so on any other shard."""
         with self.work:
             self.coordinator.attached(key)
-            self.work.notify_all()
+            self._notify()
 
     def wake(self) -> None:
         """Have those who wait for a task look at the state again."""
         with self.work:
-            self.work.notify_all()
+            self._notify()
 
     # The thread.
 
@@ -256,7 +284,7 @@ class RunKeeper:
             log.exception("the coordinator failed")
             with self.work:
                 coordinator.end("failed", RunState.FAILED, str(error))
-                self.work.notify_all()
+                self._notify()
         if self.run_ended and not self._shard.stopping.is_set():
             self._say_farewell()
 
@@ -266,7 +294,7 @@ class RunKeeper:
             if self.run_ended:
                 return
             self.coordinator.end("client lost", RunState.INTERRUPTED)
-            self.work.notify_all()
+            self._notify()
         self._report()
 
     def _keep_going(self) -> None:
@@ -302,7 +330,7 @@ class RunKeeper:
                 before = coordinator.version
                 coordinator.tick(time.monotonic(), self._shard.mark_of)
                 if coordinator.version != before:
-                    self.work.notify_all()
+                    self._notify()
                 busy = coordinator.phase in (Phase.SAVING, Phase.ENDED) or self._checkpoint_due
                 if busy or waited:
                     break
@@ -362,7 +390,7 @@ class RunKeeper:
         for key, request in self._folder.requests():
             with self.work:
                 self._obey(request)
-                self.work.notify_all()
+                self._notify()
             # What takes time stays in the folder until it is done, for the next generation if this one dies.
             if request.action == "snapshot":
                 self._snapshots_asked.add(key)
@@ -423,7 +451,7 @@ class RunKeeper:
             reply = self._peers.ask(peer, MarksRequest(), MarksReply)
             with self.work:
                 self._note_marks(peer, reply)
-                self.work.notify_all()
+                self._notify()
         with self.work:
             return self.coordinator.ledger.at_rest
 
@@ -435,6 +463,7 @@ class RunKeeper:
         return {
             "fingerprint": config.train_fingerprint,
             "batch_size": config.batch_size,
+            "mode": config.mode,
             "leases": leases,
             "coordinator": plain,
             "model": {"name": config.model.name, "params": dict(config.model.params)},
@@ -446,7 +475,7 @@ class RunKeeper:
             self._refresh_peer_counts()
             with self.work:
                 self.coordinator.saved()
-                self.work.notify_all()
+                self._notify()
 
     def _cut_checkpoint(self) -> None:
         base = self._config.checkpoint_url or f"{self._folder.url}/checkpoints"
@@ -456,7 +485,7 @@ class RunKeeper:
             checkpoint.write_latest(open_store(base), name)
             with self.work:
                 self.coordinator.checkpoint_wanted = False
-                self.work.notify_all()
+                self._notify()
             for key in asked:
                 self._folder.finish_request(key)
             self._snapshots_asked -= asked
@@ -469,7 +498,7 @@ class RunKeeper:
             self._folder.finish_request(key)
         deadline = time.monotonic() + FAREWELL_SECONDS
         with self.work:
-            self.work.notify_all()
+            self._notify()
             while self.coordinator.n_registered and time.monotonic() < deadline:
                 self.work.wait(TICK_SECONDS)
         for peer in self._other_shards:

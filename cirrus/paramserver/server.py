@@ -94,7 +94,7 @@ class Shard:
         self.generation = generation
         if not 0 <= shard < self.config.n_shards:
             raise ConfigError("shard", f"must be in [0, {self.config.n_shards}), got {shard}")
-        self.tables = ShardTables(self.config.tables, shard, self.config.seed)
+        self.tables = ShardTables(self.config.shard_tables, shard, self.config.seed)
         self.stopping = threading.Event()
         """Set when the shard ends."""
         self._host, self._port = host, port

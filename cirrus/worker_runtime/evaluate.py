@@ -29,7 +29,7 @@ class Evaluator:
         self.rows = 0
 
     def run(self) -> None:
-        """Work; returns by one of the exceptions, as :meth:`cirrus.worker_runtime.train.Trainer.run`."""
+        """Work; returns by one of the exceptions, as :meth:`cirrus.worker_runtime.trainer.Trainer.run`."""
         while True:
             channel = self._session.register()
             try:

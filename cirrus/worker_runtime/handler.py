@@ -17,7 +17,7 @@ from cirrus.errors import ConfigError, RegistrationError
 from cirrus.worker_runtime.evaluate import Evaluator
 from cirrus.worker_runtime.map_tasks import MapWorker
 from cirrus.worker_runtime.session import Clock, DeadlineError, Identity, RunOverError, Session
-from cirrus.worker_runtime.train import Trainer
+from cirrus.worker_runtime.trainer import Trainer
 
 
 class Context(Protocol):

@@ -1,8 +1,11 @@
-"""The training loop: lease, minibatch, pull, gradient, push.
+"""Training on one lease: minibatch, pull, gradient, push.
 
 The pull of the next minibatch is under way while the gradient of this one is computed; the push of this one
 goes out together with the pull of the one after next, and is not waited for. Pushes are acknowledged at the
 end of the lease.
+
+With bounded staleness there is one pull under way, asked for when the pushes before it were sent: a worker
+then sees its own steps. Where there are others it first waits for its turn.
 """
 
 from __future__ import annotations
@@ -10,24 +13,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from cirrus.chunks import Block
-from cirrus.errors import ConnectionLostError, CorruptDataError, LeaseLostError, SupersededError
+from cirrus.errors import CorruptDataError
 from cirrus.models import Gradients
 from cirrus.paramserver.client import ParameterClient, PullTicket
-from cirrus.paramserver.protocol import Complete, Ids, Values
+from cirrus.paramserver.protocol import Complete, Ids, StepTurn, TurnReply, Values
 from cirrus.worker_runtime.batches import minibatches
-from cirrus.worker_runtime.fetch import FetchedLease, LeaseFetcher
+from cirrus.worker_runtime.fetch import FetchedLease
 from cirrus.worker_runtime.gradient_filter import GradientFilter
-from cirrus.worker_runtime.session import DeadlineError, RunOverError, Session
+from cirrus.worker_runtime.session import DeadlineError, Session
 
-#: How long to wait for a lease before looking at the clock again.
-IDLE_SECONDS = 0.2
 #: With two, the reply for the next minibatch comes while this one's gradient is computed.
 PULLS_AHEAD = 2
+#: Shard 0 says after this long at the latest whether it is a worker's turn.
+TURN_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -41,70 +44,6 @@ class Totals:
     pull_seconds: float = 0.0
     compute_seconds: float = 0.0
     push_seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Trainer:
-    """Trains until the run or the generation is over.
-
-    Args:
-        session: The worker's dealings with the run.
-    """
-
-    session: Session
-    totals: Totals = field(default_factory=Totals)
-
-    def run(self) -> None:
-        """Work; returns by one of the exceptions.
-
-        Raises:
-            RunOverError: The run ended.
-            DeadlineError: This generation's time is over.
-            RegistrationError: Another worker of this id is at work.
-            ConnectionLostError: The shards cannot be reached any more.
-        """
-        config = self.session.config
-        store, manifest = self.session.open_dataset(config.train_url, config.train_fingerprint)
-        while True:
-            fetcher = LeaseFetcher(self.session.register(), store, manifest, self.session.config.leases)
-            try:
-                self._train_on(fetcher)
-            except (ConnectionLostError, SupersededError):
-                # Shard 0 is gone, and with it whatever this worker held: begin anew when it is back.
-                self.session.check_run()
-            finally:
-                fetcher.close()
-
-    def _train_on(self, fetcher: LeaseFetcher) -> None:
-        client = self.session.connect()
-        try:
-            while True:
-                if self.session.clock.is_over:
-                    raise DeadlineError("the deadline came")
-                lease = fetcher.get(IDLE_SECONDS)
-                if lease is None:
-                    continue
-                client = self._finish_lease(client, lease)
-        finally:
-            client.close()
-
-    def _finish_lease(self, client: ParameterClient, lease: FetchedLease) -> ParameterClient:
-        """Train a lease, through losses of shards; return a client that is in order."""
-        while True:
-            try:
-                totals = LeaseTrainer(self.session, client, lease).run()
-            except LeaseLostError:
-                # Answers to requests of that lease may still be under way: a fresh client has none.
-                client.close()
-                return self.session.connect()
-            except (ConnectionLostError, SupersededError):
-                client.close()
-                self.session.check_run()
-                client = self.session.connect()
-                continue
-            self.totals.steps += totals.steps
-            self.totals.rows += totals.rows
-            return client
 
 
 class LeaseTrainer:
@@ -123,6 +62,8 @@ class LeaseTrainer:
         self._totals = Totals()
         config = session.config
         self._range = config.leases[lease.task.lease]
+        self._pulls_ahead = PULLS_AHEAD if config.staleness is None else 1
+        self._takes_turns = config.staleness is not None and config.n_workers > 1
         threshold = config.gradient_threshold
         self._filters: dict[int, GradientFilter] | None = None
         if threshold is not None:
@@ -136,14 +77,27 @@ class LeaseTrainer:
             ConnectionLostError: A shard went away.
             DeadlineError: The generation's time is over; what was done so far is acknowledged.
         """
-        task, config = self._lease.task, self._session.config
+        task = self._lease.task
         position = self._client.attach(task.epoch, task.lease, task.grant)
-        batches = minibatches(
-            self._lease.blocks, config.batch_size, position, (config.seed, task.epoch, task.lease)
-        )
+        position = self._train(position)
+        before = time.perf_counter()
+        self._client.flush()
+        self._totals.push_seconds += time.perf_counter() - before
+        self._check_position(position, position >= self._range.n_steps)
+        self._complete()
+        return self._totals
+
+    def _minibatches(self, first_position: int) -> Iterator[Block]:
+        task, config = self._lease.task, self._session.config
+        seed = (config.seed, task.epoch, task.lease)
+        return minibatches(self._lease.blocks, config.batch_size, first_position, seed)
+
+    def _train(self, position: int) -> int:
+        """Do the steps of the lease from a position on; return the position after the last."""
+        batches = self._minibatches(position)
         clock = time.perf_counter
         ahead: deque[tuple[Block, PullTicket]] = deque()
-        self._look_ahead(ahead, batches)
+        self._look_ahead(ahead, batches, position)
         while ahead:
             batch, ticket = ahead.popleft()
             self._check_position(position, position < self._range.n_steps)
@@ -154,22 +108,43 @@ class LeaseTrainer:
             computed = clock()
             # The deadline is looked at once, so that the filter's last push is truly the last.
             over = self._session.clock.is_over
-            self._push(position, gradients, batch, ticket, last=over or not ahead)
+            done = position + 1 == self._range.n_steps
+            if self._session.config.staleness == 0:
+                self._await_turn(position, pushing=True)
+            self._push(position, gradients, ticket, last=over or done)
             totals = self._totals
             totals.pull_seconds += pulled - before
             totals.compute_seconds += computed - pulled
             totals.push_seconds += clock() - computed
             position += 1
-            if over and ahead:
+            if over and not done:
                 self._client.flush()
                 raise DeadlineError("the deadline came")
-            self._look_ahead(ahead, batches)
-        before = clock()
-        self._client.flush()
-        self._totals.push_seconds += clock() - before
-        self._check_position(position, position >= self._range.n_steps)
-        self._complete()
-        return self._totals
+            self._look_ahead(ahead, batches, position)
+        return position
+
+    def _await_turn(self, position: int, *, pushing: bool) -> None:
+        """Wait until this worker may pull for a step, or push it, where workers wait for each other.
+
+        Raises:
+            DeadlineError: The generation's time was over before.
+        """
+        if not self._takes_turns:
+            return
+        task = self._lease.task
+        turn = StepTurn(
+            epoch=task.epoch,
+            lease=task.lease,
+            grant=task.grant,
+            position=position,
+            pushing=pushing,
+            wait_seconds=TURN_SECONDS,
+        )
+        before = time.perf_counter()
+        while not self._client.ask_coordinator(turn, TurnReply).granted:
+            if self._session.clock.is_over:
+                raise DeadlineError("the deadline came before the worker's turn")
+        self._totals.pull_seconds += time.perf_counter() - before
 
     def _check_position(self, position: int, right: bool) -> None:
         """Refuse data that has not the rows of which leases were planned: it would never be done."""
@@ -180,12 +155,18 @@ class LeaseTrainer:
                 f" {self._range.n_steps}; load the data again"
             )
 
-    def _look_ahead(self, ahead: deque[tuple[Block, PullTicket]], batches: Iterator[Block]) -> None:
-        """Keep two pulls under way: that of the next minibatch, and one that goes out with the last push."""
-        while len(ahead) < PULLS_AHEAD:
+    def _look_ahead(
+        self, ahead: deque[tuple[Block, PullTicket]], batches: Iterator[Block], position: int
+    ) -> None:
+        """Keep two pulls under way: that of the next minibatch, and one that goes out with the last push.
+
+        With bounded staleness it is one, that of the step at ``position``.
+        """
+        while len(ahead) < self._pulls_ahead:
             batch = next(batches, None)
             if batch is None:
                 return
+            self._await_turn(position, pushing=False)
             ahead.append((batch, self._request(batch)))
 
     def _request(self, batch: Block) -> PullTicket:
@@ -209,9 +190,7 @@ class LeaseTrainer:
             gradients[number] = np.ascontiguousarray(values, np.float32)
         return gradients
 
-    def _push(
-        self, position: int, gradients: dict[int, Values], batch: Block, ticket: PullTicket, *, last: bool
-    ) -> None:
+    def _push(self, position: int, gradients: dict[int, Values], ticket: PullTicket, *, last: bool) -> None:
         step = self._lease.task.first_step + position
         if self._filters is None:
             self._client.push(position, step, gradients, ticket)
@@ -243,6 +222,3 @@ class LeaseTrainer:
                 worker_seconds=self._session.clock.seconds,
             )
         )
-
-
-__all__ = ["LeaseTrainer", "RunOverError", "Totals", "Trainer"]
