@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
     from cirrus.frontend.estimators import load_model
     from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
+    from cirrus.frontend.loading import load_bag_of_words, load_ratings
     from cirrus.frontend.mapping import wait
     from cirrus.metrics import MetricPoint, RunState, RunStatus
 
@@ -55,8 +56,10 @@ _HOMES = {
     "StorageError": "cirrus.errors",
     "list_runs": "cirrus.client_backend.runs",
     "load_arrays": "cirrus.frontend.datasets",
+    "load_bag_of_words": "cirrus.frontend.loading",
     "load_csv": "cirrus.frontend.datasets",
     "load_model": "cirrus.frontend.estimators",
+    "load_ratings": "cirrus.frontend.loading",
     "load_svmlight": "cirrus.frontend.datasets",
     "open_run": "cirrus.client_backend.runs",
     "wait": "cirrus.frontend.mapping",
@@ -85,8 +88,10 @@ __all__ = [
     "StorageError",
     "list_runs",
     "load_arrays",
+    "load_bag_of_words",
     "load_csv",
     "load_model",
+    "load_ratings",
     "load_svmlight",
     "open_run",
     "wait",

@@ -198,6 +198,8 @@ class Vocabulary:
             raw = lz4.block.decompress(payload, uncompressed_size=n_raw)
         except (lz4.block.LZ4BlockError, ValueError) as error:
             raise fail(f"cannot be decompressed ({error})") from error
+        if len(raw) != n_raw:
+            raise fail("has a payload of another length than its header says")
         if kind == _NUMBERS:
             if len(raw) != 8 * n_ids:
                 raise fail("has another length than its header says")

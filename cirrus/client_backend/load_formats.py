@@ -53,9 +53,13 @@ class LoadFacts:
     """For a file, the first line with an index equal to ``n_features``, if there is one."""
     n_entries: Counter[int] = field(default_factory=Counter)
     """Entries of each file, as it writes them."""
+    groups: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    """For a file and the first line of a segment, its first and last group of lines, where there are such."""
 
-    def add(self, file: int, facts: SegmentFacts) -> None:
+    def add(self, file: int, first_line: int, facts: SegmentFacts) -> None:
         """Take note of a segment."""
+        if facts.first_group:
+            self.groups[file, first_line] = (facts.first_group, facts.last_group)
         self.n_rows += facts.n_rows
         self.lowest_index = min(self.lowest_index, facts.lowest_index)
         self.highest_index = max(self.highest_index, facts.highest_index)

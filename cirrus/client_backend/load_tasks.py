@@ -39,7 +39,9 @@ from cirrus.chunks import BlockBuilder, ChunkInfo, ChunkWriter, DatasetSummary
 from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.client_backend.load_formats import CsvLoad, LoadFormat, Segment, SvmlightFormat
 from cirrus.client_backend.pieces import Piece, encode_pieces, find_piece, n_groups_of, read_names
+from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.rows import Rows, SegmentFacts, blocks_of_rows, join_rows, split_rows
+from cirrus.client_backend.words import WordsFormat
 from cirrus.config import from_plain
 from cirrus.storage import open_store
 
@@ -92,16 +94,19 @@ class LoadPlan:
     """See :class:`LoadSizes`."""
     svmlight: SvmlightFormat | None = None
     csv: CsvLoad | None = None
+    ratings: RatingsFormat | None = None
+    words: WordsFormat | None = None
 
     @property
     def format(self) -> LoadFormat:
         """How the files are written: the one that is given."""
-        return next(how for how in (self.svmlight, self.csv) if how is not None)
+        formats = (self.svmlight, self.csv, self.ratings, self.words)
+        return next(how for how in formats if how is not None)
 
 
 def format_fields(how: LoadFormat) -> dict[str, Any]:
     """Return the fields of a :class:`LoadPlan` that say how files are written."""
-    names = {SvmlightFormat: "svmlight", CsvLoad: "csv"}
+    names = {SvmlightFormat: "svmlight", CsvLoad: "csv", RatingsFormat: "ratings", WordsFormat: "words"}
     return {names[type(how)]: how}
 
 

@@ -14,12 +14,12 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cirrus.chunks import DatasetSummary, Manifest, commit_dataset
 from cirrus.chunks.vocabulary import Vocabulary, store_vocabulary, union_of
-from cirrus.chunks.writer import find_replaced
+from cirrus.chunks.writer import Replaced, find_replaced
 from cirrus.client_backend.csv_format import CsvFormat, CsvRequest
 from cirrus.client_backend.inputs import Inputs, open_inputs
 from cirrus.client_backend.load_formats import CsvLoad, LoadFacts, LoadFormat, SvmlightFormat
@@ -45,7 +45,9 @@ from cirrus.client_backend.load_tasks import (
 )
 from cirrus.client_backend.load_team import Team, Worker
 from cirrus.client_backend.pieces import read_names
+from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.segments import InputFile, Place, Segment, is_compressed, read_segments
+from cirrus.client_backend.words import find_words_format, read_words
 from cirrus.errors import ConfigError, DataError
 from cirrus.storage import MemoryStore, ObjectStore
 
@@ -178,6 +180,52 @@ def load_csv_file_like(
         return load_inputs(inputs, store, CsvLoad(csv=found, label_names=names), options)
 
 
+def load_ratings_files(
+    path: str, store: ObjectStore, *, how: RatingsFormat, options: LoadOptions
+) -> Manifest:
+    """Load ratings; see :func:`cirrus.load_ratings`.
+
+    Args:
+        path: See :func:`~cirrus.client_backend.inputs.open_inputs`.
+        store: The store at the dataset's URL.
+        how: How the files are written.
+        options: How to load.
+
+    Raises:
+        DataError: Something is wrong with a file.
+        NotFoundError: There is no such file.
+        ConflictError: Another dataset was stored at the URL meanwhile.
+        StorageError: The object store refused or failed.
+    """
+    with open_inputs(path) as inputs:
+        return load_inputs(inputs, store, how, options)
+
+
+def load_words_files(
+    path: str, store: ObjectStore, *, kind: str, vocabulary: str | None, options: LoadOptions
+) -> Manifest:
+    """Load bags of words; see :func:`cirrus.load_bag_of_words`.
+
+    Args:
+        path: See :func:`~cirrus.client_backend.inputs.open_inputs`.
+        store: The store at the dataset's URL.
+        kind: ``ldac`` or ``docword``.
+        vocabulary: A file with the words, or None.
+        options: How to load.
+
+    Raises:
+        DataError: Something is wrong with a file.
+        NotFoundError: There is no such file.
+        ConflictError: Another dataset was stored at the URL meanwhile.
+        StorageError: The object store refused or failed.
+    """
+    words = None if vocabulary is None else read_words(vocabulary)
+    with open_inputs(path) as inputs:
+        how = find_words_format(kind, inputs.files, words)
+        with_words = {} if words is None else {"words": words}
+        return load_inputs(inputs, store, how, options, vocabularies=with_words)
+
+
 def first_lines(file: InputFile, *, quoted: bool, n_bytes: int = LoadSizes.segment_bytes) -> bytes:
     """Return the beginning of a file, in whole lines."""
     for segment in read_segments(file, quoted=quoted, segment_bytes=n_bytes):
@@ -192,6 +240,7 @@ def load_inputs(
     options: LoadOptions,
     *,
     source: SegmentSource | None = None,
+    vocabularies: Mapping[str, Vocabulary] | None = None,
 ) -> Manifest:
     """Load files of any format.
 
@@ -201,6 +250,7 @@ def load_inputs(
         how: How they are written.
         options: How to load.
         source: What yields the segments of a file, where these are not runs of lines.
+        vocabularies: What comes with the files and belongs to the dataset.
 
     Raises:
         DataError: Something is wrong with a file.
@@ -226,7 +276,7 @@ def load_inputs(
         load = _Load(inputs, store, how, options, job, source)
         load.run()
         inputs.check_unchanged()
-        return load.commit(lambda **facts: commit_dataset(store, replaces=replaces, **facts))
+        return load.commit(replaces, vocabularies or {})
 
 
 class _Load:
@@ -373,7 +423,7 @@ class _Load:
 
     def _take_in(self, result: ScatterResult) -> None:
         self._parsed[result.file, result.number] = result
-        self._facts.add(result.file, result.facts)
+        self._facts.add(result.file, result.first_line, result.facts)
         self._positions[result.file] = max(self._positions[result.file], result.file_position)
 
     def _keep_file_lengths(self) -> None:
@@ -457,28 +507,30 @@ class _Load:
         size = self._inputs.n_bytes
         self._report(size // 2 + size * stored // (2 * self._facts.n_rows))
 
-    def commit(self, write: Callable[..., Manifest]) -> Manifest:
-        """Have the manifest written.
+    def commit(self, replaces: Replaced, vocabularies: Mapping[str, Vocabulary]) -> Manifest:
+        """Write the manifest.
 
         Args:
-            write: Takes what :func:`commit_dataset` does.
+            replaces: The dataset that may be there.
+            vocabularies: What came with the files.
         """
         results = [self._buckets[bucket] for bucket in sorted(self._buckets)]
         summary = DatasetSummary()
         for result in results:
             summary.merge(result.summary)
         outcome = self._format.outcome(self._facts, self._names)
-        vocabularies = tuple(
-            store_vocabulary(self._store, self._plan.prefix, name, vocabulary.to_bytes())
-            for name, vocabulary in outcome.vocabularies.items()
-        )
-        manifest = write(
-            chunks=[chunk for result in results for chunk in result.chunks],
-            summary=summary,
+        manifest = commit_dataset(
+            self._store,
+            [chunk for result in results for chunk in result.chunks],
+            summary,
             n_features=outcome.n_features,
             label_names=outcome.label_names,
             encoding=outcome.encoding,
-            vocabularies=vocabularies,
+            vocabularies=tuple(
+                store_vocabulary(self._store, self._plan.prefix, name, vocabulary.to_bytes())
+                for name, vocabulary in {**outcome.vocabularies, **vocabularies}.items()
+            ),
+            replaces=replaces,
         )
         self._report(self._inputs.n_bytes)
         return manifest

@@ -45,6 +45,10 @@ class SegmentFacts:
     """First line with an index equal to ``n_features``, which is an error in a zero-based file; 0: none."""
     n_entries: int = 0
     """Entries as the file writes them, where the file says how many there are."""
+    first_group: int = 0
+    """Where rows are groups of lines with numbers, which must ascend: that of the first; 0: they are not."""
+    last_group: int = 0
+    """That of the last one."""
 
 
 class Parser(Protocol):
