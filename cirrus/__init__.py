@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
     from cirrus.frontend.estimators import load_model
+    from cirrus.frontend.factorization import FactorizationMachine
     from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
     from cirrus.frontend.loading import load_bag_of_words, load_ratings
     from cirrus.frontend.mapping import wait
@@ -40,6 +41,7 @@ _HOMES = {
     "CorruptDataError": "cirrus.errors",
     "DataError": "cirrus.errors",
     "Dataset": "cirrus.frontend.datasets",
+    "FactorizationMachine": "cirrus.frontend.factorization",
     "InlineBackend": "cirrus.client_backend.inline",
     "LocalBackend": "cirrus.client_backend.local",
     "LinearRegression": "cirrus.frontend.linear",
@@ -72,6 +74,7 @@ __all__ = [
     "CorruptDataError",
     "DataError",
     "Dataset",
+    "FactorizationMachine",
     "InlineBackend",
     "LinearRegression",
     "LinearSVC",

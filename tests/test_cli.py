@@ -182,6 +182,7 @@ def test_train_describe_predict(home, svmlight, tmp_path):
         ("softmax", "colour", "log loss", ["label", "probability_of_blue", "probability_of_green"]),
         ("svm", "colour", "accuracy", ["label"]),
         ("linear", "price", "R2", ["prediction"]),
+        ("fm-regression", "price", "R2", ["prediction"]),
     ],
 )
 def test_other_models_train_and_predict(home, tmp_path, model_type, label, figure, columns):

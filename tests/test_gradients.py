@@ -28,6 +28,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("svm", {"loss": "hinge", "class_weight": [0.5, 4.0]}, "two"),
     ("svm", {"loss": "squared_hinge", "classes": [0, 1, 2]}, "three"),
     ("svm", {"loss": "hinge", "classes": [0, 1, 2], "fit_intercept": False}, "three"),
+    ("factorization_machine", {"n_factors": 3, "class_weight": [0.5, 4.0]}, "two"),
+    ("factorization_machine", {"n_factors": 2, "task": "regression"}, "numbers"),
     ("linear", {}, "numbers"),
     ("linear", {"fit_intercept": False, "target_scale": 4.0, "feature_scale": 0.5}, "numbers"),
 ]

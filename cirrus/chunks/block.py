@@ -29,6 +29,8 @@ from cirrus.errors import ConfigError
 MAX_PADDING = 0.15
 #: Ids below this multiple of the number of entries are numbered by a lookup table instead of by sorting.
 LOOKUP_RATIO = 8
+#: Products with a matrix are taken of this many columns at once.
+COLUMNS_AT_A_TIME = 16
 
 Float32: TypeAlias = NDArray[np.float32]
 Float64: TypeAlias = NDArray[np.float64]
@@ -123,12 +125,30 @@ class Block:
             Shape (n_rows, width).
         """
         n_ids, width = w.shape
-        extended = np.zeros((width, n_ids + 1))
-        extended[:, :-1] = w.T
         out = np.empty((self.n_rows, width), np.float32)
+        if self.row_starts is None:
+            # Whole rows of weights are gathered, as many columns at a time as fit a cache.
+            for first in range(0, width, COLUMNS_AT_A_TIME):
+                some = w[:, first : first + COLUMNS_AT_A_TIME]
+                out[:, first : first + COLUMNS_AT_A_TIME] = self._padded_row_sums(some)
+            return out
+        column = np.zeros(n_ids + 1)
         for k in range(width):
-            out[:, k] = self._row_sums(extended[k])
+            column[:-1] = w[:, k]
+            out[:, k] = self._row_sums(column)
         return out
+
+    def _padded_row_sums(self, w: NDArray[Any]) -> Float64:
+        """Return sums as :meth:`_row_sums` does, for several columns: shape (n_rows, n_columns)."""
+        # Products are exact in float64, and there are none where all values are 1.
+        kind = np.float32 if self.values is None else np.float64
+        extended = np.zeros((w.shape[0] + 1, w.shape[1]), kind)
+        extended[:-1] = w
+        products = extended.take(self.local, axis=0)
+        if self.values is not None:
+            products *= self.values[:, :, None]
+        sums: Float64 = np.add.reduce(products, axis=0, dtype=np.float64)
+        return sums
 
     def rmatmat(self, errors: NDArray[Any]) -> Float64:
         """Return, for each id and column of ``errors``, the sum over the rows of error times value.
@@ -139,8 +159,17 @@ class Block:
         Returns:
             Shape (n_ids, width).
         """
-        columns = np.asarray(errors, np.float64).T
-        out = np.empty((self.ids.size, columns.shape[0]))
+        columns = np.ascontiguousarray(np.asarray(errors, np.float64).T)
+        n_ids = self.ids.size
+        out = np.empty((n_ids, columns.shape[0]))
+        if self.row_starts is None:
+            where, spread = self.local.ravel(), np.empty(self.local.shape)
+            for k, column in enumerate(columns):
+                spread[:] = column
+                if self.values is not None:
+                    spread *= self.values
+                out[:, k] = _weighted_count(where, spread.ravel(), n_ids + 1)[:n_ids]
+            return out
         for k, column in enumerate(columns):
             out[:, k] = self._id_sums(column)
         return out

@@ -204,7 +204,8 @@ def train(
         float, typer.Option(help="Share of DATA to hold out; 0: train on all of it.")
     ] = 0.1,
     model_type: Annotated[
-        ModelType, typer.Option(help="What to train; linear predicts numbers, all others classes.")
+        ModelType,
+        typer.Option(help="What to train; linear, fm-regression: numbers, all others: classes."),
     ] = ModelType.LOGISTIC,
     optimizer: Annotated[
         Optimizer | None, typer.Option(help="How gradients become updates; default: the model's.")

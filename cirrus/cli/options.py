@@ -35,6 +35,8 @@ class ModelType(enum.StrEnum):
     SOFTMAX = "softmax"
     SVM = "svm"
     LINEAR = "linear"
+    FM = "fm"
+    FM_REGRESSION = "fm-regression"
 
 
 class Preprocessing(enum.StrEnum):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from cirrus.client_backend.local import LocalBackend
 from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import start_job
+from cirrus.frontend.factorization import FactorizationMachine
 from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
 from cirrus.frontend.planning import check_params
 from cirrus.frontend.prediction import ScoringEstimator
@@ -50,12 +52,14 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
     say(f"next: cirrus predict {shlex.quote(model)} {shlex.quote(data)} --out predictions.csv")
 
 
-_ESTIMATORS: Mapping[ModelType, type[ScoringEstimator]] = MappingProxyType(
+_ESTIMATORS: Mapping[ModelType, Callable[..., ScoringEstimator]] = MappingProxyType(
     {
         ModelType.LOGISTIC: LogisticRegression,
         ModelType.SOFTMAX: SoftmaxRegression,
         ModelType.SVM: LinearSVC,
         ModelType.LINEAR: LinearRegression,
+        ModelType.FM: FactorizationMachine,
+        ModelType.FM_REGRESSION: functools.partial(FactorizationMachine, task="regression"),
     }
 )
 

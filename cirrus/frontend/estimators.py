@@ -11,6 +11,7 @@ from cirrus.client_backend.runs import Run
 from cirrus.errors import CorruptDataError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.factorization import FactorizationMachine
 from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
 from cirrus.frontend.model_files import ModelCard, RunNotes, read_model_files, restored_params
 from cirrus.frontend.starting import optimizer_names
@@ -22,7 +23,10 @@ ENTRY_POINTS = "cirrus.estimators"
 """Other packages add their estimators as entry points of this group, under the class's name."""
 
 _BUILT_IN: Mapping[str, type[Estimator]] = MappingProxyType(
-    {kind.__name__: kind for kind in (LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression)}
+    {
+        kind.__name__: kind
+        for kind in (FactorizationMachine, LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression)
+    }
 )
 
 

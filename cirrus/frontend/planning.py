@@ -183,14 +183,13 @@ def _in_units(optimizer: OptimizerConfig, spec: TableSpec) -> OptimizerConfig:
     A step of the adaptive optimizers is as long as the learning rate, whatever the gradient's size; one of
     the others is that many gradients, and a gradient's unit is the loss's over the parameter's.
     """
-    if (spec.unit, spec.loss_unit) == (1.0, 1.0):
-        return optimizer
     rate, params = optimizer.learning_rate, dict(optimizer.params)
     if optimizer.name not in ADAPTIVE_OPTIMIZERS:
         return dataclasses.replace(optimizer, learning_rate=rate * spec.unit**2 / spec.loss_unit)
+    unit = spec.unit * spec.adaptive_scale
     for name in params.keys() & {"beta", "epsilon"}:
-        params[name] *= spec.loss_unit / spec.unit
-    return dataclasses.replace(optimizer, learning_rate=rate * spec.unit, params=params)
+        params[name] *= spec.loss_unit / unit
+    return dataclasses.replace(optimizer, learning_rate=rate * unit, params=params)
 
 
 def _per_minibatch(optimizer: OptimizerConfig, n_rows: int) -> OptimizerConfig:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import r2_score
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -47,6 +48,10 @@ class ScoringEstimator(SgdEstimator):
     @abc.abstractmethod
     def prediction_columns(self, scores: Array) -> dict[str, Array]:
         """Return what to write of rows with these scores: column names and values of shape (n_rows,)."""
+
+    @abc.abstractmethod
+    def predict(self, X: Any) -> Array:
+        """Return a label for each row of a Dataset, array or sparse matrix: shape (n_rows,)."""
 
     @abc.abstractmethod
     def _array_scores(self, X: Any) -> Array:
@@ -302,17 +307,27 @@ class Regressor(RegressorMixin, ScoringEstimator):  # type: ignore[misc]  # scik
             y: Labels, with arrays.
             sample_weight: Weights, with arrays.
         """
-        if not isinstance(X, Dataset):
-            return float(super().score(X, y, sample_weight=sample_weight))
-        totals = np.zeros(4)
-        for block, scores, y in self.labelled_decisions(X):
-            weights = np.ones(block.n_rows) if block.weights is None else block.weights.astype(np.float64)
-            totals += (weights.sum(), weights @ y, weights @ (y * y), weights @ np.square(y - scores))
-        weight, y_sum, y_squares, error = totals.tolist()
-        variation = y_squares - y_sum**2 / weight
-        if variation <= 0:
-            raise DataError(f"{X.url}: its labels are all the same: R2 is not defined")
-        return 1.0 - error / variation
+        return explained_variance(self, X, y, sample_weight)
+
+
+def explained_variance(estimator: ScoringEstimator, X: Any, y: Any, sample_weight: Any) -> float:
+    """Return R2 of an estimator whose scores are numbers; arguments as of :meth:`Regressor.score`.
+
+    Raises:
+        DataError: A dataset's labels are all the same.
+    """
+    if not isinstance(X, Dataset):
+        return float(r2_score(y, estimator.predict(X), sample_weight=sample_weight))
+    totals = np.zeros(4)
+    for block, scores, numbers in estimator.labelled_decisions(X):
+        weights = np.ones(block.n_rows) if block.weights is None else block.weights.astype(np.float64)
+        squares = (weights @ np.square(numbers), weights @ np.square(numbers - scores))
+        totals += (weights.sum(), weights @ numbers, *squares)
+    weight, total, square, error = totals.tolist()
+    variation = square - total**2 / weight
+    if variation <= 0:
+        raise DataError(f"{X.url}: its labels are all the same: R2 is not defined")
+    return float(1.0 - error / variation)
 
 
 def class_target(data: TrainingData) -> ClassTarget:

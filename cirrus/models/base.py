@@ -38,6 +38,8 @@ class TableSpec:
     """Standard deviation of the initial values, a function of (seed, table, row); 0: all are the mean."""
     unit: float = 1.0
     """How large a parameter is expected to be; the estimator's learning rate is relative to it."""
+    adaptive_scale: float = 1.0
+    """What the unit is multiplied by for optimizers whose steps do not shrink with the gradient."""
     loss_unit: float = 1.0
     """How large a loss is expected to be."""
     optimizer: OptimizerConfig | None = None

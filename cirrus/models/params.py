@@ -32,20 +32,27 @@ def flag(params: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def number(params: Mapping[str, Any], name: str, default: float, *, above: float = -math.inf) -> float:
-    """Return a finite number greater than ``above``.
+def number(
+    params: Mapping[str, Any],
+    name: str,
+    default: float,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+) -> float:
+    """Return a finite number, greater than ``above`` and at least ``least``.
 
     Raises:
         ConfigError: It is something else.
     """
     value = params.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < math.inf:
-        raise ConfigError(name, f"must be a number{_above(above)}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(name, f"must be a number, got {value!r}")
+    if above is not None and not value > above:
+        raise ConfigError(name, f"must be a number above {above:g}, got {value!r}")
+    if least is not None and not value >= least:
+        raise ConfigError(name, f"must be a number >= {least:g}, got {value!r}")
     return float(value)
-
-
-def _above(above: float) -> str:
-    return "" if above == -math.inf else f" above {above:g}"
 
 
 def whole(params: Mapping[str, Any], name: str, default: int, *, least: int = 1) -> int:

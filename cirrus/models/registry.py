@@ -22,6 +22,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "logistic": "cirrus.models.logistic:LogisticModel",
         "softmax": "cirrus.models.softmax:SoftmaxModel",
         "svm": "cirrus.models.svm:SvmModel",
+        "factorization_machine": "cirrus.models.factorization_machine:FactorizationMachineModel",
         "linear": "cirrus.models.linear_regression:LinearRegressionModel",
     }
 )
