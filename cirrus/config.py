@@ -221,6 +221,8 @@ class RunConfig:
     train_fingerprint: str
     """``Manifest.fingerprint`` of the dataset: a resumed run must name the same data."""
     validation_url: str | None = None
+    validation_fingerprint: str | None = None
+    """As ``train_fingerprint``, of the dataset whose loss is watched."""
     n_features: int
     batch_size: int
     leases: tuple[LeaseRange, ...]

@@ -85,5 +85,7 @@ class RunStatus:
     """Why the run ended: ``epochs``, ``tol``, ``target_loss``, ``max_seconds``, ``max_cost``, ``killed``,
     ..."""
     error: str | None = None
+    warning: str | None = None
+    """What the run goes on without, such as a validation loss that cannot be computed."""
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     """Counters of all shards: steps applied, duplicates dropped, leases given again, ..."""

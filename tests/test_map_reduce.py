@@ -22,7 +22,7 @@ import cirrus
 from cirrus.chunks import Block, BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
 from cirrus.client_backend.map_reduce import JOB_FOLDER
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError, DataError, RunError
-from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.datasets import Dataset, load_arrays
 from cirrus.storage import open_store
 from cirrus.worker_runtime.map_job import JobFolder, MapJob
 
@@ -203,6 +203,31 @@ def test_of_two_writers_to_one_url_one_wins() -> None:
         made = winner.result(20)
     np.testing.assert_array_equal(made.to_csr()[0].toarray(), source.to_csr()[0].toarray())
     source.map_chunks(doubled, "memory://writers/out", backend="inline")
+
+
+def test_a_job_does_not_overwrite_what_was_stored_meanwhile() -> None:
+    """A dataset that somebody else stored at the URL while the job ran stays, and the job says so."""
+    source = make_dataset("memory://meanwhile/in")
+    begun, go = threading.Event(), threading.Event()
+    cirrus_test_events.update(begun=begun, go=go)
+
+    def waits(block: Block) -> Block:
+        import test_map_reduce
+
+        test_map_reduce.cirrus_test_events["begun"].set()
+        assert test_map_reduce.cirrus_test_events["go"].wait(20)
+        return block
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        job = pool.submit(source.map_chunks, waits, "memory://meanwhile/out", backend="inline")
+        try:
+            assert begun.wait(20)
+            load_arrays(np.eye(3), np.arange(3.0), "memory://meanwhile/out")
+        finally:
+            go.set()
+        with pytest.raises(ConflictError):
+            job.result(20)
+    assert Dataset.open("memory://meanwhile/out").n_rows == 3
 
 
 #: What functions that run in this process wait for: they travel by value, and events cannot.

@@ -456,23 +456,39 @@ def test_target_loss_is_the_validation_loss_where_there_is_one() -> None:
 
 
 def test_an_evaluator_that_dies_is_asked_again() -> None:
-    """Another evaluator gets the task; after three failures in a row the run goes on without."""
-    run = desk(stop={"epochs": 2, "target_loss": 0.5}, **VALIDATED)
+    """Another evaluator gets the task; after three failures in a row the run goes on without, and says so."""
+    run = desk(stop={"epochs": 2}, **VALIDATED)
     run.finish_epoch(0.6)
     for connection in (2, 12, 22):
-        assert run.ask(1) is None
+        assert run.coordinator.status(run.now, UNIX_NOW, {}).warning is None
         task = run.ask(connection)
         assert task is not None
         assert task.action == "evaluate"
         run.coordinator.disconnect(connection)
         run.register(connection + 10, role="evaluate")
-    run.pass_time(0.1)
-    assert run.ask(1) is not None
-    assert run.ask(32) is None or run.phase == Phase.RUNNING
-    run.coordinator.disconnect(1)
-    run.register(1)
+    warning = run.coordinator.status(run.now, UNIX_NOW, {}).warning
+    assert warning == "the validation loss could not be computed 3 times in a row"
     run.finish_epoch(0.6)
     finish(run)
+
+
+@pytest.mark.parametrize(
+    "stop", [{"epochs": 9, "target_loss": 0.5}, {"epochs": 9, "early_stopping": True, "tol": 0.01}]
+)
+def test_a_run_that_watches_the_validation_loss_fails_without_it(stop: dict[str, Any]) -> None:
+    """It does not change to another rule behind its user's back."""
+    run = desk(stop=stop, **VALIDATED)
+    run.finish_epoch(0.6)
+    for connection in (2, 12, 22):
+        assert run.ask(1) is None
+        assert run.ask(connection) is not None
+        run.coordinator.disconnect(connection)
+        run.register(connection + 10, role="evaluate")
+    status = run.coordinator.status(run.now, UNIX_NOW, {})
+    assert status.state is RunState.FAILED
+    watcher = "target_loss" if "target_loss" in stop else "early_stopping"
+    assert status.error is not None
+    assert status.error.endswith(f"3 times in a row, and {watcher} watches it")
 
 
 def test_an_evaluator_that_hangs_is_given_up() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +16,16 @@ from ps_workers import Worker, Workers, expected_weights
 from stand_ins import eventually
 
 from cirrus.config import RunConfig
-from cirrus.errors import SupersededError
+from cirrus.errors import CirrusError, ConnectionLostError, SupersededError
 from cirrus.metrics import RunState
 from cirrus.paramserver.checkpoint import read_checkpoint, read_manifest, resolve
+from cirrus.paramserver.codec import encode
 from cirrus.paramserver.coordinator import Phase
 from cirrus.paramserver.peers import Peers
-from cirrus.paramserver.protocol import NextTask, Task
+from cirrus.paramserver.protocol import MarksReply, MarksRequest, NextTask, Task, Welcome
 from cirrus.paramserver.run_keeper import RunKeeper
 from cirrus.paramserver.server import Shard
-from cirrus.run_folder import ControlRequest, MetricsReader
+from cirrus.run_folder import ControlRequest, MetricsReader, ShardAddress
 from cirrus.storage import open_store
 
 LEASES = make_leases(5, 3, 8, 1, 6, 4)
@@ -64,9 +67,9 @@ def test_shards_wait_for_each_other(tmp_path: Path) -> None:
     """They may start in any order; work begins when all are there."""
     config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 1})
     with running(tmp_path / "run", config) as shards:
-        shards.shards[1].crash()
         worker = shards.worker()
         eventually(lambda: worker.ask(NextTask(wait_seconds=0), Task).action == "train")
+        shards.shards[1].crash()
         shards.replace(0)
         worker = shards.worker()
         assert worker.ask(NextTask(wait_seconds=0.3), Task).action == "wait"
@@ -182,6 +185,48 @@ def test_the_keeper_counts_outside_its_lock(tmp_path: Path) -> None:
         thread.join(10.0)
         assert checked
         assert all(checked)
+
+
+def test_a_question_to_one_shard_holds_up_no_other(tmp_path: Path) -> None:
+    """Nor the end of the asking shard: whoever waits for an answer gets an error then."""
+    config = make_config(n_shards=3)
+    with running(tmp_path / "run", config) as shards, socket.create_server(("127.0.0.1", 0)) as deaf:
+        host, port = deaf.getsockname()
+        generation = 2
+        shards.shards[1].crash()
+        shards.folder.announce_shard(
+            ShardAddress(shard=1, generation=generation, host=host, port=port, pid=os.getpid())
+        )
+        peers = Peers(shards.folder, config, shards.token, 0)
+        failures: list[CirrusError] = []
+        welcomed = threading.Event()
+
+        def greet() -> None:
+            sock, _ = deaf.accept()
+            with sock:
+                sock.recv(4096)
+                sock.sendall(encode(Welcome(shard=1, generation=generation), 1))
+                welcomed.set()
+                while sock.recv(4096):
+                    pass
+
+        def ask() -> None:
+            try:
+                peers.call(1, MarksRequest(), 60.0)
+            except CirrusError as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=greet), threading.Thread(target=ask)]
+        for thread in threads:
+            thread.start()
+        assert welcomed.wait(10.0)
+        assert isinstance(peers.call(2, MarksRequest()), MarksReply)
+        peers.close()
+        for thread in threads:
+            thread.join(10.0)
+        assert len(failures) == 1
+        with pytest.raises(ConnectionLostError):
+            peers.call(2, MarksRequest())
 
 
 # Checkpoints.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ps_runs import Shards, complete, make_config, make_leases, make_table, running
+from ps_runs import Shards, complete, create_run, make_config, make_leases, make_table, running
 from stand_ins import eventually
 
 from cirrus.errors import (
@@ -29,6 +31,7 @@ from cirrus.paramserver import protocol as p
 from cirrus.paramserver.client import Channel
 from cirrus.paramserver.codec import decode, decode_header, encode
 from cirrus.paramserver.protocol import Error, ErrorCode, Hello, Kind, Welcome
+from cirrus.paramserver.server import Shard
 from cirrus.run_folder import ShardAddress
 
 SOCKET_SECONDS = 10.0
@@ -63,6 +66,11 @@ class RawPeer:
         """Send bytes; a shard that has closed already is no error."""
         with contextlib.suppress(ConnectionError):
             self.sock.sendall(data)
+
+    def ended_within(self, seconds: float) -> bool:
+        """Tell whether the shard closes the connection in so long."""
+        readable, _, _ = select.select([self.sock], [], [], seconds)
+        return bool(readable)
 
     def _fill(self) -> bool:
         try:
@@ -242,6 +250,52 @@ def test_a_hello_may_come_in_pieces_and_with_more_behind_it(run: Shards) -> None
             stranger.send(data[cut:])
             found = [type(stranger.read()) for _ in range(3)]
             assert found == [Welcome, p.StatisticsReply, p.MarksReply]
+
+
+def raw_shards(path: Path, **options: Any) -> Shards:
+    """Return a run's one shard, started with options of its own."""
+    shards = Shards(create_run(path, make_config(stop={"epochs": 1000})))
+    shards.shards[0].crash()
+    shards.shards[0] = Shard(shards.url, shard=0, generation=2, **options)
+    shards.shards[0].start()
+    return shards
+
+
+def test_a_hello_in_driblets_comes_to_an_end(tmp_path: Path) -> None:
+    """The time for the token is one for all of it: a byte now and then does not prolong it."""
+    shards = raw_shards(tmp_path / "run", hello_seconds=0.5)
+    try:
+        stranger = RawPeer(shards, hello=False)
+        hello = encode(Hello(token=shards.token, shard=0, generation=2), 1)
+        begun = time.monotonic()
+        for byte in hello:
+            stranger.send(bytes([byte]))
+            if stranger.ended_within(0.1):
+                break
+        assert time.monotonic() - begun < 3.0
+        assert stranger.read() is None
+        stranger.close()
+        assert_serves(shards)
+    finally:
+        shards.close()
+
+
+def test_strangers_make_room_for_each_other(tmp_path: Path) -> None:
+    """Of too many peers without the token, the one that has taken longest goes; those with it stay."""
+    shards = raw_shards(tmp_path / "run", max_strangers=3)
+    try:
+        known = RawPeer(shards)
+        strangers = [RawPeer(shards, hello=False) for _ in range(5)]
+        for gone in strangers[:2]:
+            assert gone.read() is None
+        eventually(lambda: len(shards.shards[0]._connections) == 4)
+        known.send(encode(p.StatisticsRequest(), 2))
+        assert isinstance(known.read(), p.StatisticsReply)
+        assert_serves(shards)
+        for each in (known, *strangers):
+            each.close()
+    finally:
+        shards.close()
 
 
 # Frames of peers that have shown the token.

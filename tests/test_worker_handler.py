@@ -214,6 +214,19 @@ def test_the_evaluator_reports(train: Dataset, tmp_path: Path) -> None:
         assert points[-1].validation_metrics["accuracy"] > 0.9
 
 
+def test_a_validation_set_that_was_replaced_is_refused(train: Dataset, tmp_path: Path) -> None:
+    """The losses of one run are all of the same rows."""
+    config = dataclasses.replace(
+        plan(train), validation_url=train.url, validation_fingerprint="of other rows"
+    )
+    with running(tmp_path / "run", config) as shards:
+        worker = Generation(event(shards))
+        with pytest.raises(DataError, match="was replaced since the run began"):
+            Generation(event(shards, 1, role="evaluate")).end()
+        shards.folder.request(ControlRequest(action="kill"))
+        worker.end()
+
+
 # How a generation ends.
 
 

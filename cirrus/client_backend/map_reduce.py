@@ -31,6 +31,7 @@ from cirrus.chunks import (
     read_manifest,
 )
 from cirrus.chunks.vocabulary import copy_vocabularies
+from cirrus.chunks.writer import find_replaced
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.claims import is_known_dead, new_claim
 from cirrus.client_backend.fleet import AttemptError, Fleet, WorkerEvent, WorkerResult
@@ -139,13 +140,14 @@ def rewrite_dataset(
         label_names: Of the new dataset.
 
     Raises:
-        ConflictError: Another living client writes to that URL.
+        ConflictError: Another living client writes to that URL, or has stored a dataset there meanwhile.
         DataError: The function failed, or no rows are left.
         RunError: Workers failed again and again.
     """
     assert request.output_url is not None
     results: dict[int, tuple[list[ChunkInfo], DatasetSummary]] = {}
     store = open_store(request.output_url)
+    replaces = find_replaced(store)
 
     def keep(number: int, data: bytes) -> None:
         results[number] = _written(data, f"result {number}")
@@ -171,6 +173,7 @@ def rewrite_dataset(
             label_names=label_names,
             encoding=encoding,
             vocabularies=vocabularies,
+            replaces=replaces,
         )
 
 

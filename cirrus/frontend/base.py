@@ -309,7 +309,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             data = self._take_data(
                 train, y, sample_weight, scratch=scratch, seed=seed, wanted=self._wanted(classes), reset=reset
             )
-            validation_url = take_validation(self, validation, data, scratch)
+            watched = take_validation(self, validation, data, scratch)
             if goes_on:
                 self._check_goes_on(data)
             start = Start(url=scratch.url("start")) if goes_on else None
@@ -323,7 +323,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
                 model=self._model_config(data),
                 train_url=data.url,
                 manifest=data.manifest,
-                validation_url=validation_url,
+                validation=watched,
                 seed=seed,
                 start=start,
                 dollars_per_hour=backend.dollars_per_hour(self.n_workers, self.n_shards),

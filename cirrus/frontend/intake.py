@@ -20,6 +20,7 @@ from cirrus.chunks import Manifest
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend import labels
 from cirrus.frontend.datasets import Dataset, load_arrays
+from cirrus.frontend.planning import Validation
 from cirrus.frontend.preprocessing_steps import apply_to_array, last_steps
 from cirrus.frontend.scratch import Scratch
 
@@ -226,8 +227,10 @@ def _class_target(y: Array, weights: Array | None, wanted: Wanted) -> tuple[Clas
     return ClassTarget(classes=classes, codes=codes, totals=totals), coded
 
 
-def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch: Scratch) -> str | None:
-    """Return the URL of a dataset to watch, or None.
+def take_validation(
+    estimator: Any, validation: Any, data: TrainingData, scratch: Scratch
+) -> Validation | None:
+    """Return the dataset to watch, or None.
 
     Args:
         estimator: Whose number of features it has to have.
@@ -247,7 +250,9 @@ def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch
         check_width(estimator, validation, reset=False)
         if isinstance(data.target, ClassTarget):
             _check_codes(validation, data.target, data.url)
-        return scratch.reachable(validation.url, "validation")
+        return Validation(
+            url=scratch.reachable(validation.url, "validation"), fingerprint=validation.manifest.fingerprint
+        )
     y: Any = None
     if isinstance(data.target, NoTarget):
         X = validation
@@ -264,7 +269,8 @@ def take_validation(estimator: Any, validation: Any, data: TrainingData, scratch
         X, y = validate_data(estimator, X, y, accept_sparse="csr", dtype=DTYPES, reset=False)
     if isinstance(data.target, ClassTarget):
         y = labels.encode(y, data.target.classes, data.target.codes, "validation")
-    return load_arrays(X, y, scratch.url("validation"), shuffle=False).url
+    stored = load_arrays(X, y, scratch.url("validation"), shuffle=False)
+    return Validation(url=stored.url, fingerprint=stored.manifest.fingerprint)
 
 
 def _check_codes(validation: Dataset, target: ClassTarget, train_url: str) -> None:

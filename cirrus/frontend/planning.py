@@ -62,6 +62,14 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validation:
+    """A dataset whose loss is watched."""
+
+    url: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """What the shards begin with, other than zeros."""
 
@@ -95,7 +103,7 @@ def plan_run(
     model: ModelConfig,
     train_url: str,
     manifest: Manifest,
-    validation_url: str | None = None,
+    validation: Validation | None = None,
     seed: int,
     start: Start | None = None,
     dollars_per_hour: float = 0.0,
@@ -111,7 +119,7 @@ def plan_run(
         model: The model family and its parameters.
         train_url: Where the dataset is.
         manifest: The dataset's manifest.
-        validation_url: Another dataset whose loss is watched.
+        validation: Another dataset whose loss is watched.
         seed: Decides the order of leases and any initial values.
         start: A checkpoint to begin with.
         dollars_per_hour: What the backend says the job costs.
@@ -123,7 +131,7 @@ def plan_run(
         ConfigError: A parameter is wrong; it is named.
     """
     check_params(params)
-    if params["early_stopping"] and validation_url is None:
+    if params["early_stopping"] and validation is None:
         raise ConfigError("early_stopping", "needs data to watch: fit(..., validation=...)")
     if params["early_stopping"] and params["tol"] is None:
         raise ConfigError("early_stopping", "needs a tol to compare improvements with, got tol=None")
@@ -153,7 +161,8 @@ def plan_run(
         tables=tables,
         train_url=train_url,
         train_fingerprint=manifest.fingerprint,
-        validation_url=validation_url,
+        validation_url=None if validation is None else validation.url,
+        validation_fingerprint=None if validation is None else validation.fingerprint,
         n_features=manifest.n_features,
         batch_size=batch_size,
         leases=leases,

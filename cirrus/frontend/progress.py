@@ -125,6 +125,8 @@ def status_line(status: RunStatus, meter: RateMeter) -> str:
     parts.append(f"{status.n_workers} worker{'' if status.n_workers == 1 else 's'}")
     parts.append(clock_time(status.seconds))
     parts.append(f"${status.cost:.2f}" if status.cost >= 0.01 or not status.cost else f"${status.cost:.4f}")
+    if status.warning is not None:
+        parts.append(f"warning: {status.warning}")
     return "  ".join(parts)
 
 

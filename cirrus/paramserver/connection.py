@@ -13,6 +13,7 @@ import logging
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A peer has this long to show the token.
-HELLO_SECONDS = 10.0
+#: The kernel takes a shorter timeout for none at all.
+SHORTEST_WAIT_SECONDS = 0.001
 #: A peer that is silent for longer, or does not take its answer, is dropped.
 IDLE_SECONDS = 3600.0
 SEND_SECONDS = 60.0
@@ -98,6 +99,9 @@ class Connection(threading.Thread):
         """Held while pushes of this connection are applied."""
         self.counters = np.zeros(kernels.N_COUNTERS, np.int64)
         self.pulls = PullDesk(shard.tables)
+        self.is_known = False
+        """True once the peer has shown the token."""
+        self.is_ending = False
         self.attached: tuple[int, int] | None = None
         """Epoch and lease whose steps this connection pushes; changed under the gate."""
         self._shard = shard
@@ -118,7 +122,7 @@ class Connection(threading.Thread):
     def run(self) -> None:
         """Serve until the peer or the shard ends the connection."""
         try:
-            configure(self._sock, HELLO_SECONDS)
+            configure(self._sock, self._shard.hello_seconds)
             self._serve()
         except ConnectionLostError as error:
             # The shard is going down: a peer that sees the connection end comes back to its next generation.
@@ -133,6 +137,7 @@ class Connection(threading.Thread):
 
     def end(self) -> None:
         """Close the socket, which ends the thread."""
+        self.is_ending = True
         close(self._sock)
 
     def _refuse(self, error: CirrusError) -> None:
@@ -146,6 +151,7 @@ class Connection(threading.Thread):
     def _serve(self) -> None:
         hello, request = self._receive_hello()
         self._check_hello(hello)
+        self.is_known = True
         set_timeout(self._sock, IDLE_SECONDS)
         welcome = Welcome(shard=self._shard.shard, generation=self._shard.generation)
         self._send([encode(welcome, request)])
@@ -159,6 +165,7 @@ class Connection(threading.Thread):
                 self._end += received
 
     def _receive_hello(self) -> tuple[Hello, int]:
+        deadline = time.monotonic() + self._shard.hello_seconds
         while True:
             available = self._end - self._start
             if available >= HEADER.size:
@@ -167,6 +174,10 @@ class Connection(threading.Thread):
                     raise AuthenticationError("the first frame must be a hello with the run's token")
                 if available >= HEADER.size + header.length:
                     break
+            left = deadline - time.monotonic()
+            if left < SHORTEST_WAIT_SECONDS:
+                raise ConnectionResetError("took too long to say hello")
+            set_timeout(self._sock, left)
             received = self._sock.recv_into(self._view[self._end : HEADER.size + MAX_HELLO_BYTES])
             if received == 0:
                 raise ConnectionResetError("closed before saying hello")

@@ -16,6 +16,7 @@ leases are done again.
 from __future__ import annotations
 
 import enum
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,13 +30,15 @@ from cirrus.paramserver.protocol import Complete, Evaluation, StepTurn, Task
 from cirrus.paramserver.turns import Turns
 from cirrus.paramserver.worker_times import WorkerTimes
 
+log = logging.getLogger(__name__)
+
 #: Between two points of the training curve.
 METRIC_SECONDS = 0.25
 #: In a long epoch the evaluator is asked this often.
 EVALUATION_SECONDS = 10.0
 #: An evaluator that has not reported after this long is given up for this time.
 EVALUATION_TIMEOUT_SECONDS = 300.0
-#: After so many evaluations that failed in a row, the run goes on without.
+#: After so many failures in a row the run goes on without evaluations, or fails if its end depends on them.
 MAX_FAILED_EVALUATIONS = 3
 #: Leases a worker may hold: the one it works on and the one it fetches meanwhile.
 MAX_LEASES_PER_WORKER = 2
@@ -173,6 +176,8 @@ class Coordinator:
         self.final_state: RunState | None = None
         self.stop_reason: str | None = None
         self.error: str | None = None
+        self.warning: str | None = None
+        """What the run goes on without."""
         self.points: list[MetricPoint] = []
         """Points not yet taken by the shard."""
         self.checkpoint_wanted = False
@@ -453,9 +458,19 @@ class Coordinator:
         self._settle(now)
 
     def _evaluation_failed(self) -> None:
-        self._evaluation.worker = None
-        self._evaluation.failures += 1
-        self._evaluation.wanted = True
+        state, stop = self._evaluation, self.config.stop
+        state.worker = None
+        state.failures += 1
+        state.wanted = True
+        if state.failures < MAX_FAILED_EVALUATIONS:
+            return
+        problem = f"the validation loss could not be computed {state.failures} times in a row"
+        if self.phase is Phase.RUNNING and (stop.early_stopping or stop.target_loss is not None):
+            watcher = "early_stopping" if stop.early_stopping else "target_loss"
+            self.end("failed", RunState.FAILED, f"{problem}, and {watcher} watches it")
+        elif self.phase is not Phase.ENDED:
+            self.warning = problem
+            log.warning("%s; the run goes on without it", problem)
 
     # Time.
 
@@ -659,6 +674,7 @@ class Coordinator:
             heartbeat_at=unix_now,
             stop_reason=self.stop_reason,
             error=self.error,
+            warning=self.warning,
             counts={**counts, "leases_given_again": self.ledger.given_again},
         )
 

@@ -18,8 +18,24 @@ PEER_SECONDS = 5.0
 CONNECT_SECONDS = 2.0
 
 
+class _Line:
+    """The connection to one peer; one question at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.channel: Channel | None = None
+
+    def hang_up(self) -> None:
+        """Close the connection; somebody who waits for an answer gets an error."""
+        channel = self.channel
+        if channel is not None:
+            channel.close()
+
+
 class Peers:
     """Connections to the other shards, made when needed and made anew when lost.
+
+    Several threads may ask at once; those who ask the same shard wait for each other.
 
     Args:
         folder: Where the shards announce their addresses.
@@ -30,12 +46,10 @@ class Peers:
 
     def __init__(self, folder: RunFolder, config: RunConfig, token: str, shard: int) -> None:
         self._folder = folder
-        self._n_shards = config.n_shards
         self._token = token
         self._shard = shard
-        self._channels: dict[int, Channel] = {}
-        self._lock = threading.Lock()
-        self._closed = False
+        self._lines = {peer: _Line() for peer in range(config.n_shards)}
+        self._closed = threading.Event()
 
     def call(self, peer: int, message: Message, timeout_seconds: float = PEER_SECONDS) -> Message:
         """Ask another shard and return its answer.
@@ -44,19 +58,25 @@ class Peers:
             ConnectionLostError: It cannot be reached.
             ShardError: It refused.
         """
-        with self._lock:
-            if self._closed:
-                raise ConnectionLostError("this shard is going down")
-            channel = self._channels.get(peer)
-            if channel is None:
-                channel = self._channels[peer] = self._connect(peer)
+        line = self._lines[peer]
+        with line.lock:
+            if line.channel is None:
+                line.channel = self._connect(peer)
             try:
-                channel.set_timeout(timeout_seconds)
-                return channel.call(message)
-            except (ConnectionLostError, ShardError):
-                channel.close()
-                self._channels.pop(peer, None)
+                # Once the connection is there to be closed: close() closes what it finds.
+                self._check_open()
+                line.channel.set_timeout(timeout_seconds)
+                return line.channel.call(message)
+            except (ConnectionLostError, ShardError, OSError) as error:
+                line.hang_up()
+                line.channel = None
+                if isinstance(error, OSError):
+                    raise ConnectionLostError("this shard is going down") from error
                 raise
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise ConnectionLostError("this shard is going down")
 
     def _connect(self, peer: int) -> Channel:
         address = self._folder.shard_address(peer)
@@ -72,9 +92,7 @@ class Peers:
         return reply
 
     def close(self) -> None:
-        """Close all connections, and make no more."""
-        with self._lock:
-            self._closed = True
-            for channel in self._channels.values():
-                channel.close()
-            self._channels.clear()
+        """Close all connections, and make no more; questions under way end with an error."""
+        self._closed.set()
+        for line in self._lines.values():
+            line.hang_up()

@@ -64,6 +64,10 @@ REPORT_SECONDS = 0.5
 #: A connection's thread has this long to end.
 JOIN_SECONDS = 2.0
 ACCEPT_RETRY_SECONDS = 0.05
+#: A peer has this long to show the token, in all.
+HELLO_SECONDS = 10.0
+#: So many peers may be about to show the token; for one more, the one that has taken longest has to go.
+MAX_STRANGERS = 256
 #: Counters that the status shows, in the order of the kernels' array.
 _COUNTERS = {
     "steps_applied": kernels.STEPS_APPLIED,
@@ -82,10 +86,20 @@ class Shard:
         generation: Its incarnation, higher than that of any that ran before.
         host: Where to listen; loopback unless told otherwise.
         port: 0 lets the kernel choose.
+        hello_seconds: How long a peer has to show the token.
+        max_strangers: How many peers may be about to.
     """
 
     def __init__(
-        self, run_url: str, *, shard: int, generation: int, host: str = "127.0.0.1", port: int = 0
+        self,
+        run_url: str,
+        *,
+        shard: int,
+        generation: int,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        hello_seconds: float = HELLO_SECONDS,
+        max_strangers: int = MAX_STRANGERS,
     ) -> None:
         self.folder = RunFolder(run_url)
         self.config: RunConfig = self.folder.config()
@@ -97,6 +111,8 @@ class Shard:
         self.tables = ShardTables(self.config.shard_tables, shard, self.config.seed)
         self.stopping = threading.Event()
         """Set when the shard ends."""
+        self.hello_seconds = hello_seconds
+        self._max_strangers = max_strangers
         self._host, self._port = host, port
         self._marks = StepMarks(self.config.leases)
         self._marks_lock = threading.Lock()
@@ -247,12 +263,19 @@ class Shard:
                 self.stopping.wait(ACCEPT_RETRY_SECONDS)
                 continue
             with self._connections_lock:
+                self._make_room_for_a_stranger()
                 self._n_accepted += 1
                 connection = Connection(self, sock, self._n_accepted)
                 self._connections[connection.number] = connection
                 connection.start()  # before anybody who closes all connections can wait for its end
             if self.stopping.is_set():
                 connection.end()
+
+    def _make_room_for_a_stranger(self) -> None:
+        strangers = [c for c in self._connections.values() if not (c.is_known or c.is_ending)]
+        if len(strangers) >= self._max_strangers:
+            log.warning("shard %d has %d connections without the token", self.shard, len(strangers))
+            strangers[0].end()
 
     def forget(self, connection: Connection) -> None:
         """A connection ended."""

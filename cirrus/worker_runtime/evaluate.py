@@ -79,9 +79,9 @@ class Evaluator:
     def _blocks(self) -> collections.abc.Iterable[Block]:
         if self._kept is not None:
             return self._kept
-        url = self._session.config.validation_url
-        assert url is not None
-        store, manifest = self._session.open_dataset(url)
+        config = self._session.config
+        assert config.validation_url is not None
+        store, manifest = self._session.open_dataset(config.validation_url, config.validation_fingerprint)
         blocks = iterate_blocks(store, manifest)
         if manifest.n_bytes <= KEEP_BYTES // 8:
             self._kept = list(blocks)
