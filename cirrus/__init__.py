@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cirrus.frontend.estimators import load_model
     from cirrus.frontend.factorization import FactorizationMachine
     from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
-    from cirrus.frontend.loading import load_bag_of_words, load_ratings
+    from cirrus.frontend.loading import load_bag_of_words, load_ratings, load_vw
     from cirrus.frontend.mapping import wait
     from cirrus.metrics import MetricPoint, RunState, RunStatus
 
@@ -63,6 +63,7 @@ _HOMES = {
     "load_model": "cirrus.frontend.estimators",
     "load_ratings": "cirrus.frontend.loading",
     "load_svmlight": "cirrus.frontend.datasets",
+    "load_vw": "cirrus.frontend.loading",
     "open_run": "cirrus.client_backend.runs",
     "wait": "cirrus.frontend.mapping",
 }
@@ -96,6 +97,7 @@ __all__ = [
     "load_model",
     "load_ratings",
     "load_svmlight",
+    "load_vw",
     "open_run",
     "wait",
 ]

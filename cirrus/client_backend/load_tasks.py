@@ -41,6 +41,7 @@ from cirrus.client_backend.load_formats import CsvLoad, LoadFormat, Segment, Svm
 from cirrus.client_backend.pieces import Piece, encode_pieces, find_piece, n_groups_of, read_names
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.rows import Rows, SegmentFacts, blocks_of_rows, join_rows, split_rows
+from cirrus.client_backend.vw import VwFormat
 from cirrus.client_backend.words import WordsFormat
 from cirrus.config import from_plain
 from cirrus.storage import open_store
@@ -96,17 +97,24 @@ class LoadPlan:
     csv: CsvLoad | None = None
     ratings: RatingsFormat | None = None
     words: WordsFormat | None = None
+    vw: VwFormat | None = None
 
     @property
     def format(self) -> LoadFormat:
         """How the files are written: the one that is given."""
-        formats = (self.svmlight, self.csv, self.ratings, self.words)
+        formats = (self.svmlight, self.csv, self.ratings, self.words, self.vw)
         return next(how for how in formats if how is not None)
 
 
 def format_fields(how: LoadFormat) -> dict[str, Any]:
     """Return the fields of a :class:`LoadPlan` that say how files are written."""
-    names = {SvmlightFormat: "svmlight", CsvLoad: "csv", RatingsFormat: "ratings", WordsFormat: "words"}
+    names = {
+        SvmlightFormat: "svmlight",
+        CsvLoad: "csv",
+        RatingsFormat: "ratings",
+        WordsFormat: "words",
+        VwFormat: "vw",
+    }
     return {names[type(how)]: how}
 
 

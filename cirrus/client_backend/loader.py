@@ -47,6 +47,7 @@ from cirrus.client_backend.load_team import Team, Worker
 from cirrus.client_backend.pieces import read_names
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.segments import InputFile, Place, Segment, is_compressed, read_segments
+from cirrus.client_backend.vw import VwFormat
 from cirrus.client_backend.words import find_words_format, read_words
 from cirrus.errors import ConfigError, DataError
 from cirrus.storage import MemoryStore, ObjectStore
@@ -57,6 +58,8 @@ COMPRESSION_RATIO = 5
 MIN_PROCESS_BYTES = 16 * 2**20
 #: More processes than this are not started unless asked for: the parent could not feed them.
 MAX_PROCESSES = 16
+#: Where features are paired, so much less text is worked on at once.
+PAIRED_RATIO = 8
 #: How much of a file is looked at for its header.
 HEADER_BYTES = 2**16
 
@@ -197,6 +200,33 @@ def load_ratings_files(
         ConflictError: Another dataset was stored at the URL meanwhile.
         StorageError: The object store refused or failed.
     """
+    with open_inputs(path) as inputs:
+        return load_inputs(inputs, store, how, options)
+
+
+def load_vw_files(path: str, store: ObjectStore, *, how: VwFormat, options: LoadOptions) -> Manifest:
+    """Load text for Vowpal Wabbit; see :func:`cirrus.load_vw`.
+
+    Args:
+        path: See :func:`~cirrus.client_backend.inputs.open_inputs`.
+        store: The store at the dataset's URL.
+        how: How the files are read.
+        options: How to load.
+
+    Raises:
+        DataError: Something is wrong with a file.
+        NotFoundError: There is no such file.
+        ConflictError: Another dataset was stored at the URL meanwhile.
+        StorageError: The object store refused or failed.
+    """
+    if how.interactions:  # rows become many times as long as their text
+        sizes = options.sizes
+        smaller = LoadSizes(
+            segment_bytes=max(1, sizes.segment_bytes // PAIRED_RATIO),
+            bucket_text_bytes=max(1, sizes.bucket_text_bytes // PAIRED_RATIO),
+            bucket_bytes=sizes.bucket_bytes,
+        )
+        options = dataclasses.replace(options, sizes=smaller)
     with open_inputs(path) as inputs:
         return load_inputs(inputs, store, how, options)
 

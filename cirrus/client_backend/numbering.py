@@ -68,3 +68,39 @@ def take_entries(
         for i in range(starts[row], starts[row + 1]):
             out[n] = entries[i]
             n += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def tidy_rows(lengths: NDArray[np.uint32], columns: NDArray[np.uint32], values: NDArray[np.float32]) -> int:
+    """Sort the entries of each row by column, add up those of one column, and leave out zeros, in place.
+
+    Args:
+        lengths: Entries of each row. Shape (n_rows,).
+        columns: Row after row. Shape (n_entries,).
+        values: Shape (n_entries,).
+
+    Returns:
+        The number of entries that are left, at the beginning of the arrays.
+    """
+    n = 0
+    start = 0
+    for row in range(lengths.size):
+        end = start + lengths[row]
+        order = np.argsort(columns[start:end], kind="mergesort")
+        sorted_columns = columns[start:end][order]
+        sorted_values = values[start:end][order]
+        first = n
+        at = 0
+        while at < order.size:
+            column = sorted_columns[at]
+            total = 0.0
+            while at < order.size and sorted_columns[at] == column:
+                total += sorted_values[at]
+                at += 1
+            if np.float32(total) != 0:
+                columns[n] = column
+                values[n] = total
+                n += 1
+        lengths[row] = n - first
+        start = end
+    return n

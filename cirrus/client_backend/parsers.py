@@ -185,7 +185,7 @@ def parse_svmlight(
 @numba.njit(cache=True, nogil=True)
 def _parse_label(text: Bytes, start: int) -> tuple[int, int, float]:
     """Return a code, where the label ends (or begins, if it is bad), and the label."""
-    label, end = _parse_number(text, start)
+    label, end = parse_number(text, start)
     if end == start or not _ends_token(text, end):
         return _BAD_LABEL, start, 0.0
     if not np.isfinite(np.float32(label)):
@@ -204,7 +204,7 @@ def _parse_entry(text: Bytes, start: int, before: int, limit: int) -> tuple[int,
         i += 1
     if i == start or i >= text.size or text[i] != _COLON:
         return _BAD_INDEX, start, 0, 0.0
-    value, end = _parse_number(text, i + 1)
+    value, end = parse_number(text, i + 1)
     if end == i + 1 or not _ends_token(text, end):
         return _BAD_VALUE, start, 0, 0.0
     if not np.isfinite(np.float32(value)):
@@ -217,7 +217,7 @@ def _parse_entry(text: Bytes, start: int, before: int, limit: int) -> tuple[int,
 
 
 @numba.njit(cache=True, nogil=True)
-def _parse_number(text: Bytes, start: int) -> tuple[float, int]:
+def parse_number(text: Bytes, start: int) -> tuple[float, int]:
     """Return a number, which may be NaN or infinite, and where it ends: at ``start`` if there is none."""
     n = text.size
     i = start

@@ -1,13 +1,20 @@
-"""Loaders for ratings and documents; those for rows with labels are in :mod:`cirrus.frontend.datasets`."""
+"""Loaders for ratings, documents, and text for Vowpal Wabbit; see also :mod:`cirrus.frontend.datasets`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-from cirrus.client_backend.loader import LoadOptions, LoadProgress, load_ratings_files, load_words_files
+from cirrus.client_backend.loader import (
+    LoadOptions,
+    LoadProgress,
+    load_ratings_files,
+    load_vw_files,
+    load_words_files,
+)
 from cirrus.client_backend.ratings import RatingsFormat
+from cirrus.client_backend.vw import VwFormat
 from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset
 from cirrus.storage import open_store
@@ -112,3 +119,95 @@ def load_bag_of_words(
         ),
     )
     return Dataset(store.url, manifest)
+
+
+def load_vw(
+    path: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    interactions: Sequence[str] = (),
+    hash_features: int = 2**18,
+    *,
+    missing_label: Literal["error", "drop"] = "error",
+    shuffle: bool = True,
+    random_state: int | None = None,
+    n_processes: int | None = None,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Dataset:
+    """Load text for Vowpal Wabbit: ``LABEL [WEIGHT] ['TAG]|NAMESPACE[:SCALE] FEATURE[:VALUE] ... |...``.
+
+    Importance weights become sample weights; tags, and lines that begin with ``#``, are read over. A value
+    that is text makes a category of its feature. Features are hashed with MurmurHash3, but not as Vowpal
+    Wabbit does it: see ``docs/loading.md``.
+
+    Args:
+        path: One file, a pattern, an object or prefix in a store, or ``-``; see :func:`cirrus.load_svmlight`.
+        url: Where the dataset goes: a folder or ``s3://bucket/prefix``.
+        interactions: Pairs of namespaces by their first letters, as ``-q`` of ``vw``: ``["ab"]`` pairs each
+            feature of a namespace in ``a`` with each of one in ``b``; ``:`` is any namespace.
+        hash_features: Number of columns; more of them collide less.
+        missing_label: What to do with a row without a label.
+        shuffle: Spread the rows over the whole dataset at random, as training needs it.
+        random_state: Seed of that; the result does not depend on ``n_processes``.
+        n_processes: None: as many as the machine and the files suggest.
+        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+
+    Raises:
+        ConfigError: A parameter cannot work.
+        DataError: A line is wrong (the message names it and a remedy), or there are no rows.
+        NotFoundError: There is no such file.
+        StorageError: A file or the object store cannot be read or written.
+
+    Example:
+        >>> cirrus.load_vw("clicks.vw.gz", "data/clicks", interactions=["ua"])  # doctest: +SKIP
+    """
+    if isinstance(interactions, str):
+        raise ConfigError("interactions", f"must be a list such as ['ab'], got the text {interactions!r}")
+    if missing_label not in ("error", "drop"):
+        raise ConfigError("missing_label", f'must be "error" or "drop", got {missing_label!r}')
+    store = open_store(url)
+    manifest = load_vw_files(
+        os.fspath(path),
+        store,
+        how=VwFormat(
+            hash_features=hash_features, interactions=tuple(interactions), missing_label=missing_label
+        ),
+        options=LoadOptions(
+            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
+        ),
+    )
+    return Dataset(store.url, manifest)
+
+
+def load_vw_like(
+    path: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    encoding: Mapping[str, Any],
+    *,
+    with_labels: bool = False,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Dataset:
+    """Load text for Vowpal Wabbit in the way other such text was loaded, in its own order.
+
+    Args:
+        path: See :func:`load_vw`.
+        url: Where the dataset goes.
+        encoding: ``manifest.encoding`` of the other dataset.
+        with_labels: Every row must have a label; otherwise those without one get 0.
+        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+
+    Raises:
+        ConfigError: The encoding is not that of such text.
+        DataError: A line is wrong, or there are no rows.
+        NotFoundError: There is no such file.
+        StorageError: A file or the object store cannot be read or written.
+    """
+    if encoding.get("format") != "vw":
+        raise ConfigError("encoding", "is not that of a dataset that was loaded from text for Vowpal Wabbit")
+    store = open_store(url)
+    how = VwFormat(
+        hash_features=encoding["hash_features"],
+        interactions=tuple(encoding["interactions"]),
+        missing_label="error" if with_labels else "zero",
+    )
+    options = LoadOptions(shuffle=False, progress=progress)
+    return Dataset(store.url, load_vw_files(os.fspath(path), store, how=how, options=options))
