@@ -12,8 +12,10 @@ from pathlib import Path
 
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
+from cirrus.client_backend.housekeeping import remove_old_runs
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.processes import ChildExit, ChildSet
+from cirrus.client_backend.runs import Run
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConfigError
 from cirrus.run_folder import RunFolder
@@ -21,6 +23,8 @@ from cirrus.run_folder import RunFolder
 #: Environment variable with the default root of runs.
 HOME_VARIABLE = "CIRRUS_HOME"
 DEFAULT_HOME = "~/.cirrus"
+#: So many run folders are kept, and all of the last day.
+KEEP_RUNS = 100
 #: Workers hold nothing that is worth saving, and end at once when they are asked to.
 WORKER_GRACE_SECONDS = 0.3
 #: Shards write a last snapshot. One that takes longer is lost, and the one before it stands.
@@ -66,6 +70,8 @@ class LocalBackend(Backend):
             named by the environment variable ``CIRRUS_HOME``, else ``~/.cirrus``.
         dollars_per_hour: What this machine costs while a run works, for ``cost_`` and ``max_cost``.
         generation_seconds: Lifetime of a worker process; None: until the run is over.
+        keep_runs: How many of the newest run folders are kept. Of older ones those are removed, when a run
+            starts, that ended more than a day ago, belong to no search and hold no checkpoint. None: all.
         commands: What to run instead of Cirrus' own shards and workers, for tests of failures.
     """
 
@@ -75,6 +81,7 @@ class LocalBackend(Backend):
         root: str | os.PathLike[str] | None = None,
         dollars_per_hour: float = 0.0,
         generation_seconds: float | None = None,
+        keep_runs: int | None = KEEP_RUNS,
         commands: LocalCommands | None = None,
     ) -> None:
         self.root = default_home() if root is None else os.fspath(root)
@@ -84,6 +91,9 @@ class LocalBackend(Backend):
         if folder := local_folder(self.root):
             self.root = str(folder.absolute())
         self.generation_seconds = generation_seconds
+        if keep_runs is not None and keep_runs < 0:
+            raise ConfigError("keep_runs", f"must be >= 0 or None, got {keep_runs!r}")
+        self._keep_runs = keep_runs
         self._dollars_per_hour = dollars_per_hour
         self._commands = commands or LocalCommands()
 
@@ -93,6 +103,13 @@ class LocalBackend(Backend):
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what this machine costs, whatever the size of the run."""
         return self._dollars_per_hour
+
+    def start(self, config: RunConfig) -> Run:
+        """See :meth:`Backend.start`."""
+        run = super().start(config)
+        if self._keep_runs is not None:
+            remove_old_runs(self.root, self._keep_runs)
+        return run
 
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
         """See :meth:`Backend.launcher`."""
