@@ -186,6 +186,18 @@ data "aws_iam_policy_document" "client" {
   }
 
   statement {
+    sid       = "TagServersForTheirNextRun"
+    actions   = ["ec2:CreateTags"]
+    resources = ["${local.arn}:ec2:${local.region}:${local.account}:instance/*"]
+
+    condition {
+      test     = "StringEquals"
+      variable = "aws:ResourceTag/cirrus:deployment"
+      values   = [var.name]
+    }
+  }
+
+  statement {
     sid       = "ServersRole"
     actions   = ["iam:PassRole"]
     resources = [aws_iam_role.server.arn]
@@ -200,7 +212,7 @@ data "aws_iam_policy_document" "client" {
   statement {
     #checkov:skip=CKV_AWS_356:These actions know no resources
     sid       = "Look"
-    actions   = ["ec2:DescribeInstances", "lambda:GetAccountSettings"]
+    actions   = ["ec2:DescribeInstances", "ec2:DescribeSpotPriceHistory", "lambda:GetAccountSettings"]
     resources = ["*"]
   }
 }

@@ -25,7 +25,20 @@ import cirrus
 from cirrus.cli.commands import app
 from cirrus.frontend.scratch import is_scratch_url, new_scratch_url
 
-COMMANDS = ["load", "describe", "preprocess", "train", "predict", "runs", "attach", "kill", "ps", "package"]
+COMMANDS = [
+    "load",
+    "describe",
+    "preprocess",
+    "train",
+    "predict",
+    "runs",
+    "attach",
+    "kill",
+    "ps",
+    "package",
+    "deploy",
+    "destroy",
+]
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 #: Something that should happen soon has not happened when this has passed.
 PATIENCE_SECONDS = 30.0

@@ -23,9 +23,11 @@ from cirrus.cli.options import (
     LabelAboveOption,
     LabelOption,
     ModelType,
+    NameOption,
     NFeaturesOption,
     NumericOption,
     Optimizer,
+    PluginDirOption,
     Preprocessing,
     PreprocessOptions,
     PythonVersion,
@@ -33,6 +35,7 @@ from cirrus.cli.options import (
     SeedOption,
     SepOption,
     TrainOptions,
+    YesOption,
 )
 from cirrus.errors import CirrusError
 
@@ -385,3 +388,63 @@ def package(
     from cirrus.client_backend.aws.wheels import Target
 
     packaging.package(out, Target(python=python.value, architecture=architecture.value), server=server)
+
+
+@_command
+def deploy(
+    name: NameOption = "cirrus",
+    region: Annotated[
+        str | None, typer.Option(help="AWS region; default: as your environment or profile says.")
+    ] = None,
+    worker_memory_mb: Annotated[
+        list[int] | None, typer.Option(help="Memory of a worker function; may be given again.")
+    ] = None,
+    python: Annotated[
+        PythonVersion, typer.Option(help="Python of the functions and servers.")
+    ] = PythonVersion.PYTHON_3_13,
+    architecture: Annotated[
+        Architecture, typer.Option(help="Their processor; host: this machine, for emulators.")
+    ] = Architecture.ARM64,
+    var: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other variable of terraform/.")
+    ] = None,
+    plugin_dir: PluginDirOption = None,
+    yes: YesOption = False,
+) -> None:
+    """Make what Cirrus needs in your AWS account, or bring it up to date, with Terraform.
+
+    Shows the plan and asks before it does anything.
+
+    Example: cirrus deploy --region eu-central-1 --worker-memory-mb 1769 --var keep_warm_seconds=600
+    """
+    from cirrus.cli import deploying
+    from cirrus.client_backend.aws.deploy import DeployOptions
+    from cirrus.client_backend.aws.wheels import Target
+
+    options = DeployOptions(
+        name=name,
+        region=region,
+        target=Target(python=python.value, architecture=architecture.value),
+        worker_memory_mb=tuple(worker_memory_mb or DeployOptions.worker_memory_mb),
+        variables=deploying.parse_variables(var or []),
+        plugin_folder=plugin_dir,
+    )
+    deploying.deploy(options, yes=yes)
+
+
+@_command
+def destroy(
+    name: NameOption = "cirrus",
+    delete_data: Annotated[
+        bool, typer.Option("--delete-data", help="Also delete the datasets, runs and models in the bucket.")
+    ] = False,
+    plugin_dir: PluginDirOption = None,
+    yes: YesOption = False,
+) -> None:
+    """End all servers of a deployment and remove everything of it from your AWS account.
+
+    Example: cirrus destroy --delete-data
+    """
+    from cirrus.cli import deploying
+
+    deploying.destroy(name, delete_data=delete_data, plugin_dir=plugin_dir, yes=yes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -93,6 +94,14 @@ HomeOption = Annotated[
         "--home", help="Where runs are kept; default: $CIRRUS_HOME or ~/.cirrus.", show_default=False
     ),
 ]
+NameOption = Annotated[str, typer.Option(help="Of the deployment; several in an account need several.")]
+PluginDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Take Terraform's provider from this folder instead of the registry.", show_default=False
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `cirrus runs` lists it.")]
 
 
