@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cirrus.frontend.estimators import load_model
     from cirrus.frontend.factorization import FactorizationMachine
     from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
-    from cirrus.frontend.loading import load_bag_of_words, load_ratings, load_vw
+    from cirrus.frontend.loading import load_bag_of_words, load_parquet, load_ratings, load_vw
     from cirrus.frontend.mapping import wait
     from cirrus.metrics import MetricPoint, RunState, RunStatus
 
@@ -61,6 +61,7 @@ _HOMES = {
     "load_bag_of_words": "cirrus.frontend.loading",
     "load_csv": "cirrus.frontend.datasets",
     "load_model": "cirrus.frontend.estimators",
+    "load_parquet": "cirrus.frontend.loading",
     "load_ratings": "cirrus.frontend.loading",
     "load_svmlight": "cirrus.frontend.datasets",
     "load_vw": "cirrus.frontend.loading",
@@ -95,6 +96,7 @@ __all__ = [
     "load_bag_of_words",
     "load_csv",
     "load_model",
+    "load_parquet",
     "load_ratings",
     "load_svmlight",
     "load_vw",

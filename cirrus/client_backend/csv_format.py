@@ -78,9 +78,9 @@ class CsvFormat:
 
         def place(column: CsvColumn, role: str) -> CsvColumn:
             if self.has_header:
-                return _find_column(column.name, role, names, path)
+                return find_column(column.name, role, names, path)
             gone = int(lacks_label and self.label is not None and column.index > self.label.index)
-            index = _find_column(column.index - gone, role, names, path).index
+            index = find_column(column.index - gone, role, names, path).index
             return dataclasses.replace(column, index=index)
 
         return dataclasses.replace(
@@ -161,7 +161,7 @@ class CsvRequest:
         names = [cell.strip() for cell in first] if has_header else [f"column {i}" for i in range(len(first))]
 
         def find(column: str | int, role: str) -> CsvColumn:
-            return _find_column(column, role, names, path)
+            return find_column(column, role, names, path)
 
         label = None if self.label is None else find(self.label, "label")
         text_labels = False
@@ -208,7 +208,18 @@ def _rows(path: str, data: bytes, sep: str) -> Iterator[list[str]]:
         raise DataError(f"{path}:{reader.line_num}: is not proper CSV ({error}): correct the line") from error
 
 
-def _find_column(column: str | int, role: str, names: Sequence[str], path: str) -> CsvColumn:
+def find_column(column: str | int, role: str, names: Sequence[str], path: str) -> CsvColumn:
+    """Return a column of a file by its name or number.
+
+    Args:
+        column: Its name, or its number from 0.
+        role: What it is wanted for.
+        names: Of all columns.
+        path: What to call the file in an error message.
+
+    Raises:
+        DataError: There is none, or several of that name.
+    """
     if isinstance(column, str):
         if column not in names:
             raise DataError(f"{path}:1: has no column {column!r} ({role}); it has {', '.join(names)}")

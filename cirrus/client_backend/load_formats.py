@@ -236,6 +236,8 @@ class CsvLoad(LoadFormat):
     """Of the first file; others may have the columns in another order."""
     label_names: tuple[str, ...] = ()
     """Names of labels that have their numbers already."""
+    is_table: bool = False
+    """Whether the text is made of a table, without its header."""
 
     @property
     def quoted(self) -> bool:
@@ -275,7 +277,10 @@ class _CsvReader(ParserReader):
         self._labels = LabelNames(how.label_names)
 
     def make_parser(self, name: str, segment: Segment) -> Parser:
-        return FastCsvParser(name, segment.csv or self._how.csv, self._labels)
+        csv = segment.csv or self._how.csv
+        if self._how.is_table:
+            csv = dataclasses.replace(csv, has_header=False)
+        return FastCsvParser(name, csv, self._labels)
 
     def take_names(self) -> list[Vocabulary]:
         names = self._labels.take()

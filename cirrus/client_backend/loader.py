@@ -44,6 +44,7 @@ from cirrus.client_backend.load_tasks import (
     segment_key,
 )
 from cirrus.client_backend.load_team import Team, Worker
+from cirrus.client_backend.parquet import BATCH_ROWS, find_parquet_format, fit_parquet_format
 from cirrus.client_backend.pieces import read_names
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.segments import InputFile, Place, Segment, is_compressed, read_segments
@@ -256,6 +257,54 @@ def load_words_files(
         return load_inputs(inputs, store, how, options, vocabularies=with_words)
 
 
+def load_parquet_files(
+    path: str,
+    store: ObjectStore,
+    *,
+    request: CsvRequest,
+    options: LoadOptions,
+    batch_rows: int = BATCH_ROWS,
+) -> Manifest:
+    """Load Parquet files; see :func:`cirrus.load_parquet`.
+
+    Args:
+        path: See :func:`~cirrus.client_backend.inputs.open_inputs`.
+        store: The store at the dataset's URL.
+        request: Which columns to take, and how.
+        options: How to load.
+        batch_rows: Rows that are read at once.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        DataError: Something is wrong with a file.
+        NotFoundError: There is no such file.
+        ConflictError: Another dataset was stored at the URL meanwhile.
+        StorageError: The object store refused or failed.
+    """
+    with open_inputs(path) as inputs:
+        csv, found = find_parquet_format(request, inputs.files)
+        source = dataclasses.replace(found, batch_rows=batch_rows)
+        how = CsvLoad(csv=csv, is_table=True)
+        return load_inputs(inputs, store, how, options, source=source.segments)
+
+
+def load_parquet_files_like(
+    path: str,
+    store: ObjectStore,
+    *,
+    csv: CsvFormat,
+    label_names: tuple[str, ...] | None = None,
+    with_labels: bool = False,
+    options: LoadOptions,
+) -> Manifest:
+    """Load Parquet files in the way others, or CSV files, were; see :func:`load_csv_file_like`."""
+    names = (label_names or ()) if with_labels else ()
+    with open_inputs(path) as inputs:
+        found, source = fit_parquet_format(csv, inputs.files, with_labels=with_labels)
+        how = CsvLoad(csv=found, label_names=names, is_table=True)
+        return load_inputs(inputs, store, how, options, source=source.segments)
+
+
 def first_lines(file: InputFile, *, quoted: bool, n_bytes: int = LoadSizes.segment_bytes) -> bytes:
     """Return the beginning of a file, in whole lines."""
     for segment in read_segments(file, quoted=quoted, segment_bytes=n_bytes):
@@ -330,7 +379,8 @@ class _Load:
         self._progress = options.progress
         self._sizes = sizes = options.sizes
         # A compressed file counts for as much text as it may hold.
-        self._ratios = [COMPRESSION_RATIO if is_compressed(file) else 1 for file in inputs.files]
+        packed = [source is not None or is_compressed(file) for file in inputs.files]
+        self._ratios = [COMPRESSION_RATIO if is_packed else 1 for is_packed in packed]
         sizes_of_text = [file.n_bytes * k for file, k in zip(inputs.files, self._ratios, strict=True)]
         self._text_before = list(itertools.accumulate(sizes_of_text, initial=0))
         text_bytes = self._text_before[-1]

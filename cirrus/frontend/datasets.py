@@ -380,8 +380,8 @@ def load_csv(
     """
     request = CsvRequest(
         label=label,
-        numeric=_columns(numeric, "numeric"),
-        categorical=_columns(categorical, "categorical"),
+        numeric=column_list(numeric, "numeric"),
+        categorical=column_list(categorical, "categorical"),
         sep=sep,
         hash_features=hash_features,
         header=header,
@@ -443,7 +443,8 @@ def load_csv_like(
     return Dataset(store.url, manifest)
 
 
-def _columns(columns: Sequence[str | int], name: str) -> tuple[str | int, ...]:
+def column_list(columns: Sequence[str | int], name: str) -> tuple[str | int, ...]:
+    """Return columns as the user gave them, or raise a ConfigError that names the parameter."""
     if isinstance(columns, str):
         raise ConfigError(name, f"must be a list of columns, got the text {columns!r}")
     return tuple(columns)

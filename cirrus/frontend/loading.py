@@ -1,4 +1,4 @@
-"""Loaders for ratings, documents, and text for Vowpal Wabbit; see also :mod:`cirrus.frontend.datasets`."""
+"""Loaders for Parquet, ratings, documents, Vowpal Wabbit; see also :mod:`cirrus.frontend.datasets`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from cirrus.client_backend.csv_format import NA_VALUES, CsvFormat, CsvRequest
 from cirrus.client_backend.loader import (
     LoadOptions,
     LoadProgress,
+    load_parquet_files,
+    load_parquet_files_like,
     load_ratings_files,
     load_vw_files,
     load_words_files,
@@ -16,7 +19,7 @@ from cirrus.client_backend.loader import (
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.vw import VwFormat
 from cirrus.errors import ConfigError
-from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.datasets import Dataset, column_list
 from cirrus.storage import open_store
 
 
@@ -211,3 +214,104 @@ def load_vw_like(
     )
     options = LoadOptions(shuffle=False, progress=progress)
     return Dataset(store.url, load_vw_files(os.fspath(path), store, how=how, options=options))
+
+
+def load_parquet(
+    path: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    label: str | int = 0,
+    numeric: Sequence[str | int] = (),
+    categorical: Sequence[str | int] = (),
+    hash_features: int = 2**20,
+    *,
+    label_above: float | None = None,
+    missing_label: Literal["error", "drop"] = "error",
+    na_values: Sequence[str] = NA_VALUES,
+    shuffle: bool = True,
+    random_state: int | None = None,
+    n_processes: int | None = None,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Dataset:
+    """Load Parquet files. The rows are those that :func:`cirrus.load_csv` makes of the same table.
+
+    Needs pyarrow: ``pip install 'cirrus-ml[parquet]'``. Rows are read in batches; columns that are not
+    named are not read. Nulls and NaN are cells without a value.
+
+    Args:
+        path: One file, a pattern, an object or prefix in a store, or ``-``; see :func:`cirrus.load_svmlight`.
+            All files must have the columns.
+        url: Where the dataset goes: a folder or ``s3://bucket/prefix``.
+        label: The column to be predicted: numbers, truth values, or text for the names of classes.
+        numeric: Columns that are numbers or truth values.
+        categorical: Columns that are categories, be they numbers or text.
+        hash_features: Number of features for categories; more of them collide less.
+        label_above: Make the label 1 where its number is above this, else 0.
+        missing_label: What to do with a row without a label.
+        na_values: Cells that mean that there is no value.
+        shuffle: Spread the rows over the whole dataset at random, as training needs it.
+        random_state: Seed of that; the result does not depend on ``n_processes``.
+        n_processes: None: as many as the machine and the files suggest.
+        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+
+    Raises:
+        ConfigError: A parameter cannot work, or pyarrow is not installed.
+        DataError: A row is wrong (the message names it, counted from 1, and a remedy), a column is missing,
+            or it is no Parquet file.
+        NotFoundError: There is no such file.
+        StorageError: A file or the object store cannot be read or written.
+
+    Example:
+        >>> cirrus.load_parquet("clicks/*.parquet", "data/clicks", label="clicked", numeric=["hour"],
+        ...                     categorical=["site", "device"])  # doctest: +SKIP
+    """
+    request = CsvRequest(
+        label=label,
+        numeric=column_list(numeric, "numeric"),
+        categorical=column_list(categorical, "categorical"),
+        hash_features=hash_features,
+        label_above=label_above,
+        missing_label=missing_label,
+        na_values=tuple(na_values),
+    )
+    options = LoadOptions(
+        shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
+    )
+    store = open_store(url)
+    return Dataset(store.url, load_parquet_files(os.fspath(path), store, request=request, options=options))
+
+
+def load_parquet_like(
+    path: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    encoding: Mapping[str, Any],
+    *,
+    label_names: tuple[str, ...] | None = None,
+    with_labels: bool = False,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> Dataset:
+    """Load Parquet files in the way another table was loaded, in their own order, to predict or score rows.
+
+    Args:
+        path: See :func:`load_parquet`.
+        url: Where the dataset goes.
+        encoding: ``manifest.encoding`` of the other dataset, from Parquet or CSV.
+        label_names: ``manifest.label_names`` of the other dataset.
+        with_labels: Read the labels too. Otherwise their column may be missing, and they are all 0.
+        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+
+    Raises:
+        ConfigError: The encoding is not that of a table.
+        DataError: A row is wrong, a column is missing, or a label is unknown.
+        NotFoundError: There is no such file.
+        StorageError: A file or the object store cannot be read or written.
+    """
+    store = open_store(url)
+    manifest = load_parquet_files_like(
+        os.fspath(path),
+        store,
+        csv=CsvFormat.from_encoding(encoding),
+        label_names=label_names,
+        with_labels=with_labels,
+        options=LoadOptions(shuffle=False, progress=progress),
+    )
+    return Dataset(store.url, manifest)
