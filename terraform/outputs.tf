@@ -1,5 +1,10 @@
 # What `cirrus` reads; the names are fields of cirrus.client_backend.aws.deployment.Deployment.
 
+output "name" {
+  description = "Name of the deployment."
+  value       = var.name
+}
+
 output "region" {
   description = "Region of everything."
   value       = local.region

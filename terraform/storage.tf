@@ -73,7 +73,7 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
   bucket = aws_s3_bucket.this.id
 
   dynamic "rule" {
-    for_each = toset(["tmp", "servers"])
+    for_each = toset(["tmp", "scratch", "jobs", "servers"])
 
     content {
       id     = "${rule.value}-are-temporary"

@@ -123,7 +123,7 @@ variable "data_buckets" {
 }
 
 variable "temporary_days" {
-  description = "After how many days temporary objects (below tmp/ and servers/) are deleted."
+  description = "After how many days temporary objects (below tmp/, scratch/, jobs/ and servers/) are deleted."
   type        = number
   default     = 2
   nullable    = false

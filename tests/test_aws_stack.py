@@ -88,7 +88,7 @@ class Client:
 
 def launch(facade, deployment, run_id, shards):
     """Start an instance as clients do; return its id."""
-    tags = {"cirrus:owner": "cirrus", "cirrus:deployment": "cirrus", "Name": f"cirrus-{run_id}"}
+    tags = {"cirrus:owner": "cirrus", "cirrus:deployment": deployment.name, "Name": f"cirrus-{run_id}"}
     return facade.run_instance(
         template_id=deployment.launch_template_id,
         client_token=uuid.uuid4().hex,

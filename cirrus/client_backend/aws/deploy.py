@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cirrus.client_backend.aws import sources
 from cirrus.client_backend.aws.deployment import Deployment
-from cirrus.client_backend.aws.facade import LIVING_STATES, AwsFacade, Instance
+from cirrus.client_backend.aws.facade import LIVING_STATES, TAG_DEPLOYMENT, AwsFacade, Instance
 from cirrus.client_backend.aws.package import build_server_package, build_worker_package
 from cirrus.client_backend.aws.terraform import Terraform
 from cirrus.client_backend.aws.translation import aws_errors
@@ -31,14 +31,12 @@ from cirrus.storage import ObjectStore, open_store
 if TYPE_CHECKING:
     from boto3.session import Session
 
-#: Tag that everything of a deployment carries; Terraform sets it.
-TAG_DEPLOYMENT = "cirrus:deployment"
 #: Servers that were told to end have this long to be gone; while they are there, nothing else can go.
 TERMINATE_SECONDS = 300.0
 TERMINATE_POLL_SECONDS = 2.0
 #: What the deployment itself keeps in the bucket; everything else is the user's.
 PACKAGES = "packages"
-OWN_PREFIXES = (PACKAGES, "servers", "tmp", "cirrus")
+OWN_PREFIXES = (PACKAGES, "cirrus", "jobs", "scratch", "servers", "tmp")
 _LEAVING = "shutting-down"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 #: The Python of functions and servers where the packages are for this machine's own.

@@ -44,6 +44,8 @@ class Deployment:
     """How long a server waits for another run after its own has ended."""
     spot: bool = False
     """Servers are spot instances."""
+    name: str = "cirrus"
+    """Of the deployment; its servers carry it as the tag ``cirrus:deployment``."""
 
     def __post_init__(self) -> None:
         """Check every field."""

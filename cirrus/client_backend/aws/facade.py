@@ -32,6 +32,8 @@ EVENTUAL_SECONDS = 1.0
 
 #: Tags by which instances are known.
 TAG_RUN, TAG_SHARDS, TAG_OWNER, OWNER = "cirrus:run", "cirrus:shards", "cirrus:owner", "cirrus"
+#: Tag that everything of a deployment carries, with its name.
+TAG_DEPLOYMENT = "cirrus:deployment"
 #: States of an instance in which it costs something.
 LIVING_STATES = ("pending", "running")
 
