@@ -17,7 +17,6 @@ from cirrus.client_backend.csv_fast import FastCsvParser
 from cirrus.client_backend.csv_format import CsvColumn, CsvFormat
 from cirrus.client_backend.csv_kernels import murmur3
 from cirrus.client_backend.csv_rows import CsvParser, LabelNames
-from cirrus.client_backend.rows import Rows, row_starts
 from cirrus.errors import DataError
 from cirrus.frontend.datasets import Dataset, load_csv
 from cirrus.frontend.linear import LogisticRegression
@@ -47,12 +46,10 @@ def test_the_kernel_hashes_as_mmh3_does(data: bytes) -> None:
 def parsed(parser: CsvParser | FastCsvParser, data: bytes, first_line: int) -> Block | str:
     """What a parser makes of a segment: a block, or the text of the error."""
     try:
-        rows: Rows = parser.parse(data, first_line)[0]
+        rows = parser.parse(data, first_line)[0]
     except DataError as error:
         return str(error)
-    if rows.labels.size == 0:
-        return "no rows"
-    return Block.from_csr(row_starts(rows.lengths), rows.indices, rows.values, rows.labels)
+    return rows.to_block(0) if rows.n_rows else "no rows"
 
 
 @settings(deadline=None, max_examples=300)

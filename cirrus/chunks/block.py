@@ -7,7 +7,8 @@ Two layouts of ``local`` serve the same arithmetic:
 
 - *padded*: ``(row_length, n_rows)``, the first entries of all rows, then the second entries, and so on. A
   product is then one ``take`` and one sum over the first axis, which numpy does at memory speed. Rows that
-  are shorter end in the position ``n_ids``, which stands for nothing.
+  have fewer entries have the position ``n_ids``, which stands for nothing, in place of those they lack. Where
+  rows come from a table, the k-th entries may be what its k-th column says.
 - *CSR*: ``(nnz,)``, row after row, with ``row_starts``; for rows of very unequal lengths.
 
 Sums over a row are taken in float64 and from its first entry to its last in both layouts, so that a row's
@@ -27,6 +28,8 @@ from cirrus.errors import ConfigError
 
 #: The padded layout is chosen while no more than this part of its entries is padding.
 MAX_PADDING = 0.15
+#: Likewise where columns have a meaning of their own: the CSR layout would lose it.
+MAX_COLUMN_PADDING = 0.5
 #: Ids below this multiple of the number of entries are numbered by a lookup table instead of by sorting.
 LOOKUP_RATIO = 8
 #: Products with a matrix are taken of this many columns at once.
@@ -47,8 +50,8 @@ class Block:
     Attributes:
         ids: The feature ids that occur, ascending and unique. Shape (n_ids,).
         labels: One a row. Shape (n_rows,).
-        local: Positions in ``ids``, ascending within a row. Shape (row_length, n_rows) in the padded layout,
-            where ``n_ids`` is padding; (nnz,) in the CSR layout.
+        local: Positions in ``ids``; no row has one of them twice. Shape (row_length, n_rows) in the padded
+            layout, where ``n_ids`` is padding; (nnz,) in the CSR layout.
         row_starts: Where each row begins in ``local``. Shape (n_rows + 1,). None: the padded layout.
         values: The entries' values, shaped as ``local`` (0 where padded). None: every value is 1.
         weights: One sample weight a row. Shape (n_rows,). None: every weight is 1.
@@ -274,9 +277,35 @@ class Block:
             None if weights is None else np.asarray(weights, np.float32),
         )
 
+    @staticmethod
+    def from_columns(
+        ids: Ids,
+        local: Positions,
+        values: Float32 | None,
+        labels: Float32,
+        weights: Float32 | None = None,
+    ) -> Block:
+        """Make a block of the columns of a table, where they are filled enough to be kept as they are.
+
+        Args:
+            ids: See :class:`Block`.
+            local: In the padded layout. Shape (n_columns, n_rows).
+            values: Shape (n_columns, n_rows), 0 where there is no entry. None: every value is 1.
+            labels: Shape (n_rows,).
+            weights: Sample weights. Shape (n_rows,). None: all are 1.
+        """
+        block = Block(ids, labels, local, None, values, weights)
+        if local.size - block.nnz <= MAX_COLUMN_PADDING * local.size:
+            return block
+        lengths, entries, numbers = block._entries()
+        return _laid_out(ids, labels, lengths, entries, None if values is None else numbers, weights)
+
     def to_csr(self) -> tuple[Positions, Ids, Float32]:
         """Return (indptr, indices, values): rows in order, global ids ascending within a row."""
         lengths, local, values = self._entries()
+        order = _row_order(lengths, local)
+        if order is not None:
+            local, values = local[order], values[order]
         indptr = np.zeros(self.n_rows + 1, np.intp)
         np.cumsum(lengths, out=indptr[1:])
         return indptr, self.ids[local], values
@@ -291,6 +320,14 @@ class Block:
         local = by_row[real]
         values = np.ones(local.size, np.float32) if self.values is None else self.values.T[real]
         return real.sum(axis=1), local, values
+
+
+def _row_order(lengths: Positions, local: Positions) -> Positions | None:
+    """Return the order in which entries ascend within their rows; None: they do so as they are."""
+    rows = np.repeat(np.arange(lengths.size), lengths)
+    if ((local[1:] > local[:-1]) | (rows[1:] != rows[:-1])).all():
+        return None
+    return np.lexsort((local, rows))
 
 
 def _renumbered(

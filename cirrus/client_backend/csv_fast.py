@@ -6,16 +6,17 @@ quotation marks or other characters than ASCII, and those with something wrong i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import mmh3
 import numpy as np
 from numpy.typing import NDArray
 
 from cirrus.client_backend import csv_kernels as kernels
 from cirrus.client_backend.csv_format import CsvFormat
 from cirrus.client_backend.csv_rows import CsvParser, LabelNames
-from cirrus.client_backend.rows import Rows, SegmentFacts
+from cirrus.client_backend.field_rows import FieldRows
+from cirrus.client_backend.numbering import NO_FEATURE
+from cirrus.client_backend.rows import ParsedRows, SegmentFacts
 
 
 class FastCsvParser:
@@ -30,111 +31,88 @@ class FastCsvParser:
     def __init__(self, path: str, file_format: CsvFormat, label_names: LabelNames) -> None:
         self._slow = CsvParser(path, file_format, label_names)
         self._format = file_format
-        self._missing = frozenset(file_format.na_values)
-        self._missing_text, self._missing_starts = _packed(sorted(self._missing, key=len))
-        self._may_be_missing = np.zeros(256, np.bool_)
-        self._may_be_missing[[text.encode()[0] for text in self._missing if text]] = True
-        used = [(column, kernels.NUMERIC) for column in file_format.numeric]
-        used += [(column, kernels.CATEGORICAL) for column in file_format.categorical]
+        used = (*file_format.numeric, *file_format.categorical)
         n_numeric = len(file_format.numeric)
-        roles = [4 * column.index + role for column, role in used]
-        features = list(range(n_numeric)) + [0] * len(file_format.categorical)
-        prefixes = [f"{column.name}=" for column, _ in used]
-        missing = [
-            n_numeric + mmh3.hash(f"{prefix}missing", signed=False) % file_format.hash_features
-            for prefix in prefixes
-        ]
-        self._n_used = len(used)
-        if file_format.label is not None:
-            roles.append(4 * file_format.label.index + kernels.LABEL)
-            features.append(0)
-            prefixes.append("")
-            missing.append(0)
-        self._roles = np.array(roles, np.int64)
-        self._features = np.array(features, np.int64)
-        self._prefixes, self._prefix_starts = _packed(prefixes)
-        self._missing_columns = np.array(missing, np.int64)
+        prefixes = [f"{column.name}=".encode() for column in used]
+        begun = [kernels.begin_hash(np.frombuffer(prefix, np.uint8)) for prefix in prefixes]
+        self._fields = kernels.Fields(
+            n_numeric=n_numeric,
+            hash_features=file_format.hash_features,
+            columns=np.array([column.index for column in used], np.int64),
+            missing=np.array([self._slow.missing_feature(column) for column in used], np.uint32),
+            hashes=np.array([state for state, _ in begun], np.uint32),
+            carried=np.array([carried for _, carried in begun], np.uint32),
+            sizes=np.array([len(prefix) for prefix in prefixes], np.int64),
+        )
+        self._missing = _missing(file_format.na_values)
+        self._label_column = -1 if file_format.label is None else file_format.label.index
         self._is_simple = file_format.sep.isascii() and not file_format.text_labels
+        self._ends_cell = np.zeros(256, np.bool_)
+        self._ends_cell[list(f"{file_format.sep}\r\n".encode() if self._is_simple else b"")] = True
 
-    def parse(self, data: bytes, first_line: int) -> tuple[Rows, SegmentFacts]:
+    def parse(self, data: bytes, first_line: int) -> tuple[ParsedRows, SegmentFacts]:
         """See :class:`~cirrus.client_backend.rows.Parser`."""
         rows = self._fast(data, first_line) if self._is_simple else None
         if rows is None:
             return self._slow.parse(data, first_line)
-        return rows, SegmentFacts(n_rows=rows.labels.size)
+        return rows, SegmentFacts(n_rows=rows.n_rows)
 
-    def _fast(self, data: bytes, first_line: int) -> Rows | None:
+    def _fast(self, data: bytes, first_line: int) -> FieldRows | None:
         """Return the rows, or None if this is nothing for the kernels."""
         if b'"' in data or not data.isascii():
             return None
-        text = np.frombuffer(data, np.uint8)
-        n_columns = self._format.n_columns
-        ends = np.empty((data.count(b"\n") + 1, n_columns + 1), np.int64)
-        n_rows = kernels.find_cells(text, ord(self._format.sep), n_columns, ends)
-        if n_rows < 0:
+        n_lines = data.count(b"\n") + 1
+        n_numeric = self._fields.n_numeric
+        columns = np.empty((n_lines, self._fields.columns.size), np.uint32)
+        values = np.empty((n_lines, n_numeric), np.float32)
+        labels = np.zeros(n_lines)
+        hard = np.empty((n_lines * n_numeric, 4), np.int64)
+        n_rows, n_hard = kernels.read_rows(
+            np.frombuffer(data, np.uint8),
+            self._ends_cell,
+            self._format.n_columns,
+            int(first_line == 1 and self._format.has_header),
+            self._label_column,
+            self._fields,
+            self._missing,
+            columns,
+            values,
+            labels,
+            hard,
+        )
+        if n_rows < 0 or not _read_hard(data, hard[:n_hard], columns, values):
             return None
-        ends = ends[int(first_line == 1 and self._format.has_header) : n_rows]
-        hard = np.empty((len(ends) * len(self._format.numeric), 2), np.int64)
-        known = np.empty(0)
-        columns = np.empty(len(ends) * self._n_used, np.uint32)
-        values = np.empty(columns.size, np.float32)
-        lengths = np.empty(len(ends), np.uint32)
-        labels = np.zeros(len(ends))
-        for _ in range(2):
-            n_entries, n_hard = kernels.read_rows(
-                text,
-                ends,
-                self._roles,
-                self._features,
-                self._prefixes,
-                self._prefix_starts,
-                self._missing_text,
-                self._missing_starts,
-                self._may_be_missing,
-                self._missing_columns,
-                len(self._format.numeric),
-                self._format.hash_features,
-                columns,
-                values,
-                lengths,
-                labels,
-                hard,
-                known,
-            )
-            if n_hard == 0 or known.size:
-                break
-            found = self._numbers(data, ends, hard[:n_hard])
-            if found is None:
-                return None
-            known = found
+        columns, values, labels = columns[:n_rows], values[:n_rows], labels[:n_rows]
         if self._format.label_above is None:
             narrow = labels.astype(np.float32)
         else:
             narrow = np.where(np.isnan(labels), np.nan, labels > self._format.label_above).astype(np.float32)
-        values = values[:n_entries]
         # Labels that are missing or unusual, and values too large for float32, are for Python to judge.
         if not np.isfinite(narrow).all() or not np.isfinite(values).all():
             return None
-        return Rows(
-            lengths=lengths,
-            indices=columns[:n_entries],
-            values=None if (values == 1).all() else values,
-            labels=narrow,
-        )
+        return FieldRows(columns=columns, values=values, labels=narrow)
 
-    def _numbers(
-        self, data: bytes, ends: NDArray[np.int64], hard: NDArray[np.int64]
-    ) -> NDArray[np.float64] | None:
-        """Return the numbers in cells that are more than a few digits, NaN for those that are missing."""
-        numbers = np.empty(len(hard))
-        begins = np.where(hard[:, 1] == 0, ends[hard[:, 0], 0], ends[hard[:, 0], hard[:, 1]] + 1)
-        stops = ends[hard[:, 0], hard[:, 1] + 1]
-        for i, (begin, stop) in enumerate(zip(begins.tolist(), stops.tolist(), strict=True)):
-            try:
-                numbers[i] = float(data[begin:stop])
-            except ValueError:
-                return None
-        return numbers if np.isfinite(numbers).all() else None
+
+def _read_hard(
+    data: bytes, hard: NDArray[np.int64], columns: NDArray[np.uint32], values: NDArray[np.float32]
+) -> bool:
+    """Put in the numbers of cells that are more than a few digits; return whether they all are numbers."""
+    for row, k, begin, end in hard.tolist():
+        try:
+            number = float(data[begin:end])
+        except ValueError:
+            return False
+        with np.errstate(over="ignore"):
+            values[row, k] = number
+        columns[row, k] = k if values[row, k] else NO_FEATURE
+    return True
+
+
+def _missing(na_values: Iterable[str]) -> kernels.Missing:
+    text, starts = _packed(sorted(filter(None, set(na_values))))
+    first_bytes = np.zeros(256, np.bool_)
+    first_bytes[text[starts[:-1]]] = True
+    return kernels.Missing(text=text, starts=starts, first_bytes=first_bytes, empty="" in set(na_values))
 
 
 def _packed(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -1,31 +1,65 @@
 """Plain CSV text, parsed and hashed by a compiled kernel.
 
-The kernel takes text without quotation marks; each of its rows becomes sparse entries that ascend, without
-zeros, and with the sum where columns collide. Cells that it should not judge are left to Python: numbers that
-are more than a few plain digits, and labels that are text. Where a row is not as it should be the kernel
-gives up, and whoever called it parses the segment in Python, which knows what to say about it.
+The kernel takes text without quotation marks; each of its rows becomes an entry for each field. Cells that it
+should not judge are left to Python: numbers that are more than a few plain digits, and labels that are text.
+Where a row is not as it should be the kernel gives up, and whoever called it parses the segment in Python,
+which knows what to say about it.
+
+Each byte is looked at twice, once for where its cell ends and once for what the cell says. Bytes are taken at
+unsigned places, because a signed one could count from the end of the array, which would have to be ruled out
+for every byte; four bytes in a row are then one load.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus.client_backend.numbering import NO_FEATURE
+
 Bytes: TypeAlias = NDArray[np.uint8]
 
-#: Cells longer than this are left to Python, as are lines with more cells than expected.
-MAX_CELL_BYTES = 4096
-#: Roles of columns.
-UNUSED, LABEL, NUMERIC, CATEGORICAL = range(4)
 #: Whole numbers below this, and powers of ten up to this, are exact in float64; so is one operation on them.
 _EXACT_WHOLE = 2**53
 _EXACT_POWER = 22
 
 _RETURN, _NEWLINE, _SPACE = (ord(c) for c in "\r\n ")
 _PLUS, _MINUS, _POINT, _ZERO = (ord(c) for c in "+-.0")
+
+
+class Fields(NamedTuple):
+    """The cells that become entries, numbers first. Each array has one element for each of them."""
+
+    n_numeric: int
+    """How many of them are numbers. The k-th number is feature k."""
+    hash_features: int
+    """Features after these, for categories."""
+    columns: NDArray[np.int64]
+    """Which cell of a row."""
+    missing: NDArray[np.uint32]
+    """The feature of a cell without a value."""
+    hashes: NDArray[np.uint32]
+    """What :func:`begin_hash` gave for what is put before a category before it is hashed."""
+    carried: NDArray[np.uint32]
+    """Likewise."""
+    sizes: NDArray[np.int64]
+    """The length of what is put before."""
+
+
+class Missing(NamedTuple):
+    """Cells that stand for no value."""
+
+    text: Bytes
+    """All that are not empty, one after the other."""
+    starts: NDArray[np.int64]
+    """Where each begins, and where the last one ends."""
+    first_bytes: NDArray[np.bool_]
+    """Whether one of them begins with this byte. Shape (256,)."""
+    empty: bool
+    """Whether an empty cell stands for no value where a number belongs."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -36,27 +70,52 @@ def murmur3(text: Bytes, length: int) -> np.uint32:
         text: Shape (at least length,).
         length: Bytes that are hashed.
     """
+    return _end_hash(np.uint32(0), np.uint32(0), 0, text, 0, length)
+
+
+@numba.njit(cache=True, nogil=True)
+def begin_hash(text: Bytes) -> tuple[np.uint32, np.uint32]:
+    """Hash the beginning of texts that begin alike.
+
+    Returns:
+        The state after the whole words of four bytes, and the bytes after these as a number.
+    """
     h = np.uint32(0)
-    n_whole = length // 4
-    for block in range(n_whole):
-        at = 4 * block
-        k = (
-            np.uint32(text[at])
-            | np.uint32(np.uint32(text[at + 1]) << np.uint32(8))
-            | np.uint32(np.uint32(text[at + 2]) << np.uint32(16))
-            | np.uint32(np.uint32(text[at + 3]) << np.uint32(24))
-        )
-        h = np.uint32(h ^ _mixed(np.uint32(k)))
-        h = np.uint32(np.uint32(h << np.uint32(13)) | np.uint32(h >> np.uint32(19)))
-        h = np.uint32(np.uint32(h * np.uint32(5)) + np.uint32(0xE6546B64))
-    k = np.uint32(0)
-    for i in range(length - 1, 4 * n_whole - 1, -1):
-        k = np.uint32(np.uint32(k << np.uint32(8)) | np.uint32(text[i]))
-    h = np.uint32(h ^ _mixed(np.uint32(k)))
-    h = np.uint32(h ^ np.uint32(length))
+    n_whole = text.size // 4 * 4
+    for i in range(0, n_whole, 4):
+        h = _stirred(h, _word(text, i))
+    return h, _rest(text, n_whole, text.size)
+
+
+@numba.njit(cache=True, nogil=True)
+def _end_hash(
+    h: np.uint32, carried: np.uint32, n_before: int, text: Bytes, begin: int, end: int
+) -> np.uint32:
+    """Hash the rest of a text of which :func:`begin_hash` has hashed ``n_before`` bytes."""
+    shift = np.uint64(8 * (n_before % 4))
+    word = np.uint64(carried)
+    i = begin
+    while i + 4 <= end:
+        word |= np.uint64(_word(text, i)) << shift
+        h = _stirred(h, np.uint32(word))
+        word >>= np.uint64(32)
+        i += 4
+    word |= np.uint64(_rest(text, i, end)) << shift
+    if n_before % 4 + end - i >= 4:
+        h = _stirred(h, np.uint32(word))
+        word >>= np.uint64(32)
+    h = np.uint32(h ^ _mixed(np.uint32(word)))
+    h = np.uint32(h ^ np.uint32(n_before + end - begin))
     h = np.uint32(np.uint32(h ^ np.uint32(h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
     h = np.uint32(np.uint32(h ^ np.uint32(h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
     return np.uint32(h ^ np.uint32(h >> np.uint32(16)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _stirred(h: Any, k: Any) -> Any:
+    h = np.uint32(h ^ _mixed(k))
+    h = np.uint32(np.uint32(h << np.uint32(13)) | np.uint32(h >> np.uint32(19)))
+    return np.uint32(np.uint32(h * np.uint32(5)) + np.uint32(0xE6546B64))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -67,183 +126,139 @@ def _mixed(k: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def find_cells(text: Bytes, sep: int, n_columns: int, ends: NDArray[np.int64]) -> int:
-    """Find where the cells of each row end that is not blank.
+def _word(text: Bytes, i: int) -> np.uint32:
+    """Return four bytes as a number, the lowest one first."""
+    return np.uint32(
+        np.uint32(text[np.uintp(i)])
+        | np.uint32(np.uint32(text[np.uintp(i + 1)]) << np.uint32(8))
+        | np.uint32(np.uint32(text[np.uintp(i + 2)]) << np.uint32(16))
+        | np.uint32(np.uint32(text[np.uintp(i + 3)]) << np.uint32(24))
+    )
 
-    Args:
-        text: Whole lines without quotation marks.
-        sep: The byte between cells.
-        n_columns: Cells that every row must have.
-        ends: Takes, for each row, where its first cell begins and where each of its cells ends; each other
-            cell begins one byte behind the end of the one before. Shape (n_lines, n_columns + 1).
 
-    Returns:
-        The number of rows, or -1 if this is nothing for a kernel.
-    """
-    n_rows = 0
-    i = 0
-    while i < text.size:
-        if text[i] == _NEWLINE or (text[i] == _RETURN and i + 1 < text.size and text[i + 1] == _NEWLINE):
-            i += 1 if text[i] == _NEWLINE else 2
-            continue
-        ends[n_rows, 0] = i
-        begin = i
-        k = 0
-        while True:
-            at_end = i >= text.size
-            c = _NEWLINE if at_end else text[i]
-            if c == _RETURN:
-                if i + 1 >= text.size or text[i + 1] != _NEWLINE:
-                    return -1
-                c = _NEWLINE
-            if c in (sep, _NEWLINE):
-                if k == n_columns or i - begin > MAX_CELL_BYTES:
-                    return -1
-                k += 1
-                ends[n_rows, k] = i
-                begin = i + 1
-                if c == _NEWLINE:
-                    break
-            i += 1
-        if k != n_columns:
-            return -1
-        n_rows += 1
-        while i < text.size and text[i] != _NEWLINE:
-            i += 1
-        i += 1
-    return n_rows
+@numba.njit(cache=True, nogil=True)
+def _rest(text: Bytes, begin: int, end: int) -> np.uint32:
+    """Return less than four bytes as a number."""
+    k = np.uint32(0)
+    for i in range(end - 1, begin - 1, -1):
+        k = np.uint32(np.uint32(k << np.uint32(8)) | np.uint32(text[np.uintp(i)]))
+    return k
 
 
 @numba.njit(cache=True, nogil=True)
 def read_rows(
     text: Bytes,
-    ends: NDArray[np.int64],
-    roles: NDArray[np.int64],
-    features: NDArray[np.int64],
-    prefixes: Bytes,
-    prefix_starts: NDArray[np.int64],
-    missing: Bytes,
-    missing_starts: NDArray[np.int64],
-    may_be_missing: NDArray[np.bool_],
-    missing_columns: NDArray[np.int64],
-    n_numeric: int,
-    hash_features: int,
+    ends_cell: NDArray[np.bool_],
+    n_columns: int,
+    n_skipped: int,
+    label_column: int,
+    fields: Fields,
+    missing: Missing,
     columns: NDArray[np.uint32],
     values: NDArray[np.float32],
-    lengths: NDArray[np.uint32],
     labels: NDArray[np.float64],
     hard: NDArray[np.int64],
-    known: NDArray[np.float64],
 ) -> tuple[int, int]:
-    """Turn rows into sparse entries.
-
-    Numbers that are left to Python are noted in ``hard``; with what Python made of them, call this again.
+    """Turn the rows that are not blank into entries.
 
     Args:
-        text: The text.
-        ends: What :func:`find_cells` gave. Shape (n_rows, n_columns + 1).
-        roles: Of the columns that are used. Shape (n_used,): the number of the column times 4, plus its role.
-        features: The feature of a numeric column. Shape (n_used,).
-        prefixes: What is put before a category before it is hashed, one text after the other.
-        prefix_starts: Where each begins. Shape (n_used + 1,).
-        missing: Cells that stand for no value, one text after the other.
-        missing_starts: Where each begins.
-        may_be_missing: Whether one of them begins with this byte. Shape (256,).
-        missing_columns: The feature of a missing value. Shape (n_used,).
-        n_numeric: Features before the hashed ones.
-        hash_features: Number of hashed features.
-        columns: Takes the entries' features.
-        values: Takes the entries' values.
-        lengths: Takes the number of entries of each row.
-        labels: Takes each row's label; NaN where it is left to Python.
-        hard: Takes row and column of the cells that are left to Python. Shape (room, 2).
-        known: Their numbers, NaN where one is missing; or nothing, the first time.
+        text: Whole lines without quotation marks.
+        ends_cell: Whether a byte ends a cell: what is between cells, and what may end lines. Shape (256,).
+        n_columns: Cells that every row must have.
+        n_skipped: Rows to leave out at the beginning.
+        label_column: Where the label is; below 0: there is none, and labels are left as they are.
+        fields: Which cells to take.
+        missing: What stands for no value.
+        columns: Takes the feature of each entry, ``NO_FEATURE`` where a number is 0. Shape
+            (at least n_lines, n_fields).
+        values: Takes the numbers, 1 where one is missing. Shape (at least n_lines, n_numeric).
+        labels: Takes the labels; NaN where one is left to Python. Shape (at least n_lines,).
+        hard: Takes the numbers that are left to Python: row, field, where the cell begins and ends. Shape
+            (at least n_lines * n_numeric, 4).
 
     Returns:
-        The number of entries and the number of hard cells.
+        The number of rows, or -1 if this is nothing for a kernel; and the number of hard cells.
     """
-    n_entries = 0
+    n_rows = 0
     n_hard = 0
-    # Each column's prefix stays where it is; the cell is written behind it.
-    buffers = np.empty((roles.size, MAX_CELL_BYTES + prefixes.size), np.uint8)
-    for use in range(roles.size):
-        for i in range(prefix_starts[use], prefix_starts[use + 1]):
-            buffers[use, i - prefix_starts[use]] = prefixes[i]
-    for row in range(ends.shape[0]):
-        first = n_entries
-        for use in range(roles.size):
-            column, role = roles[use] // 4, roles[use] % 4
-            begin = ends[row, 0] if column == 0 else ends[row, column] + 1
-            begin, end = _strip(text, begin, ends[row, column + 1])
-            value = 1.0
-            if end == begin:
-                is_missing = role == CATEGORICAL or _is_missing(text, begin, end, missing, missing_starts)
+    # Where the row's cells end; each begins one byte behind the end of the one before.
+    ends = np.empty(n_columns + 1, np.int64)
+    is_power = fields.hash_features & (fields.hash_features - 1) == 0
+    mask = np.uint32(fields.hash_features - 1)
+    i = 0
+    while i < text.size:
+        if _is_line_end(text, i) > 0:
+            i += _is_line_end(text, i)
+            continue
+        i = _find_cells(text, i, ends_cell, ends)
+        if i < 0:
+            return -1, 0
+        if n_skipped > 0:
+            n_skipped -= 1
+            continue
+        if label_column >= 0:
+            begin, end = _strip(text, ends[label_column] + 1, ends[label_column + 1])
+            number, is_plain = _plain_number(text, begin, end)
+            is_known = is_plain and not _is_missing(text, begin, end, missing)
+            labels[n_rows] = number if is_known else np.nan
+        for k in range(fields.columns.size):
+            column = fields.columns[k]
+            begin, end = _strip(text, ends[column] + 1, ends[column + 1])
+            if k < fields.n_numeric:
+                value = np.float32(1.0)
+                feature = fields.missing[k]
+                if not _is_missing(text, begin, end, missing):
+                    number, is_plain = _plain_number(text, begin, end)
+                    value = np.float32(number)
+                    feature = np.uint32(NO_FEATURE) if value == 0 else np.uint32(k)
+                    if not is_plain:
+                        hard[n_hard, 0], hard[n_hard, 1] = n_rows, k
+                        hard[n_hard, 2], hard[n_hard, 3] = begin, end
+                        n_hard += 1
+                values[n_rows, k] = value
+            elif begin == end or _is_missing(text, begin, end, missing):
+                feature = fields.missing[k]
             else:
-                is_missing = may_be_missing[text[begin]] and _is_missing(
-                    text, begin, end, missing, missing_starts
-                )
-            if role == LABEL:
-                number, is_plain = _plain_number(text, begin, end)
-                labels[row] = number if is_plain and not is_missing else np.nan
-                continue
-            if is_missing:
-                feature = missing_columns[use]
-            elif role == NUMERIC:
-                value, is_plain = _plain_number(text, begin, end)
-                feature = features[use]
-                if not is_plain:
-                    hard[n_hard, 0] = row
-                    hard[n_hard, 1] = column
-                    n_hard += 1
-                    value = known[n_hard - 1] if known.size else 0.0
-                    if np.isnan(value):
-                        value = 1.0
-                        feature = missing_columns[use]
-            else:
-                buffer = buffers[use]
-                size = prefix_starts[use + 1] - prefix_starts[use]
-                for i in range(begin, end):
-                    buffer[size] = text[i]
-                    size += 1
-                feature = n_numeric + murmur3(buffer, size) % hash_features
-            n_entries = _insert(columns, values, first, n_entries, feature, value)
-        lengths[row] = n_entries - first
-    return n_entries, n_hard
+                h = _end_hash(fields.hashes[k], fields.carried[k], fields.sizes[k], text, begin, end)
+                place = h & mask if is_power else np.uint32(h % np.uint32(fields.hash_features))
+                feature = np.uint32(fields.n_numeric + place)
+            columns[n_rows, k] = feature
+        n_rows += 1
+    return n_rows, n_hard
 
 
 @numba.njit(cache=True, nogil=True)
-def _insert(
-    columns: NDArray[np.uint32],
-    values: NDArray[np.float32],
-    first: int,
-    n_entries: int,
-    feature: int,
-    value: float,
-) -> int:
-    """Insert an entry where it belongs in a row, and return the number of entries."""
-    narrow = np.float32(value)
-    if narrow == 0:
-        return n_entries
-    at = n_entries
-    while at > first and columns[at - 1] > feature:
-        at -= 1
-    if at > first and columns[at - 1] == feature:
-        values[at - 1] += narrow
-        return n_entries
-    for i in range(n_entries, at, -1):
-        columns[i] = columns[i - 1]
-        values[i] = values[i - 1]
-    columns[at] = feature
-    values[at] = narrow
-    return n_entries + 1
+def _is_line_end(text: Bytes, i: int) -> int:
+    """Return how many bytes a line end at this place has; 0: there is none."""
+    if text[np.uintp(i)] == _NEWLINE:
+        return 1
+    return 2 if text[np.uintp(i)] == _RETURN and i + 1 < text.size and text[i + 1] == _NEWLINE else 0
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_cells(text: Bytes, i: int, ends_cell: NDArray[np.bool_], ends: NDArray[np.int64]) -> int:
+    """Find where the cells of a row end, and return where the next line begins, or -1."""
+    ends[0] = i - 1
+    for k in range(1, ends.size):
+        while i < text.size and not ends_cell[text[np.uintp(i)]]:
+            i += 1
+        ends[k] = i
+        if i == text.size or _is_line_end(text, i) > 0:
+            if k + 1 < ends.size:
+                return -1
+            return i if i == text.size else i + _is_line_end(text, i)
+        if text[np.uintp(i)] == _RETURN:
+            return -1
+        i += 1
+    return -1
 
 
 @numba.njit(cache=True, nogil=True)
 def _strip(text: Bytes, begin: int, end: int) -> tuple[int, int]:
     """Leave out white space at both ends, as ``str.strip`` does with ASCII."""
-    while begin < end and _is_blank(text[begin]):
+    while begin < end and _is_blank(text[np.uintp(begin)]):
         begin += 1
-    while end > begin and _is_blank(text[end - 1]):
+    while end > begin and _is_blank(text[np.uintp(end - 1)]):
         end -= 1
     return begin, end
 
@@ -254,12 +269,20 @@ def _is_blank(c: int) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_missing(text: Bytes, begin: int, end: int, missing: Bytes, starts: NDArray[np.int64]) -> bool:
+def _is_missing(text: Bytes, begin: int, end: int, missing: Missing) -> bool:
+    if begin == end:
+        return missing.empty
+    return missing.first_bytes[text[np.uintp(begin)]] and _is_listed(text, begin, end, missing)
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_listed(text: Bytes, begin: int, end: int, missing: Missing) -> bool:
+    starts = missing.starts
     for k in range(starts.size - 1):
         if starts[k + 1] - starts[k] == end - begin:
             same = True
             for i in range(end - begin):
-                if text[begin + i] != missing[starts[k] + i]:
+                if text[begin + i] != missing.text[starts[k] + i]:
                     same = False
                     break
             if same:
@@ -271,15 +294,15 @@ def _is_missing(text: Bytes, begin: int, end: int, missing: Bytes, starts: NDArr
 def _plain_number(text: Bytes, begin: int, end: int) -> tuple[float, bool]:
     """Return a number, and whether it is one that this function reads to the last bit as Python does."""
     i = begin
-    negative = i < end and text[i] == _MINUS
-    if i < end and (text[i] == _MINUS or text[i] == _PLUS):
+    negative = i < end and text[np.uintp(i)] == _MINUS
+    if i < end and (text[np.uintp(i)] == _MINUS or text[np.uintp(i)] == _PLUS):
         i += 1
     mantissa = 0
     n_digits = 0
     n_decimals = 0
     behind_point = False
     while i < end:
-        c = text[i]
+        c = text[np.uintp(i)]
         if c == _POINT and not behind_point:
             behind_point = True
         elif _ZERO <= c <= _ZERO + 9 and mantissa < _EXACT_WHOLE // 10 - 1:

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from cirrus.chunks.vocabulary import MAX_ID_BYTES
 from cirrus.client_backend.csv_format import CsvColumn, CsvFormat, decode, reader_of
-from cirrus.client_backend.rows import Rows, SegmentFacts
+from cirrus.client_backend.field_rows import FieldRows
+from cirrus.client_backend.numbering import NO_FEATURE
+from cirrus.client_backend.rows import SegmentFacts
 from cirrus.errors import DataError
 
 #: A column's cache of hashed categories is emptied when it has grown to this.
@@ -83,30 +85,28 @@ class CsvParser:
             for column in columns
         }
 
-    def parse(self, data: bytes, first_line: int) -> tuple[Rows, SegmentFacts]:
+    def parse(self, data: bytes, first_line: int) -> tuple[FieldRows, SegmentFacts]:
         """See :class:`~cirrus.client_backend.rows.Parser`."""
         text = decode(data, self._path, first_line)
         where = _Where(self._path, text, first_line, self._format)
         table, labels = self._labels(self._cells(text, where), where)
         n_numeric = len(self._format.numeric)
-        n_used = n_numeric + len(self._format.categorical)
-        columns = np.empty((len(table), n_used), np.uint32)
-        values = np.ones((len(table), n_used), np.float32)
+        columns = np.empty((len(table), n_numeric + len(self._format.categorical)), np.uint32)
+        values = np.empty((len(table), n_numeric), np.float32)
         for k, column in enumerate(self._format.numeric):
             numbers, is_missing = self._numbers([row[column.index] for row in table], column, where)
-            columns[:, k] = np.where(is_missing, self._hashed[column.index][""], k)
             values[:, k] = np.where(is_missing, 1.0, numbers)
+            columns[:, k] = np.where(values[:, k] == 0, NO_FEATURE, k)
+            columns[is_missing, k] = self.missing_feature(column)
         for k, column in enumerate(self._format.categorical, start=n_numeric):
             hashed = self._hashed[column.index]
             columns[:, k] = [hashed[row[column.index]] for row in table]
             hashed.trim()
-        rows = Rows(
-            lengths=np.full(len(table), n_used, np.uint32),
-            indices=columns.ravel(),
-            values=None if (values == 1).all() else values.ravel(),
-            labels=labels,
-        )
-        return rows, SegmentFacts(n_rows=len(table))
+        return FieldRows(columns=columns, values=values, labels=labels), SegmentFacts(n_rows=len(table))
+
+    def missing_feature(self, column: CsvColumn) -> int:
+        """Return the feature of a cell without a value."""
+        return self._hashed[column.index][""]
 
     def _cells(self, text: str, where: _Where) -> list[list[str]]:
         """Return the cells of each row that is not blank, without the header."""

@@ -21,7 +21,7 @@ from cirrus.client_backend.csv_fast import FastCsvParser
 from cirrus.client_backend.csv_format import CsvFormat
 from cirrus.client_backend.csv_rows import LabelNames
 from cirrus.client_backend.parsers import SvmlightParser
-from cirrus.client_backend.rows import MAX_INDEX, Parser, Rows, SegmentFacts
+from cirrus.client_backend.rows import MAX_INDEX, ParsedRows, Parser, SegmentFacts
 from cirrus.client_backend.segments import Cut
 from cirrus.errors import ConfigError, DataError
 
@@ -82,7 +82,7 @@ class SegmentReader(abc.ABC):
     """Parses the segments of a load, in one worker."""
 
     @abc.abstractmethod
-    def read(self, segment: Segment) -> tuple[Rows, SegmentFacts, list[Vocabulary]]:
+    def read(self, segment: Segment) -> tuple[ParsedRows, SegmentFacts, list[Vocabulary]]:
         """Parse a segment.
 
         Returns:
@@ -116,7 +116,7 @@ class LoadFormat(abc.ABC):
     def reader(self, files: Sequence[str]) -> SegmentReader:
         """Return what a worker parses with."""
 
-    def renumbered(self, rows: Rows, numbers: Sequence[NDArray[np.int64]]) -> Rows:
+    def renumbered(self, rows: ParsedRows, numbers: Sequence[NDArray[np.int64]]) -> ParsedRows:
         """Give rows their final numbers.
 
         Args:
@@ -155,7 +155,7 @@ class ParserReader(SegmentReader):
         self._files = files
         self._parsers: dict[int, Parser] = {}
 
-    def read(self, segment: Segment) -> tuple[Rows, SegmentFacts, list[Vocabulary]]:
+    def read(self, segment: Segment) -> tuple[ParsedRows, SegmentFacts, list[Vocabulary]]:
         """See :meth:`SegmentReader.read`."""
         parser = self._parsers.get(segment.file)
         if parser is None:
@@ -254,9 +254,9 @@ class CsvLoad(LoadFormat):
         """See :meth:`LoadFormat.reader`."""
         return _CsvReader(files, self)
 
-    def renumbered(self, rows: Rows, numbers: Sequence[NDArray[np.int64]]) -> Rows:
+    def renumbered(self, rows: ParsedRows, numbers: Sequence[NDArray[np.int64]]) -> ParsedRows:
         """See :meth:`LoadFormat.renumbered`."""
-        return dataclasses.replace(rows, labels=numbers[0].astype(np.float32)[rows.labels.astype(np.intp)])
+        return rows.relabelled(numbers[0].astype(np.float32)[rows.labels.astype(np.intp)])
 
     def outcome(self, facts: LoadFacts, names: Sequence[Vocabulary]) -> Outcome:
         """See :meth:`LoadFormat.outcome`."""

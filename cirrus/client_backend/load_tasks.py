@@ -38,9 +38,16 @@ from numpy.typing import NDArray
 from cirrus.chunks import BlockBuilder, ChunkInfo, ChunkWriter, DatasetSummary
 from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.client_backend.load_formats import CsvLoad, LoadFormat, Segment, SvmlightFormat
-from cirrus.client_backend.pieces import Piece, encode_pieces, find_piece, n_groups_of, read_names
+from cirrus.client_backend.pieces import (
+    Piece,
+    RowJoiner,
+    encode_pieces,
+    find_piece,
+    n_groups_of,
+    read_names,
+)
 from cirrus.client_backend.ratings import RatingsFormat
-from cirrus.client_backend.rows import Rows, SegmentFacts, blocks_of_rows, join_rows, split_rows
+from cirrus.client_backend.rows import ParsedRows, SegmentFacts, blocks_of_rows, split_rows
 from cirrus.client_backend.vw import VwFormat
 from cirrus.client_backend.words import WordsFormat
 from cirrus.config import from_plain
@@ -244,12 +251,12 @@ class LoadWorker:
             self._folder.put(key, json.dumps(dataclasses.asdict(result)).encode())
         return result
 
-    def _groups(self, rows: Rows, segment: Segment) -> tuple[Iterable[tuple[int, Rows]], int]:
+    def _groups(self, rows: ParsedRows, segment: Segment) -> tuple[Iterable[tuple[int, ParsedRows]], int]:
         n_buckets = self._plan.n_buckets
         if not self._plan.shuffle or n_buckets == 1:
             return [(0, rows)], 1
         rng = self._rng(_SCATTER, segment.file, segment.number)
-        buckets = rng.integers(n_buckets, size=rows.labels.size, dtype=np.intp)
+        buckets = rng.integers(n_buckets, size=rows.n_rows, dtype=np.intp)
         return split_rows(rows, buckets, n_buckets), n_buckets
 
     def number(self, task: NumberTask) -> NumberTask:
@@ -268,7 +275,7 @@ class LoadWorker:
             numbers.append(np.append(final.codes(own.array), len(final)))
         n_groups = n_groups_of(self._folder, key)
 
-        def groups() -> Iterator[tuple[int, Rows]]:
+        def groups() -> Iterator[tuple[int, ParsedRows]]:
             for group in range(n_groups):
                 piece = find_piece(self._folder, key, group, (task.file, task.number))
                 if piece is not None:
@@ -297,7 +304,7 @@ class LoadWorker:
             n_splits = -(-sum(piece.n_bytes for piece in pieces) // plan.bucket_bytes)
             for split in range(n_splits):
                 rows = self._read_split(pieces, task.bucket, split, n_splits)
-                order = self._rng(_PERMUTE, task.bucket, split).permutation(rows.labels.size)
+                order = self._rng(_PERMUTE, task.bucket, split).permutation(rows.n_rows)
                 for block in blocks_of_rows(rows, order, task.base):
                     writer.add(block)
                 writer.flush()
@@ -316,18 +323,17 @@ class LoadWorker:
         )
         return [piece for piece in found if piece is not None]
 
-    def _read_split(self, pieces: list[Piece], bucket: int, split: int, n_splits: int) -> Rows:
+    def _read_split(self, pieces: list[Piece], bucket: int, split: int, n_splits: int) -> ParsedRows:
         """Return one of ``n_splits`` random parts of a bucket that is too large to be read whole."""
-        if n_splits == 1:
-            return join_rows(piece.read(self._folder) for piece in pieces)
-        return join_rows(self._read_part(pieces, bucket, split, n_splits))
-
-    def _read_part(self, pieces: list[Piece], bucket: int, split: int, n_splits: int) -> Iterator[Rows]:
+        joiner = RowJoiner(pieces)
         for piece in pieces:
             rows = piece.read(self._folder)
-            rng = self._rng(_SPLIT, bucket, *piece.segment)
-            group = rng.integers(n_splits, size=rows.labels.size, dtype=np.intp)
-            yield from (part for number, part in split_rows(rows, group, n_splits) if number == split)
+            if n_splits > 1:
+                rng = self._rng(_SPLIT, bucket, *piece.segment)
+                group = rng.integers(n_splits, size=rows.n_rows, dtype=np.intp)
+                rows = rows.take(np.flatnonzero(group == split))
+            joiner.add(rows)
+        return joiner.rows()
 
 
 def task_to_parts(task: ScatterTask | NumberTask | BucketTask) -> tuple[dict[str, Any], bytes]:

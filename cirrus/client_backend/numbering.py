@@ -8,8 +8,12 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+#: In place of a feature where there is no entry.
+NO_FEATURE = 2**32 - 1
 #: Ids are sorted by this many bits at a time: counters that fit in the first-level cache.
 _DIGIT_BITS = 11
+#: Rows that are turned into columns at once: a line of the cache of each column.
+_TILE_ROWS = 8
 
 
 @numba.njit(cache=True, nogil=True)
@@ -19,9 +23,91 @@ def number_ids(columns: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray
     Args:
         columns: Feature ids. Shape (n_entries,).
     """
-    n = columns.size
-    keys = columns.copy()
-    order = np.arange(n).astype(np.intp)
+    positions = np.empty(columns.size, np.intp)
+    return _number(columns.copy(), positions), positions
+
+
+@numba.njit(cache=True, nogil=True)
+def number_fields(
+    columns: NDArray[np.uint32], values: NDArray[np.float32]
+) -> tuple[NDArray[np.uint32], NDArray[np.intp], NDArray[np.float32], bool]:
+    """Number the ids of rows with an entry for each field, and sum what a row says twice of one id.
+
+    Args:
+        columns: Feature ids, or :data:`NO_FEATURE`. Shape (n_rows, n_fields).
+        values: Of the first fields; those of the others are 1. Shape (n_rows, n_valued).
+
+    Returns:
+        The ids that occur, ascending; the entries' positions among them, their number where there is no
+        entry; the entries' values, 0 where there is none; and whether any value is another than these. All
+        but the ids field by field. Shape (n_fields, n_rows).
+    """
+    n_rows, n_fields = columns.shape
+    n_valued = values.shape[1]
+    keys = columns.copy().reshape(n_rows * n_fields)
+    nothing = np.uint32(_highest(keys) + 1)
+    has_nothing = False
+    for i in range(keys.size):
+        if keys[i] == NO_FEATURE:
+            keys[i] = nothing
+            has_nothing = True
+    positions = np.empty(keys.size, np.intp)
+    ids = _number(keys, positions)
+    n_ids = ids.size - 1 if has_nothing else ids.size
+    by_row = positions.reshape(n_rows, n_fields)
+    local = np.empty((n_fields, n_rows), np.intp)
+    out = np.empty((n_fields, n_rows), np.float32)
+    has_values = False
+    # The last row that had an entry of this id.
+    last_row = np.full(n_ids + 1, -1, np.int64)
+    for start in range(0, n_rows, _TILE_ROWS):
+        stop = min(start + _TILE_ROWS, n_rows)
+        for row in range(start, stop):
+            for k in range(n_fields):
+                position = by_row[row, k]
+                if last_row[position] == row and position < n_ids:
+                    first = 0
+                    while by_row[row, first] != position:
+                        first += 1
+                    # Say which of the fields before it is the same.
+                    by_row[row, k] = n_ids + 1 + first
+                last_row[position] = row
+        for k in range(n_fields):
+            for row in range(start, stop):
+                position = by_row[row, k]
+                value = values[row, k] if k < n_valued else np.float32(1)
+                if position > n_ids:
+                    out[position - n_ids - 1, row] += value
+                    has_values = True
+                if position >= n_ids:
+                    position, value = n_ids, np.float32(0)
+                else:
+                    has_values |= value != 1
+                local[k, row] = position
+                out[k, row] = value
+    return ids[:n_ids], local, out, has_values
+
+
+@numba.njit(cache=True, nogil=True)
+def _highest(keys: NDArray[np.uint32]) -> int:
+    """Return the highest of the keys that are features, or -1."""
+    highest = -1
+    for key in keys:
+        if key != NO_FEATURE:
+            highest = max(highest, int(key))
+    return highest
+
+
+@numba.njit(cache=True, nogil=True)
+def _number(keys: NDArray[np.uint32], positions: NDArray[np.intp]) -> NDArray[np.uint32]:
+    """Return the keys that occur, ascending; the keys themselves are lost.
+
+    Args:
+        keys: Shape (n,).
+        positions: Takes each key's position among those that are returned. Shape (n,).
+    """
+    n = keys.size
+    order = np.arange(n).astype(np.uint32)
     other_keys = np.empty_like(keys)
     other_order = np.empty_like(order)
     highest = keys.max() if n else np.uint32(0)
@@ -41,14 +127,13 @@ def number_ids(columns: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray
         keys, other_keys = other_keys, keys
         order, other_order = other_order, order
         shift += _DIGIT_BITS
-    positions = other_order
     n_ids = 0
     for i in range(n):
         if i == 0 or keys[i] != keys[n_ids - 1]:
             keys[n_ids] = keys[i]
             n_ids += 1
         positions[order[i]] = n_ids - 1
-    return keys[:n_ids].copy(), positions
+    return keys[:n_ids].copy()
 
 
 @numba.njit(cache=True, nogil=True)

@@ -7,7 +7,6 @@ sorted order once all are known; until then each segment has numbers of its own.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from cirrus.chunks.vocabulary import MAX_ID_BYTES, Vocabulary, canonical_number
 from cirrus.client_backend.csv_format import decode, reader_of
 from cirrus.client_backend.load_formats import LoadFacts, LoadFormat, Outcome, Segment, SegmentReader
-from cirrus.client_backend.rows import MAX_INDEX, Rows, SegmentFacts
+from cirrus.client_backend.rows import MAX_INDEX, ParsedRows, Rows, SegmentFacts
 from cirrus.errors import ConfigError, DataError
 
 #: Columns that a line may have.
@@ -58,14 +57,14 @@ class RatingsFormat(LoadFormat):
         """See :meth:`LoadFormat.reader`."""
         return _RatingsReader(files, self)
 
-    def renumbered(self, rows: Rows, numbers: Sequence[NDArray[np.int64]]) -> Rows:
+    def renumbered(self, rows: ParsedRows, numbers: Sequence[NDArray[np.int64]]) -> ParsedRows:
         """See :meth:`LoadFormat.renumbered`."""
         users, items = numbers
-        pairs = rows.indices.reshape(-1, 2)
+        pairs = rows.arrays[1].reshape(-1, 2)
         final = np.empty(pairs.shape, np.uint32)
         final[:, 0] = users[pairs[:, 0]]
         final[:, 1] = users[-1] + items[pairs[:, 1]]
-        return dataclasses.replace(rows, indices=final.ravel())
+        return Rows(np.full(len(pairs), 2, np.uint32), final.ravel(), None, rows.labels)
 
     def outcome(self, facts: LoadFacts, names: Sequence[Vocabulary]) -> Outcome:
         """See :meth:`LoadFormat.outcome`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,60 @@ from cirrus.client_backend.numbering import number_ids, take_entries
 #: Feature ids are uint32, and one more than the highest must be too.
 MAX_INDEX = 2**32 - 2
 
-Scalar = TypeVar("Scalar", np.float32, np.uint32)
+
+#: Lengths, entries, values, labels, weights, as far as there are any.
+RowArrays: TypeAlias = tuple[
+    NDArray[np.uint32] | None,
+    NDArray[np.uint32],
+    NDArray[np.float32] | None,
+    NDArray[np.float32],
+    NDArray[np.float32] | None,
+]
+
+
+class ParsedRows(Protocol):
+    """What :class:`Rows` and :class:`~cirrus.client_backend.field_rows.FieldRows` have in common."""
+
+    @property
+    def labels(self) -> NDArray[np.float32]:
+        """Shape (n_rows,)."""
+        ...
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        ...
+
+    @property
+    def n_fields(self) -> int:
+        """Entries of each row, of which each has a meaning; 0: rows have any number of entries."""
+        ...
+
+    @property
+    def arrays(self) -> RowArrays:
+        """All arrays."""
+        ...
+
+    def take(self, chosen: NDArray[np.intp]) -> Self:
+        """Return the rows with these numbers, in that order."""
+        ...
+
+    def slice(self, first: int, last: int) -> Self:
+        """Return the rows from ``first`` up to ``last``, without copying them."""
+        ...
+
+    def relabelled(self, labels: NDArray[np.float32]) -> Self:
+        """Return the rows with other labels."""
+        ...
+
+    def to_block(self, base: int) -> Block:
+        """Return the rows as a block; ``base`` is the number of the first feature in the file, 0 or 1."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Parsed rows of a segment of a file."""
+    """Rows of any length, one after the other."""
 
     lengths: NDArray[np.uint32]
     """Entries of each row. Shape (n_rows,)."""
@@ -32,6 +80,71 @@ class Rows:
     """Shape (n_rows,)."""
     weights: NDArray[np.float32] | None = None
     """Sample weights. Shape (n_rows,); None: all are 1."""
+    starts: NDArray[np.int64] = field(init=False)
+    """Where each row begins, and where the last one ends. Shape (n_rows + 1,)."""
+
+    def __post_init__(self) -> None:
+        """Find the rows."""
+        object.__setattr__(self, "starts", row_starts(self.lengths))
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return int(self.labels.size)
+
+    @property
+    def n_fields(self) -> int:
+        """See :attr:`ParsedRows.n_fields`."""
+        return 0
+
+    @property
+    def arrays(self) -> RowArrays:
+        """See :attr:`ParsedRows.arrays`."""
+        return self.lengths, self.indices, self.values, self.labels, self.weights
+
+    def take(self, chosen: NDArray[np.intp]) -> Rows:
+        """See :meth:`ParsedRows.take`."""
+        lengths = self.lengths[chosen]
+        n_entries = int(lengths.sum(dtype=np.int64))
+        indices = np.empty(n_entries, np.uint32)
+        take_entries(self.indices, chosen, self.starts, indices)
+        values = None
+        if self.values is not None:
+            values = np.empty(n_entries, np.float32)
+            take_entries(self.values, chosen, self.starts, values)
+        weights = None if self.weights is None else self.weights[chosen]
+        return Rows(
+            lengths=lengths, indices=indices, values=values, labels=self.labels[chosen], weights=weights
+        )
+
+    def slice(self, first: int, last: int) -> Rows:
+        """See :meth:`ParsedRows.slice`."""
+        begin, end = self.starts[first], self.starts[last]
+        return Rows(
+            lengths=self.lengths[first:last],
+            indices=self.indices[begin:end],
+            values=None if self.values is None else self.values[begin:end],
+            labels=self.labels[first:last],
+            weights=None if self.weights is None else self.weights[first:last],
+        )
+
+    def relabelled(self, labels: NDArray[np.float32]) -> Rows:
+        """See :meth:`ParsedRows.relabelled`."""
+        return replace(self, labels=labels)
+
+    def to_block(self, base: int) -> Block:
+        """See :meth:`ParsedRows.to_block`."""
+        indices = self.indices - np.uint32(base)
+        return Block.from_csr(
+            self.starts, indices, self.values, self.labels, self.weights, numbering=number_ids
+        )
+
+
+def row_starts(lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return where each row begins, and where the last one ends. Shape (n_rows + 1,)."""
+    starts = np.zeros(lengths.size + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +167,7 @@ class SegmentFacts:
 class Parser(Protocol):
     """Turns segments of a file, which end at line ends, into rows."""
 
-    def parse(self, data: bytes, first_line: int) -> tuple[Rows, SegmentFacts]:
+    def parse(self, data: bytes, first_line: int) -> tuple[ParsedRows, SegmentFacts]:
         """Parse a segment that begins at line ``first_line`` (from 1) of the file.
 
         Raises:
@@ -63,77 +176,7 @@ class Parser(Protocol):
         ...
 
 
-def take_rows(rows: Rows, chosen: NDArray[np.intp], starts: NDArray[np.int64]) -> Rows:
-    """Return the rows with these numbers, in that order.
-
-    Args:
-        rows: All rows.
-        chosen: Row numbers. Shape (n_chosen,).
-        starts: Where each of all rows begins (:func:`row_starts`).
-    """
-    lengths = rows.lengths[chosen]
-    n_entries = int(lengths.sum(dtype=np.int64))
-    indices = np.empty(n_entries, np.uint32)
-    take_entries(rows.indices, chosen, starts, indices)
-    values = None
-    if rows.values is not None:
-        values = np.empty(n_entries, np.float32)
-        take_entries(rows.values, chosen, starts, values)
-    weights = None if rows.weights is None else rows.weights[chosen]
-    return Rows(lengths=lengths, indices=indices, values=values, labels=rows.labels[chosen], weights=weights)
-
-
-def row_starts(lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Return where each row begins, and where the last one ends. Shape (n_rows + 1,)."""
-    starts = np.zeros(lengths.size + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
-
-
-def join_rows(parts: Iterable[Rows]) -> Rows:
-    """Return the rows of several parts, in order; a part is not kept once it is taken in."""
-    lengths, labels = _Growing(np.uint32), _Growing(np.float32)
-    indices, values = _Growing(np.uint32), _Growing(np.float32)
-    weights = _Growing(np.float32)
-    for part in parts:
-        if part.weights is not None or weights.size:
-            weights.append(np.ones(labels.size - weights.size, np.float32))
-            weights.append(np.ones(part.labels.size, np.float32) if part.weights is None else part.weights)
-        lengths.append(part.lengths)
-        labels.append(part.labels)
-        if part.values is not None or values.size:
-            # The first values that are not all 1: those of the parts before are 1.
-            values.append(np.ones(indices.size - values.size, np.float32))
-            values.append(np.ones(part.indices.size, np.float32) if part.values is None else part.values)
-        indices.append(part.indices)
-    return Rows(
-        lengths=lengths.array(),
-        indices=indices.array(),
-        values=values.array() if values.size else None,
-        labels=labels.array(),
-        weights=weights.array() if weights.size else None,
-    )
-
-
-class _Growing(Generic[Scalar]):
-    """An array that is appended to; the operating system moves it by its pages, not by copying."""
-
-    def __init__(self, kind: type[Scalar]) -> None:
-        self._room: NDArray[Scalar] = np.empty(0, kind)
-        self.size = 0
-
-    def append(self, part: NDArray[Scalar]) -> None:
-        end = self.size + part.size
-        if end > self._room.size:
-            self._room.resize(max(end, self._room.size * 5 // 4), refcheck=False)
-        self._room[self.size : end] = part
-        self.size = end
-
-    def array(self) -> NDArray[Scalar]:
-        return self._room[: self.size]
-
-
-def split_rows(rows: Rows, group: NDArray[np.intp], n_groups: int) -> Iterator[tuple[int, Rows]]:
+def split_rows(rows: ParsedRows, group: NDArray[np.intp], n_groups: int) -> Iterator[tuple[int, ParsedRows]]:
     """Yield (group, its rows in their order) for each group that has any.
 
     Args:
@@ -141,36 +184,25 @@ def split_rows(rows: Rows, group: NDArray[np.intp], n_groups: int) -> Iterator[t
         group: The group that each row belongs to. Shape (n_rows,).
         n_groups: Groups are numbered below this.
     """
-    order = np.argsort(group, kind="stable")
-    ends = np.cumsum(np.bincount(group, minlength=n_groups))
-    starts = row_starts(rows.lengths)
+    # Numbers of two bytes are sorted by counting.
+    order = np.argsort(group.astype(np.uint16) if n_groups <= 2**16 else group, kind="stable")
+    ordered = rows.take(order)
     first = 0
-    for number, end in enumerate(ends.tolist()):
+    for number, end in enumerate(np.cumsum(np.bincount(group, minlength=n_groups)).tolist()):
         if end > first:
-            yield number, take_rows(rows, order[first:end], starts)
+            yield number, ordered.slice(first, end)
         first = end
 
 
-def blocks_of_rows(rows: Rows, order: NDArray[np.intp] | None, base: int) -> Iterator[Block]:
+def blocks_of_rows(rows: ParsedRows, order: NDArray[np.intp] | None, base: int) -> Iterator[Block]:
     """Yield rows as blocks of :data:`BLOCK_ROWS`, the last one with what is left.
 
     Args:
         rows: The rows.
         order: Row numbers in the order wanted; None: as they are.
-        base: The number of the first feature in ``rows.indices``, 0 or 1.
+        base: The number of the first feature in the file, 0 or 1.
     """
-    starts = row_starts(rows.lengths)
-    n_rows = rows.labels.size
-    for first in range(0, n_rows, BLOCK_ROWS):
-        last = min(first + BLOCK_ROWS, n_rows)
-        chosen = np.arange(first, last) if order is None else order[first:last]
-        part = take_rows(rows, chosen, starts)
-        indices = part.indices - np.uint32(base)
-        yield Block.from_csr(
-            row_starts(part.lengths),
-            indices,
-            part.values,
-            part.labels,
-            part.weights,
-            numbering=number_ids,
-        )
+    for first in range(0, rows.n_rows, BLOCK_ROWS):
+        last = min(first + BLOCK_ROWS, rows.n_rows)
+        part = rows.slice(first, last) if order is None else rows.take(order[first:last])
+        yield part.to_block(base)
