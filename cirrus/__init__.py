@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cirrus.client_backend.inline import InlineBackend
     from cirrus.client_backend.local import LocalBackend
     from cirrus.client_backend.runs import Run, list_runs, open_run
+    from cirrus.client_backend.search_folder import SearchState
     from cirrus.errors import (
         CirrusError,
         ConfigError,
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
     from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
     from cirrus.frontend.loading import load_bag_of_words, load_parquet, load_ratings, load_vw
     from cirrus.frontend.mapping import wait
+    from cirrus.frontend.search.grid import GridSearch, RandomSearch
+    from cirrus.frontend.search.results import SearchResults
+    from cirrus.frontend.search.schedules import AshaPruner, MedianPruner
     from cirrus.metrics import MetricPoint, RunState, RunStatus
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AshaPruner": "cirrus.frontend.search.schedules",
     "CirrusError": "cirrus.errors",
     "ConfigError": "cirrus.errors",
     "ConflictError": "cirrus.errors",
@@ -42,18 +47,23 @@ _HOMES = {
     "DataError": "cirrus.errors",
     "Dataset": "cirrus.frontend.datasets",
     "FactorizationMachine": "cirrus.frontend.factorization",
+    "GridSearch": "cirrus.frontend.search.grid",
     "InlineBackend": "cirrus.client_backend.inline",
     "LocalBackend": "cirrus.client_backend.local",
     "LinearRegression": "cirrus.frontend.linear",
     "LinearSVC": "cirrus.frontend.linear",
     "LogisticRegression": "cirrus.frontend.linear",
+    "MedianPruner": "cirrus.frontend.search.schedules",
     "MetricPoint": "cirrus.metrics",
     "NotFoundError": "cirrus.errors",
+    "RandomSearch": "cirrus.frontend.search.grid",
     "Run": "cirrus.client_backend.runs",
     "RunError": "cirrus.errors",
     "RunInterruptedError": "cirrus.errors",
     "RunState": "cirrus.metrics",
     "RunStatus": "cirrus.metrics",
+    "SearchResults": "cirrus.frontend.search.results",
+    "SearchState": "cirrus.client_backend.search_folder",
     "SoftmaxRegression": "cirrus.frontend.linear",
     "StorageError": "cirrus.errors",
     "list_runs": "cirrus.client_backend.runs",
@@ -70,6 +80,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AshaPruner",
     "CirrusError",
     "ConfigError",
     "ConflictError",
@@ -77,18 +88,23 @@ __all__ = [
     "DataError",
     "Dataset",
     "FactorizationMachine",
+    "GridSearch",
     "InlineBackend",
     "LinearRegression",
     "LinearSVC",
     "LocalBackend",
     "LogisticRegression",
+    "MedianPruner",
     "MetricPoint",
     "NotFoundError",
+    "RandomSearch",
     "Run",
     "RunError",
     "RunInterruptedError",
     "RunState",
     "RunStatus",
+    "SearchResults",
+    "SearchState",
     "SoftmaxRegression",
     "StorageError",
     "list_runs",

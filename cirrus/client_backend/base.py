@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
 
 from cirrus.client_backend.claims import new_claim, take_claim
 from cirrus.client_backend.launcher import Launcher
@@ -36,6 +39,7 @@ class Backend(ABC):
     root: str
     generation_seconds: float | None = None
     runs_are_temporary: bool = False
+    _revise: Callable[[RunConfig], RunConfig] | None = None
 
     @abstractmethod
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
@@ -75,6 +79,28 @@ class Backend(ABC):
         """End whatever of a run is left that no process of this machine holds; return what that was."""
         return ()
 
+    @property
+    def max_workers(self) -> int | None:
+        """Most workers that can be alive here at a time, over all runs; None: as many as one likes."""
+        return None
+
+    def revising(self, revise: Callable[[RunConfig], RunConfig]) -> Self:
+        """Return this backend, but one that starts each run by what ``revise`` makes of its config.
+
+        A search names its runs so, and limits them.
+        """
+        revising = copy.copy(self)
+        revising._revise = revise
+        return revising
+
+    def for_many_runs(self) -> Self:
+        """Return this backend for the runs of one search, which may share processes; close it afterwards."""
+        return copy.copy(self)
+
+    def close_shared(self) -> None:
+        """End what the runs of :meth:`for_many_runs` shared. They have ended by then."""
+        return
+
     def start(self, config: RunConfig) -> Run:
         """Create a run and start its shards and workers; does not wait for them.
 
@@ -82,17 +108,23 @@ class Backend(ABC):
             ConflictError: There is a run of this id.
             StorageError: The run folder cannot be written.
         """
+        if self._revise is not None:
+            config = self._revise(config)
         folder = RunFolder(run_url(self.root, config.run_id))
         folder.create(config)
         claim = new_claim()
         folder.claim(claim)
         return self._supervise(folder, config, claim)
 
-    def attach(self, run_id: str) -> Run:
+    def attach(self, run_id: str, *, killed: bool = False) -> Run:
         """Become the supervisor of a run whose client went away, and go on with it.
 
         Its shards restore themselves from their newest snapshots under a new generation; any that still live
         from before are superseded.
+
+        Args:
+            run_id: The run.
+            killed: Go on with it even if it was killed.
 
         Raises:
             NotFoundError: There is no such run.
@@ -101,10 +133,10 @@ class Backend(ABC):
         """
         folder = open_folder(self.root, run_id)
         config = folder.config()
-        self._check_resumable(folder)
+        self._check_resumable(folder, killed=killed)
         claim = new_claim()
         claim = take_claim(folder, claim)
-        self._check_resumable(folder)
+        self._check_resumable(folder, killed=killed)
         # Workers read the status too, and must not think that the run is over before shard 0 writes it anew.
         status = folder.status() or RunStatus(state=RunState.STARTING)
         starting = dataclasses.replace(
@@ -113,9 +145,10 @@ class Backend(ABC):
         folder.write_status(starting)
         return self._supervise(folder, config, claim)
 
-    def _check_resumable(self, folder: RunFolder) -> None:
+    def _check_resumable(self, folder: RunFolder, *, killed: bool) -> None:
         status = judge_status(folder.status(), folder.claim_holder(), time.time())
-        if status.state.ended and status.state is not RunState.INTERRUPTED:
+        resumable = {RunState.INTERRUPTED, RunState.KILLED} if killed else {RunState.INTERRUPTED}
+        if status.state.ended and status.state not in resumable:
             raise RunError(f"run {folder.config().run_id} has ended: it is {status.state}")
 
     def _supervise(self, folder: RunFolder, config: RunConfig, claim: ClientClaim) -> Run:

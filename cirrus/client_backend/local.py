@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
@@ -16,8 +19,9 @@ from cirrus.client_backend.housekeeping import remove_old_runs
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.processes import ChildExit, ChildSet
 from cirrus.client_backend.runs import Run
+from cirrus.client_backend.shard_hosts import ShardHosts, Ticket
 from cirrus.config import RunConfig
-from cirrus.errors import CirrusError, ConfigError
+from cirrus.errors import CirrusError, ConfigError, RunError
 from cirrus.run_folder import RunFolder
 
 #: Environment variable with the default root of runs.
@@ -29,6 +33,10 @@ KEEP_RUNS = 100
 WORKER_GRACE_SECONDS = 0.3
 #: Shards write a last snapshot. One that takes longer is lost, and the one before it stands.
 SHARD_GRACE_SECONDS = 1.5
+#: What processes that run the shards of many runs are called in a process list, below the root.
+HOSTS_NAME = "searches"
+#: Shards of this many processes keep any machine's workers busy.
+MAX_HOSTS = 8
 
 
 def default_home() -> str:
@@ -96,6 +104,7 @@ class LocalBackend(Backend):
         self._keep_runs = keep_runs
         self._dollars_per_hour = dollars_per_hour
         self._commands = commands or LocalCommands()
+        self._hosts: ShardHosts | None = None
 
     def __repr__(self) -> str:
         return f"LocalBackend(root={self.root!r})"
@@ -106,6 +115,8 @@ class LocalBackend(Backend):
 
     def start(self, config: RunConfig) -> Run:
         """See :meth:`Backend.start`."""
+        if self._hosts is not None:
+            self._hosts.await_ready()  # or its workers would wait, and be counted as working
         run = super().start(config)
         if self._keep_runs is not None:
             remove_old_runs(self.root, self._keep_runs)
@@ -113,7 +124,22 @@ class LocalBackend(Backend):
 
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
         """See :meth:`Backend.launcher`."""
+        if self._hosts is not None:
+            return PackedLauncher(folder.url, self._commands, self._hosts)
         return LocalLauncher(folder.url, self._commands)
+
+    def for_many_runs(self) -> Self:
+        """See :meth:`Backend.for_many_runs`: shards of all runs share a process for each core."""
+        shared = super().for_many_runs()
+        if self._commands.shard is shard_command:
+            shared._hosts = ShardHosts(min(os.cpu_count() or 1, MAX_HOSTS), f"{self.root}/{HOSTS_NAME}")
+            shared._hosts.warm_up()
+        return shared
+
+    def close_shared(self) -> None:
+        """See :meth:`Backend.close_shared`."""
+        if self._hosts is not None:
+            self._hosts.close()
 
     def job_launcher(self, job_url: str) -> Launcher:
         """See :meth:`Backend.job_launcher`."""
@@ -172,6 +198,59 @@ class LocalLauncher(Launcher):
         """See :meth:`Launcher.kill`."""
         self.workers.kill()
         self.shards.kill()
+
+
+class PackedLauncher(LocalLauncher):
+    """Runs the workers of one run as child processes, and its shards in processes that runs share.
+
+    Args:
+        run_url: The run folder.
+        commands: What to run as workers.
+        hosts: Where shards run.
+    """
+
+    def __init__(self, run_url: str, commands: LocalCommands, hosts: ShardHosts) -> None:
+        super().__init__(run_url, commands)
+        self._hosts = hosts
+        self._lock = threading.Lock()
+        self._tickets: set[Ticket] = set()
+        self._closed = False
+
+    def run_shard(self, shard: int, generation: int) -> None:
+        """See :meth:`Launcher.run_shard`."""
+        with self._lock:
+            if self._closed:
+                raise RunError("the run is being ended")
+            ticket = self._hosts.begin(self._run_url, shard, generation)
+            self._tickets.add(ticket)
+        ticket.ended.wait()
+        with self._lock:
+            self._tickets.discard(ticket)
+        if ticket.error is not None:
+            raise AttemptError(
+                f"shard {shard}: {ticket.error}", is_permanent=ticket.error.is_permanent
+            ) from ticket.error
+
+    def close(self) -> None:
+        """See :meth:`Launcher.close`."""
+        self.workers.close(WORKER_GRACE_SECONDS)
+        end = time.monotonic() + SHARD_GRACE_SECONDS
+        tickets = self._end_shards("stop")
+        if not all([ticket.ended.wait(max(0.0, end - time.monotonic())) for ticket in tickets]):
+            self._end_shards("crash")
+
+    def kill(self) -> None:
+        """See :meth:`Launcher.kill`."""
+        self.workers.kill()
+        self._end_shards("crash")
+
+    def _end_shards(self, how: str) -> list[Ticket]:
+        with self._lock:
+            self._closed = True
+            tickets = list(self._tickets)
+        for ticket in tickets:
+            self._hosts.end(ticket, how)
+        return tickets
 
 
 def check_backend_numbers(dollars_per_hour: float, generation_seconds: float | None) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -99,27 +99,38 @@ class ChildProcess:
             self._log.close()
             raise RunError(f"the process {command[0]} cannot be started: {error}") from error
         if input_line is not None:
-            self._send(input_line + b"\n")
+            self.send(input_line + b"\n")
 
     @property
     def pid(self) -> int:
         """The child's process id."""
         return self._process.pid
 
-    def _send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
+        """Write to the child's standard input; to one that is dead nothing is written.
+
+        Raises:
+            ValueError: It was asked to end already.
+        """
         assert self._process.stdin is not None
         # A child that is dead already says so by its exit code, better than a broken pipe could.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(data)
 
-    def wait(self) -> ChildExit:
-        """Read the child's output until it ends; call this once."""
+    def wait(self, on_line: Callable[[bytes], None] | None = None) -> ChildExit:
+        """Read the child's output until it ends; call this once.
+
+        Args:
+            on_line: Called with each line of its standard output.
+        """
         assert self._process.stdout is not None
         last_line = b""
         try:
             with self._process.stdout as stdout:
                 for line in iter(lambda: stdout.readline(LINE_BYTES), b""):
                     last_line = line.strip() or last_line
+                    if on_line is not None:
+                        on_line(line)
             returncode = self._process.wait()
             return ChildExit(returncode=returncode, last_line=last_line, stderr_tail=self._read_tail())
         finally:

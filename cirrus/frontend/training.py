@@ -82,6 +82,11 @@ class TrainingRun:
         return self._run.run_id
 
     @property
+    def run(self) -> Run:
+        """The supervised run itself, which fits nothing."""
+        return self._run
+
+    @property
     def url(self) -> str:
         """The run folder."""
         return self._run.url

@@ -569,6 +569,8 @@ class Coordinator:
         """Move on as far as the state allows."""
         if self.phase == Phase.RUNNING and self.ledger.epoch_complete:
             self._close_epoch(now)
+        if self.phase == Phase.RUNNING and self._has_enough_updates:
+            self.end("max_updates")
         while self.phase == Phase.DRAINING and self.ledger.epoch_complete and self.ledger.is_behind:
             self._count_epoch(now)
             self.ledger.advance()
@@ -603,6 +605,9 @@ class Coordinator:
         if progress.completed_epochs >= stop.epochs:
             self.end("epochs")
             return
+        if self._has_enough_updates:
+            self.end("max_updates")
+            return
         decides = self._evaluates and (stop.early_stopping or stop.target_loss is not None)
         if decides and self._evaluation.updates != progress.updates:
             return
@@ -614,6 +619,11 @@ class Coordinator:
             self.end("early_stopping" if stop.early_stopping else "tol")
             return
         self.ledger.advance()
+
+    @property
+    def _has_enough_updates(self) -> bool:
+        limit = self.config.stop.max_updates
+        return limit is not None and self._progress.updates >= limit
 
     def _reached_target(self, decides: bool) -> bool:
         loss = self._progress.validation_loss if decides else self._progress.train_loss
@@ -698,8 +708,13 @@ class Coordinator:
             "waited": progress.patience.waited,
             "epoch_losses": list(progress.epoch_loss.losses),
             "epoch_weights": list(progress.epoch_loss.weights),
-            "stop_reason": self.stop_reason if self.phase != Phase.RUNNING else None,
+            "stop_reason": self.stop_reason if self._is_finishing else None,
         }
+
+    @property
+    def _is_finishing(self) -> bool:
+        """True when the run is on its way to a model; one that was killed goes on if it is resumed."""
+        return self.phase is not Phase.RUNNING and self.final_state is RunState.FINISHED
 
     def restore(self, plain: Mapping[str, Any]) -> None:
         """Go on from what :meth:`to_plain` returned."""

@@ -1,0 +1,152 @@
+"""The live table of a search: trials at work and the best, or a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cirrus.client_backend.search_folder import SearchState, Trial, TrialStatus
+from cirrus.errors import ConfigError
+from cirrus.frontend.progress import PLAIN_SECONDS, clock_time
+from cirrus.frontend.search.results import rank_key
+
+#: Lines of the table: those at work first, then the best.
+TABLE_LINES = 16
+
+SearchListener = Callable[[SearchState], None]
+
+
+class SearchTable:
+    """Shows a search's progress; pass :meth:`show` as a listener, inside ``with``.
+
+    Args:
+        out: Where to; standard error by default.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console(file=out if out is not None else sys.stderr, highlight=False)
+        self._clock = clock
+        self._live: Live | None = None
+        self._last: SearchState | None = None
+        self._shown_at = clock()
+
+    def __enter__(self) -> SearchTable:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=False)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+        elif self._last is not None:
+            self._print(self._last)
+
+    def show(self, state: SearchState) -> None:
+        """Show the newest state."""
+        self._last = state
+        if self._live is not None:
+            self._live.update(Group(search_table(state), Text(search_line(state))), refresh=True)
+        elif self._clock() - self._shown_at >= PLAIN_SECONDS and not state.state.ended:
+            self._print(state)
+
+    def _print(self, state: SearchState) -> None:
+        self._shown_at = self._clock()
+        self._last = None
+        self._console.print(search_line(state), soft_wrap=True)
+
+
+def search_line(state: SearchState) -> str:
+    """Return one line about a search: trials by status, the best so far, time, cost."""
+    counts: dict[TrialStatus, int] = {}
+    for trial in state.trials:
+        counts[trial.status] = counts.get(trial.status, 0) + 1
+    parts = [f"{len(state.trials)} trials"]
+    parts.append(", ".join(f"{counts[status]} {status.value}" for status in TrialStatus if status in counts))
+    best = state.best
+    if best is not None and best.score is not None:
+        parts.append(f"best {best.score:.4f} ({params_text(best.params)})")
+    parts.append(clock_time(state.seconds))
+    parts.append(f"${state.cost:.2f}" if state.cost >= 0.01 or not state.cost else f"${state.cost:.4f}")
+    return "  ".join(part for part in parts if part)
+
+
+def search_table(state: SearchState) -> Table:
+    """Return the trials that work, then the best of the others."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("trial", "status", "epochs", "loss", "score", "cost", "hyperparameters"):
+        table.add_column(name, justify="left" if name in ("status", "hyperparameters") else "right")
+    for trial in shown_trials(state):
+        table.add_row(*trial_cells(trial))
+    return table
+
+
+def shown_trials(state: SearchState, lines: int = TABLE_LINES) -> list[Trial]:
+    """Return the trials at work, then the best of those that have a score."""
+    at_work = [trial for trial in state.trials if trial.status is TrialStatus.RUNNING]
+    others = [t for t in state.trials if t.status is not TrialStatus.RUNNING and t.score is not None]
+    return [*at_work[:lines], *sorted(others, key=rank_key)[: max(0, lines - len(at_work))]]
+
+
+def trial_cells(trial: Trial) -> tuple[str, ...]:
+    """Return a trial as the cells of a table's line."""
+    return (
+        str(trial.index),
+        trial.status.value,
+        f"{trial.epochs:.1f}",
+        "" if trial.loss is None else f"{trial.loss:.4f}",
+        "" if trial.score is None else f"{trial.score:.4f}",
+        f"${trial.cost:.4f}",
+        params_text(trial.params),
+    )
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Return hyperparameters as ``l1=0.5, learning_rate=0.1``."""
+    return ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in params.items()
+    )
+
+
+class SearchProgress:
+    """What a search's ``progress`` parameter stands for, as a listener inside ``with``.
+
+    Args:
+        progress: None or False: silent. True: a live table. Else a function of :class:`SearchState`.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+
+    def __init__(self, progress: bool | SearchListener | None) -> None:
+        self._table = SearchTable() if progress is True else None
+        self.listener: SearchListener | None = None
+        if self._table is not None:
+            self.listener = self._table.show
+        elif progress is not None and progress is not False:
+            if not callable(progress):
+                raise ConfigError("progress", f"must be None, True or a function, got {progress!r}")
+            self.listener = progress
+
+    def __enter__(self) -> SearchProgress:
+        if self._table is not None:
+            self._table.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._table is not None:
+            self._table.__exit__(kind, error, trace)

@@ -1,0 +1,550 @@
+"""Searches from start to end: on threads and processes, killed, resumed, out of budget, after a crash."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from stand_ins import eventually, processes
+
+import cirrus
+from cirrus import GridSearch, InlineBackend, LocalBackend, LogisticRegression, RandomSearch, SearchState
+from cirrus.chunks import plan_leases
+from cirrus.client_backend.overview import Overview
+from cirrus.client_backend.runs import list_runs, open_run
+from cirrus.client_backend.search_folder import SearchFolder, TrialStatus
+from cirrus.errors import ConfigError, ConflictError, DataError, NotFoundError, RunError
+from cirrus.metrics import RunState
+from cirrus.run_folder import RunFolder
+
+N_ROWS, N_FEATURES = 3000, 100
+#: Of runs that something happens to while they work.
+EPOCHS = 30
+BATCH_ROWS = 20
+FOR_EVER = 100_000
+KILL_SECONDS = 5.0
+
+
+def make_arrays(n_rows: int = N_ROWS) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+    """Return rows whose labels a linear model can learn nearly perfectly."""
+    rng = np.random.default_rng(0)
+    rows = scipy.sparse.random(
+        n_rows, N_FEATURES, density=0.1, format="csr", dtype=np.float32, random_state=rng
+    )
+    return rows, np.where(rows @ rng.normal(size=N_FEATURES) > 0, "yes", "no")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[cirrus.Dataset, cirrus.Dataset]:
+    """Return training and validation data in a folder."""
+    rows, labels = make_arrays()
+    url = tmp_path_factory.mktemp("data") / "rows"
+    return cirrus.load_arrays(rows, labels, url, random_state=0).split(test_size=0.2, random_state=0)
+
+
+def estimator(backend: Any = "inline", **params: Any) -> LogisticRegression:
+    """Return something to search over that trains in a moment."""
+    return LogisticRegression(
+        **{"epochs": 3, "tol": None, "n_workers": 1, "random_state": 0, "backend": backend, **params}
+    )
+
+
+def endless(root: Path | str, **params: Any) -> LogisticRegression:
+    """Return something that trains for longer than any test."""
+    return estimator(LocalBackend(root=root), epochs=FOR_EVER, **params)
+
+
+def steps_of(dataset: cirrus.Dataset) -> int:
+    """Return the minibatches of an epoch."""
+    return sum(lease.n_steps for lease in plan_leases(dataset.manifest, 1, BATCH_ROWS))
+
+
+def statuses(search: Any) -> list[str]:
+    """Return the status of each trial."""
+    return [trial.status.value for trial in search.status.trials]
+
+
+def at_work(search: Any, *trials: int) -> bool:
+    """Tell whether these trials have made updates."""
+    return all(
+        search.status.trials[trial].status is TrialStatus.RUNNING and search.status.trials[trial].updates > 0
+        for trial in trials
+    )
+
+
+class TestAnswers:
+    """What a search finds."""
+
+    def test_a_grid_finds_the_best(self, data: Any) -> None:
+        """Every combination is tried; the best has its parameters, score and a fitted estimator."""
+        train, test = data
+        search = GridSearch(estimator(), {"learning_rate": [0.001, 0.3], "l1": [0, 1]})
+        assert search.fit(train, validation=test) is search
+        results = search.results_
+        assert [row["status"] for row in results] == ["finished"] * 4
+        assert {(row["param_learning_rate"], row["param_l1"]) for row in results} == {
+            (rate, l1) for rate in (0.001, 0.3) for l1 in (0, 1)
+        }
+        assert search.best_params_ == {"l1": results[search.best_index_]["param_l1"], "learning_rate": 0.3}
+        assert search.best_score_ == max(row["score"] for row in results)
+        assert search.best_score_ == -results[search.best_index_]["loss"]
+        assert search.top(1)[0]["trial"] == search.best_index_
+        assert search.best_estimator_.score(test) == search.score(test) > 0.85
+        assert search.best_estimator_.get_params()["learning_rate"] == 0.3
+        assert search.best_estimator_ is search.best_estimator_
+        assert list(search.predict(test)) == list(search.best_estimator_.predict(test))
+        assert search.predict_proba(test).shape == (test.n_rows, 2)
+        assert search.decision_function(test).shape == (test.n_rows,)
+        assert search.status.state is RunState.FINISHED
+        assert search.status.stop_reason == "all"
+
+    def test_the_best_is_what_training_alone_gives(self, data: Any) -> None:
+        """A trial is nothing but a fit with its parameters."""
+        train, test = data
+        search = GridSearch(estimator(batch_size=train.n_rows), {"l2": [0.5]}).fit(train, validation=test)
+        alone = estimator(batch_size=train.n_rows, l2=0.5).fit(train, validation=test)
+        np.testing.assert_array_equal(search.best_estimator_.coef_, alone.coef_)
+
+    def test_arrays_are_stored_once(self) -> None:
+        """Arrays with text labels become one dataset that all trials share, gone with the search."""
+        rows, labels = make_arrays()
+        search = GridSearch(estimator(), {"l1": [0, 1, 2]})
+        search.fit(rows[:2000], labels[:2000], validation=(rows[2000:], labels[2000:]))
+        root = search._root
+        configs = [
+            open_run(root, run.run_id).config for run in list_runs(root) if run.search == search.search_id_
+        ]
+        assert len({config.train_url for config in configs}) == 1
+        assert len({config.validation_url for config in configs}) == 1
+        assert search.best_estimator_.classes_.tolist() == ["no", "yes"]
+        assert search.score(rows[2000:], labels[2000:]) > 0.8
+        search_id = search.search_id_
+        del search
+        assert search_id not in [found.search_id for found in Overview(root).searches()]
+        assert not [run for run in list_runs(root) if run.search == search_id]
+
+    def test_data_in_memory_is_copied_once_for_processes(self, tmp_path: Path) -> None:
+        """A dataset that workers cannot reach is copied to the search, not once a trial."""
+        rows, labels = make_arrays(500)
+        search = GridSearch(
+            estimator(LocalBackend(root=tmp_path), epochs=1), {"l1": [0, 1]}, max_concurrent=2
+        )
+        search.fit(cirrus.load_arrays(rows, labels))
+        urls = {open_run(str(tmp_path), run.run_id).config.train_url for run in list_runs(str(tmp_path))}
+        assert urls == {f"{SearchFolder.open(str(tmp_path), search.search_id_).url}/data/train"}
+        assert not Path(urls.pop()).exists()  # not needed any more
+
+    def test_columns_with_names_are_known(self) -> None:
+        """The best estimator knows the names of a frame's columns."""
+        pd = pytest.importorskip("pandas")
+        rows, labels = make_arrays(300)
+        frame = pd.DataFrame(rows.toarray(), columns=[f"c{number}" for number in range(N_FEATURES)])
+        search = GridSearch(estimator(epochs=1), {"l1": [0]}).fit(frame, labels)
+        assert search.best_estimator_.feature_names_in_[1] == "c1"
+        assert search.predict(frame).shape == (300,)
+        assert search.results_.to_pandas()["status"].tolist() == ["finished"]
+
+    def test_random_draws_are_tried(self, data: Any) -> None:
+        """As many trials as draws, each with its own numbers."""
+        from scipy.stats import loguniform
+
+        train, test = data
+        search = RandomSearch(estimator(), {"learning_rate": loguniform(0.01, 1)}, n_iter=3, random_state=1)
+        search.fit(train, validation=test)
+        assert len({row["param_learning_rate"] for row in search.results_}) == 3
+
+    @pytest.mark.parametrize(
+        "scoring",
+        ["accuracy", "neg_log_loss", lambda est, rows, labels: np.mean(est.predict(rows) == labels)],
+    )
+    def test_scoring_ranks_trials(self, data: Any, scoring: Any) -> None:
+        """Names of scikit-learn's scorers and functions, over the validation data."""
+        train, test = data
+        search = GridSearch(estimator(), {"learning_rate": [0.001, 0.3]}, scoring=scoring)
+        search.fit(train, validation=test)
+        expected = search.score(test)
+        if scoring == "neg_log_loss":
+            expected = -search.results_[search.best_index_]["loss"]
+        assert search.best_score_ == pytest.approx(expected, abs=1e-4)
+
+    def test_without_refit_there_is_no_estimator(self, data: Any) -> None:
+        """The parameters and the score are there all the same."""
+        search = GridSearch(estimator(epochs=1), {"l1": [1]}, refit=False).fit(data[0])
+        assert search.best_params_ == {"l1": 1}
+        with pytest.raises(AttributeError, match="refit"):
+            _ = search.best_estimator_
+
+    def test_progress_is_told(self, data: Any) -> None:
+        """A function hears of the state, the last time at the end."""
+        heard: list[SearchState] = []
+        search = GridSearch(estimator(), {"l1": [0, 1]}, progress=heard.append).fit(data[0])
+        assert heard[-1].state is RunState.FINISHED
+        assert heard[-1].trials == search.status.trials
+
+
+class TestPruning:
+    """The hopeless are given up."""
+
+    def test_asha_goes_on_from_models(self, data: Any) -> None:
+        """A promoted trial goes on where it was: it ends as if trained in one go, and others ended early."""
+        train, test = data
+        rates = [0.0001, 0.001, 0.01, 0.3]
+        options: dict[str, Any] = {"epochs": 9, "batch_size": 100}
+        whole = GridSearch(estimator(**options), {"learning_rate": rates}).fit(train, validation=test)
+        pruner = cirrus.AshaPruner(reduction_factor=3, min_fraction=1 / 9)
+        halved = GridSearch(estimator(**options), {"learning_rate": rates}, pruner=pruner)
+        halved.fit(train, validation=test)
+        assert halved.best_params_ == whole.best_params_ == {"learning_rate": 0.3}
+        assert halved.best_score_ == pytest.approx(whole.best_score_, rel=1e-3)
+        best = halved.results_[halved.best_index_]
+        assert best["updates"] == whole.results_[whole.best_index_]["updates"]
+        assert len(best["runs"]) == 3
+        pruned = [row for row in halved.results_ if row["status"] == "pruned"]
+        assert len(pruned) == 3
+        assert all(row["epochs"] < 9 for row in pruned)
+        curve = halved.curve(halved.best_index_)
+        assert [point.updates for point in curve] == sorted(point.updates for point in curve)
+        assert [point.seconds for point in curve] == sorted(point.seconds for point in curve)
+
+    def test_the_median_rule_stops_what_lags(self, data: Any) -> None:
+        """A trial that is worse than the median of those before is stopped, and keeps its model."""
+        train, test = data
+        rates = [0.3, 0.3, 0.3, 1e-6]
+        search = GridSearch(
+            estimator(epochs=100, batch_size=50), {"learning_rate": rates}, pruner="median", max_concurrent=3
+        )
+        search.fit(train, validation=test)
+        assert [row["status"] for row in search.results_] == ["finished"] * 3 + ["pruned"]
+        assert search.results_[3]["epochs"] < 100
+        assert search.results_[3]["score"] is not None
+
+
+class TestRoom:
+    """Places and budgets."""
+
+    def test_trials_queue(self, tmp_path: Path, data: Any) -> None:
+        """No more trials work at a time than there are places, nor more workers than allowed."""
+        search = GridSearch(
+            endless(tmp_path), {"n_workers": [1, 2, 2]}, max_concurrent=3, max_workers=3
+        ).start(data[0])
+        with search:
+            eventually(lambda: at_work(search, 0, 1))
+            assert statuses(search) == ["running", "running", "queued"]
+            search.kill(0)
+            eventually(lambda: search.status.trials[0].status.ended)
+            assert search.status.trials[2].status is TrialStatus.QUEUED
+            search.kill(1)
+            eventually(lambda: at_work(search, 2))
+
+    def test_a_trial_too_large_for_the_limit_is_refused(self, data: Any) -> None:
+        """It would wait for ever."""
+        with pytest.raises(ConfigError, match="max_workers"):
+            GridSearch(estimator(), {"n_workers": [1, 5]}, max_workers=4).fit(data[0])
+
+    @pytest.mark.parametrize("budget", ["max_seconds", "max_cost"])
+    def test_budgets_end_a_search(self, data: Any, budget: str) -> None:
+        """Trials at work keep what they have learned; those that wait are left."""
+        backend = InlineBackend(dollars_per_hour=3600.0)
+        search = GridSearch(
+            estimator(backend, epochs=FOR_EVER), {"l1": [0, 1]}, max_concurrent=1, **{budget: 4.0}
+        )
+        search.fit(data[0])
+        assert search.status.stop_reason == budget
+        assert statuses(search) == ["pruned", "queued"]
+        assert search.best_estimator_.score(data[1]) > 0.5
+        if budget == "max_cost":
+            assert 4.0 <= search.cost < 40.0
+
+    def test_stop_keeps_models(self, data: Any) -> None:
+        """`stop` finishes what is at work where it is."""
+        search = GridSearch(estimator(epochs=FOR_EVER), {"l1": [0, 1]}).start(data[0])
+        eventually(lambda: at_work(search, 0, 1))
+        search.stop()
+        search.wait()
+        assert statuses(search) == ["pruned", "pruned"]
+        assert search.best_estimator_.n_iter_ >= 0
+
+
+class TestKilling:
+    """Somebody ends trials that go nowhere."""
+
+    def test_a_killed_trial_is_gone_and_the_others_are_undisturbed(self, tmp_path: Path, data: Any) -> None:
+        """Its workers are gone within 5 seconds, its curve stays, and no other trial restarts anything."""
+        search = GridSearch(endless(tmp_path), {"l1": [0, 1, 2]}, max_concurrent=3).start(data[0])
+        with search:
+            eventually(lambda: at_work(search, 0, 1, 2))
+            (run_id,) = search.status.trials[1].runs
+            others = {run: processes(run, "") for i in (0, 2) for run in search.status.trials[i].runs}
+            pids = {run: {process.pid for process in found} for run, found in others.items()}
+            assert processes(run_id)
+            begun = time.monotonic()
+            search.kill(1)
+            eventually(lambda: not processes(run_id), KILL_SECONDS)
+            assert time.monotonic() - begun < KILL_SECONDS
+            assert statuses(search) == ["running", "killed", "running"]
+            assert open_run(str(tmp_path), run_id).status.state is RunState.KILLED
+            assert search.curve(1)
+            before = [search.status.trials[i].updates for i in (0, 2)]
+            eventually(
+                lambda: all(search.status.trials[i].updates > u for i, u in zip((0, 2), before, strict=True))
+            )
+            assert {run: {process.pid for process in processes(run)} for run in pids} == pids
+            for run in pids:
+                assert RunFolder(f"{tmp_path}/runs/{run}").shard_address(0).generation == 1
+        assert not processes(str(tmp_path))
+
+    def test_killing_all_ends_the_search(self, data: Any) -> None:
+        """Trials at work and those that wait are killed; whoever waits for the search hears of it."""
+        search = GridSearch(estimator(epochs=FOR_EVER), {"l1": [0, 1, 2]}, max_concurrent=2).start(data[0])
+        eventually(lambda: at_work(search, 0, 1))
+        search.kill_all()
+        assert statuses(search) == ["killed"] * 3
+        with pytest.raises(RunError, match="killed"):
+            search.wait()
+        with pytest.raises(RunError, match="not at work"):
+            search.kill(0)
+
+    def test_others_kill_through_the_folder(self, tmp_path: Path, data: Any) -> None:
+        """Another process needs nothing but the folder to kill a trial, or the whole search."""
+        search = GridSearch(endless(tmp_path), {"l1": [0, 1]}).start(data[0])
+        with search:
+            eventually(lambda: at_work(search, 0, 1))
+            overview = Overview(str(tmp_path))
+            overview.kill_trial(search.search_id_, 0)
+            assert statuses(search)[0] == "killed"
+            overview.kill_run(search.status.trials[1].runs[0])
+            eventually(lambda: search.status.trials[1].status is TrialStatus.KILLED)
+            eventually(lambda: search._driver.ended)
+
+    def test_a_killed_trial_can_be_resumed(self, tmp_path: Path, data: Any) -> None:
+        """It goes on from its snapshot in the same run, and ends with every update once."""
+        backend = LocalBackend(root=tmp_path)
+        grid = {"epochs": [EPOCHS, FOR_EVER]}
+        search = GridSearch(estimator(backend, batch_size=BATCH_ROWS), grid).start(data[0])
+        with search:
+            eventually(lambda: at_work(search, 0, 1))
+            search.kill(0)
+            killed = search.status.trials[0]
+            assert killed.status is TrialStatus.KILLED
+            search.resume(0)
+            eventually(lambda: search.status.trials[0].status is TrialStatus.FINISHED)
+            resumed = search.status.trials[0]
+            assert resumed.runs == killed.runs
+            assert resumed.epochs == EPOCHS
+            assert resumed.updates == EPOCHS * steps_of(data[0])
+            with pytest.raises(RunError, match="finished"):
+                search.resume(0)
+
+    def test_what_cannot_be_killed_is_said(self, data: Any) -> None:
+        """A trial that is not there is an error."""
+        search = GridSearch(estimator(epochs=FOR_EVER), {"l1": [0]}).start(data[0])
+        with search, pytest.raises(RunError, match="no trial 7"):
+            search.kill(7)
+
+
+class TestFailures:
+    """Trials that fail, and calls that cannot work."""
+
+    def test_a_failed_trial_is_told_and_the_others_go_on(self, data: Any) -> None:
+        """Its error is in the table, and a warning says how many failed."""
+        search = GridSearch(estimator(), {"learning_rate": [0.1, -1.0]})
+        with pytest.warns(UserWarning, match="1 of 2 trials failed"):
+            search.fit(data[0])
+        assert [row["status"] for row in search.results_] == ["finished", "failed"]
+        assert "learning_rate" in search.results_[1]["error"]
+
+    def test_a_search_whose_trials_all_fail_fails(self, data: Any) -> None:
+        """With the first error."""
+        with pytest.raises(RunError, match="all 2 trials failed.*learning_rate"):
+            GridSearch(estimator(), {"learning_rate": [-2.0, -1.0]}).fit(data[0])
+
+    @pytest.mark.parametrize(
+        ("field", "options", "grid"),
+        [
+            ("max_concurrent", {"max_concurrent": 0}, {"l1": [0]}),
+            ("max_workers", {"max_workers": 1.5}, {"l1": [0]}),
+            ("max_seconds", {"max_seconds": -1}, {"l1": [0]}),
+            ("max_cost", {"max_cost": float("nan")}, {"l1": [0]}),
+            ("pruner", {"pruner": "magic"}, {"l1": [0]}),
+            ("scoring", {"scoring": "magic"}, {"l1": [0]}),
+            ("scoring", {"scoring": "accuracy"}, {"l1": [0]}),
+            ("search_id", {"search_id": "../up"}, {"l1": [0]}),
+            ("no_such", {}, {"no_such": [0]}),
+            ("backend", {}, {"backend": ["local"]}),
+        ],
+    )
+    def test_wrong_parameters_are_named(
+        self, data: Any, field: str, options: dict[str, Any], grid: dict[str, Any]
+    ) -> None:
+        """Before anything is started."""
+        with pytest.raises(ConfigError) as caught:
+            GridSearch(estimator(), grid, **options).fit(data[0])
+        assert caught.value.field == field
+
+    def test_calls_out_of_order_are_errors(self, data: Any) -> None:
+        """There is nothing to wait for, to kill, or to show before the start."""
+        search = GridSearch(estimator(), {"l1": [0]})
+        for call in (search.wait, search.kill_all, lambda: search.status):
+            with pytest.raises(RunError, match="not been started"):
+                call()
+        assert not hasattr(search, "results_")
+        with pytest.raises(ConfigError, match="train"):
+            search.fit()
+        with pytest.raises(ConfigError, match="resume_from"):
+            GridSearch(estimator(resume_from="x"), {"l1": [0]}).fit(data[0])
+        with pytest.raises(ConfigError, match="holds its own"):
+            search.fit(data[0], [1])
+
+    def test_the_dashboard_has_to_be_installed(self, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where no package offers one, the error says what to install."""
+        monkeypatch.setattr("cirrus.frontend.search.base.DASHBOARD_ENTRY_POINTS", "cirrus.no-dashboard")
+        search = GridSearch(estimator(epochs=1), {"l1": [0]}).fit(data[0])
+        with pytest.raises(ConfigError, match="dashboard"):
+            search.serve_dashboard()
+
+
+class TestGoingOn:
+    """A search outlives its program."""
+
+    def test_a_closed_search_is_resumed_by_its_id(self, tmp_path: Path, data: Any) -> None:
+        """What finished is kept, what was at work goes on in its run, what waited begins."""
+        backend = LocalBackend(root=tmp_path)
+        search = GridSearch(
+            estimator(backend, batch_size=BATCH_ROWS), {"epochs": [1, EPOCHS, 2]}, max_concurrent=1
+        ).start(*data[:1], validation=data[1])
+        eventually(lambda: at_work(search, 1))
+        search.close()
+        search_id = search.search_id_
+        (interrupted,) = Overview(str(tmp_path)).searches()
+        assert interrupted.state.state is RunState.INTERRUPTED
+        before = interrupted.state.trials
+        again = GridSearch.resume(search_id, backend=backend, max_concurrent=2)
+        again.wait()
+        assert statuses(again) == ["finished"] * 3
+        assert again.status.trials[0].runs == before[0].runs
+        assert again.status.trials[1].runs == before[1].runs
+        assert again.status.trials[1].updates == EPOCHS * steps_of(data[0])
+        assert again.best_estimator_.score(data[1]) > 0.85
+
+    def test_the_same_script_goes_on(self, tmp_path: Path, data: Any) -> None:
+        """A search with a name of its own goes on where it was; one that ended only answers."""
+        rows, labels = make_arrays(500)
+
+        def make() -> GridSearch:
+            return GridSearch(
+                estimator(LocalBackend(root=tmp_path), epochs=1), {"l1": [0, 1]}, search_id="sweep-1"
+            )
+
+        first = make().fit(rows, labels)
+        second = make().fit(rows, labels)
+        assert second.status.trials == first.status.trials
+        assert len(list_runs(str(tmp_path))) == 2
+        assert second.best_estimator_.score(rows, labels) == first.best_estimator_.score(rows, labels)
+
+    def test_another_search_of_the_same_name_is_refused(self, tmp_path: Path, data: Any) -> None:
+        """Another grid or other data under a known name is an error that says so."""
+        est = estimator(LocalBackend(root=tmp_path), epochs=1)
+        GridSearch(est, {"l1": [0]}, search_id="mine").fit(data[0])
+        with pytest.raises(ConfigError, match="another space"):
+            GridSearch(est, {"l1": [1]}, search_id="mine").fit(data[0])
+        with pytest.raises(ConfigError, match="another data"):
+            GridSearch(est, {"l1": [0]}, search_id="mine").fit(data[1])
+
+    def test_a_search_is_driven_by_one(self, tmp_path: Path, data: Any) -> None:
+        """Another program cannot go on with a search that is at work."""
+        search = GridSearch(endless(tmp_path), {"l1": [0]}).start(data[0])
+        with search, pytest.raises(ConflictError):
+            GridSearch.resume(search.search_id_, backend=LocalBackend(root=tmp_path))
+
+    def test_what_cannot_be_resumed_is_said(self, tmp_path: Path, data: Any) -> None:
+        """No such search, another kind of search, a parameter that cannot change, data that is gone."""
+        backend = LocalBackend(root=tmp_path)
+        with pytest.raises(NotFoundError):
+            GridSearch.resume("search-x", backend=backend)
+        rows, labels = make_arrays(500)
+        search = GridSearch(endless(tmp_path), {"l1": [0]}).start(rows, labels)
+        search.close()
+        with pytest.raises(ConfigError, match="another kind"):
+            RandomSearch.resume(search.search_id_, backend=backend)
+        with pytest.raises(ConfigError, match="refit"):
+            GridSearch.resume(search.search_id_, backend=backend, refit=False)
+        SearchFolder.open(str(tmp_path), search.search_id_).store.delete_prefix("data")
+        with pytest.raises(DataError, match="data of the search"):
+            GridSearch.resume(search.search_id_, backend=backend)
+
+    def test_a_search_outlives_sigkill(self, tmp_path: Path, data: Any) -> None:
+        """Nothing of a killed program is left; another goes on, no update is lost or done twice."""
+        script = f"""
+import cirrus
+est = cirrus.LogisticRegression(
+    epochs={EPOCHS}, tol=None, n_workers=1, batch_size={BATCH_ROWS}, random_state=0,
+    backend=cirrus.LocalBackend(root={str(tmp_path)!r}))
+search = cirrus.GridSearch(est, {{"l1": [0, 1, 2]}}, max_concurrent=2, search_id="crash")
+search.fit(cirrus.Dataset.open({data[0].url!r}))
+"""
+        with subprocess.Popen([sys.executable, "-c", script]) as program:
+            overview = Overview(str(tmp_path))
+            eventually(lambda: _trials_with_updates(overview, "crash") >= 2, 60.0)
+            program.send_signal(signal.SIGKILL)
+        eventually(lambda: not processes(str(tmp_path)))
+        search = GridSearch.resume("crash", backend=LocalBackend(root=tmp_path)).wait()
+        assert statuses(search) == ["finished"] * 3
+        steps = EPOCHS * steps_of(data[0])
+        for trial in search.status.trials:
+            (run_id,) = trial.runs
+            assert open_run(str(tmp_path), run_id).status.counts["shard0.steps_applied"] == steps
+
+
+def _trials_with_updates(overview: Overview, search_id: str) -> int:
+    try:
+        state = overview.search(search_id).state
+    except NotFoundError:
+        return 0
+    return 0 if state is None else sum(trial.updates > 0 for trial in state.trials)
+
+
+class TestShardHosts:
+    """The processes that run the shards of a search."""
+
+    def test_shards_share_processes_and_survive_their_death(self, tmp_path: Path, data: Any) -> None:
+        """Runs share processes; when one is killed, its shards go on from their snapshots in another."""
+        search = GridSearch(
+            estimator(LocalBackend(root=tmp_path), epochs=EPOCHS, batch_size=BATCH_ROWS),
+            {"l1": [0, 1, 2]},
+            max_concurrent=3,
+        ).start(data[0])
+        with search:
+            eventually(lambda: at_work(search, 0, 1, 2))
+            hosts = processes(f"{tmp_path}/searches", "cirrus.paramserver.pack")
+            assert 1 <= len(hosts) <= 3
+            assert not processes(str(tmp_path), "cirrus.paramserver")
+            for host in hosts:
+                host.kill()
+            search.wait()
+        steps = EPOCHS * steps_of(data[0])
+        for trial in search.status.trials:
+            assert trial.status is TrialStatus.FINISHED
+            counts = open_run(str(tmp_path), trial.runs[0]).status.counts
+            assert counts["shard0.steps_applied"] == steps
+        assert not processes(str(tmp_path))
+
+
+def test_twenty_experiments_at_a_time(tmp_path: Path, data: Any) -> None:
+    """Ten learning rates with one and two workers, all at once: each finishes, with its own curve."""
+    train, test = data
+    grid = {"learning_rate": [0.01 * 1.6**k for k in range(10)], "n_workers": [1, 2]}
+    search = GridSearch(estimator(LocalBackend(root=tmp_path), epochs=2), grid, max_concurrent=20)
+    search.fit(train, validation=test)
+    assert statuses(search) == ["finished"] * 20
+    curves = [search.curve(trial) for trial in range(20)]
+    assert all(curve[-1].updates == curves[0][-1].updates for curve in curves)
+    assert len({dataclasses.astuple(curve[-1])[4:6] for curve in curves}) >= 10
+    assert len({row["loss"] for row in search.results_}) >= 10
