@@ -30,17 +30,17 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
-	@echo "installing cirrus and its dependencies (some 200 MB, about a minute)"
-	@$(PIP) --editable '.[examples]'
+	@echo "installing cirrus and its dependencies (some 300 MB, about a minute)"
+	@$(PIP) --editable '.[dashboard,examples]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the tools for tests and checks"
-	@$(PIP) --editable '.[examples,dev]'
+	@$(PIP) --editable '.[dashboard,examples,dev]'
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	@$(PIP) --editable '.[examples,bench]'
+	@$(PIP) --editable '.[dashboard,examples,bench]'
 	@touch $@
 
 # Compiled here once, so that the first run does not stand still for it.

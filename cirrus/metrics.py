@@ -1,7 +1,7 @@
 """Typed progress of a run, as shard 0 writes it and everybody else reads it.
 
-Shard 0 appends :class:`MetricPoint` lines and replaces one :class:`RunStatus`; the progress bar, the
-estimator's ``history_``, the registry and the dashboard only listen.
+Shard 0 appends :class:`MetricPoint` and :class:`RunEvent` lines and replaces one :class:`RunStatus`; the
+progress bar, the estimator's ``history_``, the registry and the dashboard only listen.
 """
 
 from __future__ import annotations
@@ -89,3 +89,17 @@ class RunStatus:
     """What the run goes on without, such as a validation loss that cannot be computed."""
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     """Counters of all shards: steps applied, duplicates dropped, leases given again, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEvent:
+    """Something that happened in a run, as shard 0 saw it."""
+
+    at: float
+    """Unix time."""
+    kind: str
+    """``joined`` or ``left`` (a worker or evaluator), ``started`` (a shard) or ``ended`` (the run)."""
+    who: str
+    """Such as ``train-3``, ``evaluate-0``, ``shard-1`` or ``run``."""
+    generation: int = 0
+    text: str = ""

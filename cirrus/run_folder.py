@@ -9,6 +9,8 @@ key                          its one writer             what
 ``shards/K.json``            shard K                    address and generation (conditional writes)
 ``status.json``              shard 0 (else its client)  :class:`~cirrus.metrics.RunStatus`
 ``metrics/N.jsonl``          shard 0                    :class:`~cirrus.metrics.MetricPoint` lines
+``events/N.jsonl``           shard 0                    :class:`~cirrus.metrics.RunEvent` lines
+``note.txt``                 whoever wrote last         what people want to remember of the run
 ``control/ID.json``          a client, one object each  a request; shard 0 deletes it when it is carried out
 ``snapshots/K/N/``           shard K                    recovery snapshots, manifest last
 ``checkpoints/NAME/``        all shards, manifest by 0  the same moment on all shards
@@ -28,7 +30,7 @@ from dataclasses import dataclass
 
 from cirrus.config import RunConfig, from_plain
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError, SupersededError
-from cirrus.metrics import MetricPoint, RunStatus
+from cirrus.metrics import MetricPoint, RunEvent, RunStatus
 from cirrus.storage import ObjectStore, open_store
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ METRICS_SEGMENT_BYTES = 64 * 1024
 #: A supervisor that has not renewed its claim for this long is taken for dead.
 CLAIM_SECONDS = 10.0
 TOKEN_BYTES = 32
+#: Longest note on a run; four bytes each at most.
+MAX_NOTE_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +202,25 @@ class RunFolder:
             return None
         return from_plain(RunStatus, raw, "status.json")
 
+    # What people write.
+
+    def note(self) -> str:
+        """Return the note on the run; empty if there is none."""
+        try:
+            return self.store.get("note.txt")[: 4 * MAX_NOTE_CHARACTERS].decode(errors="replace")
+        except NotFoundError:
+            return ""
+
+    def write_note(self, text: str) -> None:
+        """Replace the note on the run.
+
+        Raises:
+            ConfigError: It is too long.
+        """
+        if len(text) > MAX_NOTE_CHARACTERS:
+            raise ConfigError("note", f"has {len(text)} characters, more than {MAX_NOTE_CHARACTERS}")
+        self.store.put("note.txt", text.encode())
+
     # Control.
 
     def request(self, request: ControlRequest) -> str:
@@ -225,23 +248,22 @@ class RunFolder:
         self.store.delete(key)
 
 
-class MetricsWriter:
-    """Appends points to a run's metrics; the owner is shard 0.
+class _LinesWriter:
+    """Appends JSON lines to the objects of one prefix; the owner is shard 0.
 
     Object stores cannot append, so the newest segment is written whole each time until it is full.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, prefix: str) -> None:
         self._store = folder.store
-        segments = self._store.list("metrics/")
-        self._number = len(segments)
+        self._prefix = prefix
+        self._number = len(self._store.list(prefix))
         self._lines: list[bytes] = []
         self._size = 0
         self._dirty = False
 
-    def append(self, point: MetricPoint) -> None:
-        """Add a point; :meth:`flush` makes it visible."""
-        line = json.dumps(dataclasses.asdict(point)).encode() + b"\n"
+    def _append(self, record: MetricPoint | RunEvent) -> None:
+        line = json.dumps(dataclasses.asdict(record)).encode() + b"\n"
         self._lines.append(line)
         self._size += len(line)
         self._dirty = True
@@ -250,12 +272,48 @@ class MetricsWriter:
         """Write what has been appended since the last flush."""
         if not self._dirty:
             return
-        self._store.put(f"metrics/{self._number:08d}.jsonl", b"".join(self._lines))
+        self._store.put(f"{self._prefix}{self._number:08d}.jsonl", b"".join(self._lines))
         self._dirty = False
         if self._size >= METRICS_SEGMENT_BYTES:
             self._number += 1
             self._lines.clear()
             self._size = 0
+
+
+class MetricsWriter(_LinesWriter):
+    """Appends points to a run's metrics."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder, "metrics/")
+
+    def append(self, point: MetricPoint) -> None:
+        """Add a point; :meth:`flush` makes it visible."""
+        self._append(point)
+
+
+class EventsWriter(_LinesWriter):
+    """Appends to what happened in a run."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder, "events/")
+
+    def append(self, event: RunEvent) -> None:
+        """Add an event; :meth:`flush` makes it visible."""
+        self._append(event)
+
+
+def read_events(folder: RunFolder) -> list[RunEvent]:
+    """Return what happened in a run, oldest first.
+
+    Raises:
+        CorruptDataError: A line is not JSON.
+        ConfigError: A line is no event.
+    """
+    found = []
+    for key in sorted(folder.store.list("events/")):
+        lines = folder.store.get(key).splitlines()
+        found += [from_plain(RunEvent, _parse(line, key), key) for line in lines]
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ COMMANDS = [
     "runs",
     "attach",
     "kill",
+    "dashboard",
     "ps",
     "package",
     "deploy",

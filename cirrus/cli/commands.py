@@ -345,6 +345,38 @@ def kill(run: RunArgument, home: HomeOption = None) -> None:
 
 
 @_command
+def dashboard(
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            help="What holds the runs: a folder or s3://bucket/prefix; default: $CIRRUS_HOME or ~/.cirrus.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where to listen; 0: the kernel chooses.")
+    ] = 8050,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A name that browsers may ask by; give it for each.", show_default=False
+        ),
+    ] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Show the loss curves of all runs as they grow, and end those that go nowhere.
+
+    The first line on standard output is its address. Whoever knows that may end runs.
+
+    Example: cirrus dashboard --open
+    """
+    from cirrus.cli import dashboard as work
+
+    work.dashboard(url, host, port, allow_host or [], open_browser=open_browser)
+
+
+@_command
 def ps(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Where to listen on loopback; 0: the kernel chooses.")

@@ -46,6 +46,7 @@ from cirrus.paramserver.protocol import (
     TurnReply,
     WriteCheckpoint,
 )
+from cirrus.paramserver.run_events import EventLog
 from cirrus.run_folder import ControlRequest, MetricsWriter, RunFolder
 from cirrus.storage import open_store
 
@@ -140,6 +141,8 @@ class RunKeeper:
         self._generation = generation
         self._reported_at = time.monotonic()
         self._metrics = MetricsWriter(folder)
+        self._events = EventLog(folder)
+        self._events.started(0, generation, time.time())
         self._peer_counts: dict[str, int] = {}
         self._snapshots_asked: set[str] = set()
         """Requests that the next checkpoint answers."""
@@ -178,6 +181,7 @@ class RunKeeper:
         match message:
             case Register():
                 coordinator.register(connection, message.worker, message.generation, message.role)
+                self._events.joined(connection, message.role, message.worker, message.generation, time.time())
                 coordinator.note_seconds(connection, message.seconds, time.monotonic())
                 return Registered()
             case Complete():
@@ -186,6 +190,7 @@ class RunKeeper:
                 coordinator.evaluated(message, time.monotonic())
             case ShardStarted():
                 self._note_marks(message.shard, message)
+                self._events.started(message.shard, message.generation, time.time())
             case _:
                 raise ProtocolError(f"a shard cannot answer a {type(message).__name__}")
         return Done()
@@ -257,6 +262,7 @@ class RunKeeper:
         """A connection ended; if it was a worker's, its leases are given again."""
         with self.work:
             self.coordinator.disconnect(connection, time.monotonic())
+            self._events.left(connection, time.time())
             self._notify()
 
     def attached(self, key: LeaseKey) -> None:
@@ -294,6 +300,7 @@ class RunKeeper:
             if self.run_ended:
                 return
             self.coordinator.end("client lost", RunState.INTERRUPTED)
+            self._events.ended("interrupted: client lost", time.time())
             self._notify()
         self._report()
 
@@ -353,11 +360,13 @@ class RunKeeper:
         with self.work:
             points, self.coordinator.points = self.coordinator.points, []
             status = self.coordinator.status(time.monotonic(), time.time(), counts)
+            self._events.take()
         for point in points:
             self._metrics.append(point)
         try:
             self._check_generation()
             self._metrics.flush()
+            self._events.flush()
             self._folder.write_status(status)
         except StorageError as error:
             log.warning("status and metrics cannot be written: %s", error)
@@ -492,6 +501,9 @@ class RunKeeper:
 
     def _say_farewell(self) -> None:
         """The run is over: say so in the folder, to the workers, and to the other shards."""
+        with self.work:
+            coordinator = self.coordinator
+            self._events.ended(f"{coordinator.final_state}: {coordinator.stop_reason}", time.time())
         while not self._report():
             self._shard.stopping.wait(STATUS_SECONDS)
         for key, _ in self._folder.requests():

@@ -1,0 +1,279 @@
+// What the page does by itself: joins what the server sends to what it holds, and draws it.
+"use strict";
+
+(function () {
+  // What this page holds. Cursors tell the server; a reload begins with nothing.
+  const held = { key: null, curves: {}, rows: {}, delta: null, revision: 0 };
+  const CROWDED = 60; // curves from which on they are drawn fainter, and without a legend
+  const FEW = 10;
+
+  function numbers(text) {
+    const raw = atob(text);
+    const bytes = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
+    return new Float32Array(bytes.buffer);
+  }
+
+  function join(old, news) {
+    return news.columns.map((text, i) => {
+      const fresh = numbers(text);
+      if (!news.from) return fresh;
+      const whole = new Float32Array(news.from + fresh.length);
+      whole.set(old[i].subarray(0, news.from));
+      whole.set(fresh, news.from);
+      return whole;
+    });
+  }
+
+  function fits(old, news) {
+    return news.from === 0 || (old && old[0].length >= news.from);
+  }
+
+  function take(delta) {
+    const cursors = Object.assign({}, delta.cursors);
+    if (held.key !== cursors.key) {
+      held.key = cursors.key;
+      held.curves = {};
+    }
+    cursors.curves = Object.assign({}, cursors.curves);
+    const kept = {};
+    for (const id of Object.keys(cursors.curves)) {
+      const old = held.curves[id];
+      const news = delta.curves[id];
+      if (!news) {
+        if (old) kept[id] = old;
+        else delete cursors.curves[id]; // ask for it again
+      } else if (fits(old && old.loss, news.loss) && fits(old && old.rate, news.rate)) {
+        kept[id] = { loss: join(old && old.loss, news.loss), rate: join(old && old.rate, news.rate) };
+      } else {
+        delete cursors.curves[id];
+      }
+    }
+    held.curves = kept;
+    const rows = {};
+    cursors.rows = Object.assign({}, cursors.rows);
+    for (const id of delta.row_order) {
+      rows[id] = delta.rows[id] || held.rows[id];
+      if (!rows[id]) {
+        delete rows[id];
+        delete cursors.rows[id];
+      }
+    }
+    held.rows = rows;
+    held.delta = delta;
+    return cursors;
+  }
+
+  function rgba(hex, alpha) {
+    const n = parseInt(hex.slice(1), 16);
+    return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
+  }
+
+  function curve(trace, x, y, selected, crowd, xTitle, yTitle) {
+    const chosen = trace.id === selected;
+    const faint = selected && !chosen;
+    const alpha = faint ? 0.35 : crowd ? 0.6 : 1;
+    return {
+      type: "scatter",
+      mode: x.length < 3 ? "lines+markers" : "lines",
+      name: trace.name,
+      uid: trace.id,
+      meta: trace.id,
+      x: x,
+      y: y,
+      line: {
+        color: rgba(trace.color, alpha),
+        dash: trace.dash,
+        width: chosen ? 3.5 : trace.pinned ? 3 : crowd ? 1.1 : 2,
+        simplify: true,
+      },
+      hovertemplate: `<b>${trace.name}</b><br>${xTitle} %{x:.6~g}<br>${yTitle} %{y:.5~g}<extra></extra>`,
+    };
+  }
+
+  function bands(list, palette) {
+    const traces = [];
+    list.forEach((band, i) => {
+      const [x, mean, low, high] = band.columns.map(numbers);
+      const color = palette[i % palette.length];
+      const edge = { type: "scatter", mode: "lines", x: x, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
+      traces.push(Object.assign({ y: low, uid: `low ${band.name}` }, edge));
+      traces.push(
+        Object.assign({ y: high, uid: `high ${band.name}`, fill: "tonexty", fillcolor: rgba(color, 0.18) }, edge)
+      );
+      traces.push({
+        type: "scatter",
+        mode: "lines",
+        name: band.name,
+        uid: `mean ${band.name}`,
+        x: x,
+        y: mean,
+        line: { color: color, width: 2.5 },
+        showlegend: true,
+        hovertemplate: `<b>${band.name}</b><br>mean %{y:.5~g}<extra></extra>`,
+      });
+    });
+    return traces;
+  }
+
+  function layout(xTitle, yTitle, revision, options) {
+    const phone = window.innerWidth < 640;
+    const axis = {
+      gridcolor: "#e8ecf0",
+      zeroline: false,
+      linecolor: "#c8d0d8",
+      ticks: "outside",
+      ticklen: 4,
+      tickcolor: "#c8d0d8",
+      automargin: true,
+      exponentformat: "SI",
+    };
+    return {
+      uirevision: revision,
+      margin: { l: 52, r: 14, t: 8, b: 42 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 12, color: "#33414e" },
+      xaxis: Object.assign({ title: { text: xTitle, standoff: 6 }, type: options.logX ? "log" : "linear" }, axis, {
+        nticks: phone ? 5 : 9,
+      }),
+      yaxis: Object.assign({ title: { text: yTitle, standoff: 6 }, type: options.logY ? "log" : "linear" }, axis),
+      hovermode: "closest",
+      hoverdistance: 30,
+      hoverlabel: { bgcolor: "#ffffff", bordercolor: "#c8d0d8", font: { color: "#1c2733" } },
+      showlegend: options.legend,
+      legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0, font: { size: 11 }, itemclick: false, itemdoubleclick: false },
+      dragmode: phone ? "pan" : "zoom",
+    };
+  }
+
+  // Which columns each chart draws: see draw() in views.py.
+  function figures(logs, selected) {
+    const delta = held.delta;
+    const traces = delta.traces.filter((trace) => held.curves[trace.id]);
+    // The chosen one is drawn last, over all others.
+    traces.sort((a, b) => (a.id === selected) - (b.id === selected));
+    const crowd = traces.length > CROWDED;
+    const grouped = delta.bands.length > 0;
+    const logX = logs.includes("x");
+    const logY = logs.includes("y");
+    const { loss, x } = delta.titles;
+    const legend = grouped || traces.length <= FEW;
+    const each = (kind, xi, yi, xTitle, yTitle) =>
+      traces.map((trace) => {
+        const columns = held.curves[trace.id][kind];
+        return curve(trace, columns[xi], columns[yi], selected, crowd, xTitle, yTitle);
+      });
+    const figure = (data, xTitle, yTitle, revision, options) => ({
+      data: data,
+      layout: layout(xTitle, yTitle, revision, options),
+    });
+    const key = held.key;
+    const palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5D3A9B"];
+    const main = grouped ? bands(delta.bands, palette) : each("loss", 0, 1, x, loss);
+    return [
+      figure(main, x, loss, `${key}${logX}${logY}`, { logX, logY, legend }),
+      figure(each("rate", 0, 1, x, "updates/s"), x, "updates/s", `${key}${logX}`, { logX, legend: false }),
+      figure(each("loss", 2, 1, "cost ($)", loss), "cost ($)", loss, `${key}${logY}`, { logY, legend: false }),
+      figure(each("rate", 3, 2, "time (s)", "cost ($)"), "time (s)", "cost ($)", "cost", { legend: false }),
+    ];
+  }
+
+  function table(killing, hidden, pinned) {
+    const hide = new Set(hidden || []);
+    const pin = new Set(pinned || []);
+    return Object.values(held.rows).map((row) =>
+      Object.assign({}, row, {
+        show: !hide.has(row.id),
+        pin: pin.has(row.id),
+        state: killing && killing[row.id] && row.killable ? "killing" : row.state,
+      })
+    );
+  }
+
+  const none = () => window.dash_clientside.no_update;
+  const trigger = () => {
+    const triggered = window.dash_clientside.callback_context.triggered;
+    return triggered.length ? triggered[0] : { prop_id: "", value: null };
+  };
+
+  window.dash_clientside = window.dash_clientside || {};
+  window.dash_clientside.cirrus = {
+    // Join what is new to what is held; draw.
+    merge: function (delta, logs, selected, killing, hidden, pinned) {
+      if (!delta) return [none(), none(), none(), none(), none(), none()];
+      const isNew = delta !== held.delta;
+      const cursors = isNew ? take(delta) : none();
+      const rows = isNew || trigger().prop_id.startsWith("killing") ? table(killing, hidden, pinned) : none();
+      return [...figures(logs || [], selected), rows, cursors];
+    },
+
+    // Which run a click chooses.
+    choose: function (a, b, c, d, cell, rows, selected) {
+      const { prop_id, value } = trigger();
+      if (prop_id.startsWith("chart-")) {
+        const chart = document.querySelector(`#${prop_id.split(".")[0]} .js-plotly-plot`);
+        const point = value && value.points && value.points[0];
+        const trace = chart && point && chart.data[point.curveNumber];
+        return trace && trace.meta ? trace.meta : none();
+      }
+      if (prop_id === "grid.cellClicked") {
+        return value && value.rowId && value.colId !== "show" && value.colId !== "pin" ? value.rowId : none();
+      }
+      // The keyboard's way: the one row that is ticked.
+      return rows && rows.length === 1 ? rows[0].id : none();
+    },
+
+    // Show or hide a curve, pin or free it.
+    toggle: function (changes, clicks, hidden, pinned) {
+      if (trigger().prop_id.startsWith("show-all")) return [[], none()];
+      const hide = new Set(hidden || []);
+      const pin = new Set(pinned || []);
+      for (const change of changes || []) {
+        const id = change.rowId;
+        if (change.colId === "show") change.value ? hide.delete(id) : hide.add(id);
+        if (change.colId === "pin") change.value ? pin.add(id) : pin.delete(id);
+      }
+      return [[...hide], [...pin]];
+    },
+
+    buttons: function (rows, selected) {
+      const live = (rows || []).filter((row) => row.killable && row.state !== "killing");
+      const ids = new Set((selected || []).map((row) => row.id));
+      const ticked = live.filter((row) => ids.has(row.id));
+      const resumable = (rows || []).filter((row) => ids.has(row.id) && row.resumable);
+      return [
+        ticked.length === 0,
+        ticked.length ? `Kill selected (${ticked.length})` : "Kill selected",
+        live.length === 0,
+        live.length ? `Kill all (${live.length})` : "Kill all",
+        resumable.length === 0,
+      ];
+    },
+
+    // Open and close the question whether runs shall end.
+    ask: function (some, all, cancel, confirm, rows, selected) {
+      const dialog = document.getElementById("kill-dialog");
+      const { prop_id } = trigger();
+      if (prop_id.startsWith("kill-c")) {
+        dialog.close();
+        return [none(), none()];
+      }
+      const ids = new Set((selected || []).map((row) => row.id));
+      const every = prop_id.startsWith("kill-all");
+      const targets = (rows || []).filter((row) => row.killable && (every || ids.has(row.id))).map((row) => row.id);
+      if (!targets.length) return [none(), none()];
+      dialog.showModal();
+      document.getElementById("kill-cancel").focus();
+      const names = targets.slice(0, 5).join(", ") + (targets.length > 5 ? ` and ${targets.length - 5} more` : "");
+      return [targets, targets.length === 1 ? `End ${names}?` : `End ${targets.length} runs: ${names}?`];
+    },
+
+    toast: function (text) {
+      if (!text) return "toast";
+      clearTimeout(held.timer);
+      held.timer = setTimeout(() => document.getElementById("toast").classList.remove("shown"), 5000);
+      return "toast shown";
+    },
+  };
+})();

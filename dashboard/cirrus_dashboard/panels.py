@@ -1,0 +1,331 @@
+"""Parts of the page that are made anew whenever what they show changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from dash import dcc, html
+
+from cirrus.metrics import RunEvent
+from cirrus_dashboard.accessibility import aria
+from cirrus_dashboard.analysis import (
+    MIN_RUNS,
+    as_numbers,
+    by_who,
+    importances,
+    is_logarithmic,
+    is_number,
+    spans,
+)
+from cirrus_dashboard.curves import step_split
+from cirrus_dashboard.records import RunRecord, Totals, config_difference
+from cirrus_dashboard.styles import QUALITATIVE, SEQUENTIAL
+from cirrus_dashboard.views import value_text
+
+#: Colours of a step's parts: fetch, pull, compute, push.
+_PART_COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00")
+_FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#33414e"}
+#: Events that the detail of a run lists, the newest.
+MAX_EVENTS_LISTED = 100
+#: Whoever has a line in the timeline; more would be too thin to read.
+MAX_TIMELINE_LINES = 200
+_LAYOUT: dict[str, Any] = {
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "font": _FONT,
+    "margin": {"l": 60, "r": 20, "t": 20, "b": 44},
+}
+
+
+def totals(found: Totals) -> list[html.Div]:
+    """Return the figures in the header."""
+    figures = [
+        ("runs", f"{found.n_runs:,}"),
+        ("live", f"{found.n_live:,}"),
+        ("workers", f"{found.n_workers:,}"),
+        ("memory", f"{found.memory_mb / 1024:,.1f} GB"),
+        ("cost", dollars(found.cost)),
+        ("per hour", dollars(found.dollars_per_second * 3600)),
+    ]
+    return [html.Div([html.B(value), html.Span(name)], className="total") for name, value in figures]
+
+
+def dollars(amount: float) -> str:
+    """Return an amount as people write it, small ones with the digits that matter."""
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
+
+
+def legend(found: dict[str, Any] | None) -> list[Any]:
+    """Return what the colours of curves mean, where they do not stand for runs."""
+    if found is None:
+        return []
+    if "scale" in found:
+        gradient = f"linear-gradient(90deg, {', '.join(found['scale'])})"
+        ends = [value_text(float(found[end])) for end in ("low", "high")]
+        scale = html.Span(className="scale", style={"background": gradient})
+        return [html.Span([f"colour: {found['title']}  ", ends[0], scale, ends[1]])]
+    items = [html.Span([html.I(style={"background": color}), text]) for text, color in found["items"]]
+    return [html.Span(f"colour: {found['title']}"), *items]
+
+
+def _hint(text: str) -> html.P:
+    return html.P(text, className="hint")
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> html.Table:
+    lines = [html.Tr([html.Th(name, scope="row"), html.Td(value)]) for name, value in rows]
+    return html.Table(html.Tbody(lines), className="pairs")
+
+
+def detail(record: RunRecord | None, events: Sequence[RunEvent]) -> list[Any]:
+    """Return everything about one run."""
+    if record is None:
+        return [_hint("Click a curve, or a line of the table, to see a run's hyperparameters, where its time "
+                      "goes, and what happened to it.")]  # fmt: skip
+    title = record.run_id if record.trial is None else f"Trial {record.trial} of {record.search}"
+    parts: list[Any] = [
+        html.H2(title),
+        html.Div([html.Span(record.state, className=f"state-{record.state}"), f"  {record.model}"]),
+    ]
+    if record.problem:
+        parts.append(html.P(record.problem, className="state-failed"))
+    parts += [html.H3("Now"), _pairs(_facts(record))]
+    split = step_split(record.columns)
+    if split:
+        parts += [html.H3("Where a worker's time goes"), *_split_bar(split)]
+    chosen = [(name, value_text(value)) for name, value in sorted(record.hyperparameters.items())]
+    parts += [html.H3("Hyperparameters"), _pairs(chosen)]
+    if events:
+        parts += [html.H3("Events"), _event_list(events)]
+    return parts
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    status, config = record.status, record.config
+    facts: list[tuple[str, str]] = []
+    if len(record.runs) > 1 or record.trial is not None:
+        facts.append(("runs", ", ".join(record.runs) or "none yet"))
+    for title, name in (("validation loss", "validation_loss"), ("training loss", "train_loss")):
+        value = record.columns.last(name)
+        if value is not None:
+            facts.append((title, f"{value:.5g}"))
+    for name in record.columns.names:
+        value = record.columns.last(name) if name.startswith("metric:") else None
+        if value is not None:
+            facts.append((name.removeprefix("metric:").replace("_", " "), f"{value:.5g}"))
+    if status is not None:
+        facts += [
+            ("epoch", f"{status.epoch} of {status.epochs}"),
+            ("updates", f"{status.updates:,}"),
+            ("time", f"{status.seconds:,.1f} s"),
+            ("cost", dollars(status.cost)),
+            ("worker time", f"{status.worker_seconds:,.0f} s in {status.invocations} invocations"),
+        ]
+        if status.stop_reason:
+            facts.append(("ended by", status.stop_reason))
+    if config is not None:
+        live = f"{status.n_workers} of " if status is not None and record.is_live else ""
+        facts.append(("workers, shards", f"{live}{config.n_workers}, {config.n_shards}"))
+        facts.append(("data", config.train_url))
+    return facts
+
+
+def _split_bar(split: Any) -> list[html.Div]:
+    named = list(zip(split.items(), _PART_COLORS, strict=True))
+    bar = html.Div(
+        [html.Div(style={"width": f"{share:.2f}%", "background": color}) for (_, share), color in named],
+        className="split",
+        role="img",
+        **aria(label=", ".join(f"{part} {share:.0f} %" for part, share in split.items())),
+    )
+    names = [
+        html.Span([html.I(style={"background": color}), f"{part} {share:.0f} %"])
+        for (part, share), color in named
+    ]
+    return [bar, html.Div(names, className="split-names")]
+
+
+def _event_list(events: Sequence[RunEvent]) -> html.Ul:
+    newest = list(events)[::-1][:MAX_EVENTS_LISTED]
+    items = [html.Li([html.Time(_clock(event.at)), html.Span(_event_text(event))]) for event in newest]
+    return html.Ul(items, className="events", tabIndex=0)
+
+
+def _clock(unix: float) -> str:
+    return datetime.fromtimestamp(max(0.0, min(unix, 2e11)), UTC).strftime("%H:%M:%S")
+
+
+def _event_text(event: RunEvent) -> str:
+    if event.kind == "ended":
+        return f"{event.who} {event.text}"
+    return f"{_who(event.who)} {event.kind} (generation {event.generation})"
+
+
+def _who(who: str) -> str:
+    kind, _, number = who.partition("-")
+    return f"{ {'train': 'worker', 'evaluate': 'evaluator'}.get(kind, kind) } {number}".strip()
+
+
+def _graph(figure: dict[str, Any], height: int) -> dcc.Graph:
+    config: Any = {"displaylogo": False, "displayModeBar": False, "responsive": True}
+    return dcc.Graph(figure=figure, config=config, style={"height": f"{height}px"})
+
+
+def parallel(records: Sequence[RunRecord], names: Sequence[str]) -> Any:
+    """Return parallel coordinates: one line a run, from its hyperparameters to its loss."""
+    held = [(record, record.score) for record in records]
+    scored = [(record, score) for record, score in held if score is not None and np.isfinite(score)]
+    if len(scored) < 2 or not names:
+        return _hint("Parallel coordinates need two runs with a loss that differ in a hyperparameter.")
+    scores = np.array([score for _, score in scored])
+    dimensions = [_dimension(name, [x.hyperparameters.get(name) for x, _ in scored]) for name in names[:12]]
+    dimensions.append({"label": "loss", "values": scores.tolist()})
+    # Few runs that diverged must not leave one colour for all the others.
+    low, high = float(scores.min()), float(np.percentile(scores, 90))
+    scale = [[i / (len(SEQUENTIAL) - 1), color] for i, color in enumerate(SEQUENTIAL)]
+    line = {
+        "color": scores.tolist(),
+        "colorscale": scale,
+        "cmin": low,
+        "cmax": high if high > low else low + 1,
+        "showscale": True,
+        "colorbar": {"title": {"text": "loss"}, "thickness": 12, "outlinewidth": 0},
+    }
+    trace = {"type": "parcoords", "dimensions": dimensions, "line": line, "labelfont": {"size": 12}}
+    layout = {**_LAYOUT, "margin": {"l": 70, "r": 30, "t": 50, "b": 24}, "uirevision": "parallel"}
+    help_text = "Drag along an axis to pick a range; drag a title to move an axis."
+    inner = html.Div(_graph({"data": [trace], "layout": layout}, 420), style={"minWidth": "560px"})
+    return html.Div([html.P(help_text, className="faint"), html.Div(inner, className="scroll")])
+
+
+def _dimension(name: str, values: list[Any]) -> dict[str, Any]:
+    numbers = as_numbers(values)
+    if all(is_number(value) for value in values):
+        if is_logarithmic(numbers):
+            ticks = sorted(set(numbers.tolist()))
+            ticks = ticks if len(ticks) <= 10 else np.geomspace(ticks[0], ticks[-1], 6).tolist()
+            return {
+                "label": f"{name} (log)",
+                "values": np.log10(numbers).tolist(),
+                "tickvals": np.log10(ticks).tolist(),
+                "ticktext": [f"{tick:.3g}" for tick in ticks],
+            }
+        return {"label": name, "values": numbers.tolist()}
+    texts = dict(sorted(zip(numbers.tolist(), (value_text(value) for value in values), strict=True)))
+    return {
+        "label": name,
+        "values": numbers.tolist(),
+        "tickvals": list(texts),
+        "ticktext": list(texts.values()),
+    }
+
+
+def importance(records: Sequence[RunRecord], names: Sequence[str]) -> Any:
+    """Return how much each hyperparameter has to do with the loss."""
+    found = importances(records, names)
+    if not found:
+        return _hint(f"Importance needs {MIN_RUNS} runs with a loss that differ in a hyperparameter.")
+    shown = found[:15][::-1]
+    texts = [
+        "" if x.correlation is None else f"correlation {x.correlation:+.2f}"
+        for x in shown
+    ]  # fmt: skip
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [x.share for x in shown],
+        "y": [x.name for x in shown],
+        "text": texts,
+        "textposition": "auto",
+        "cliponaxis": False,
+        "marker": {"color": QUALITATIVE[0]},
+        "hovertemplate": "%{y}: %{x:.0%}<extra></extra>",
+    }
+    layout = {
+        **_LAYOUT,
+        "margin": {"l": 20, "r": 30, "t": 10, "b": 44},
+        "xaxis": {"tickformat": ".0%", "gridcolor": "#e8ecf0", "title": {"text": "importance for the loss"}},
+        "yaxis": {"automargin": True},
+        "bargap": 0.35,
+    }
+    text = ("From a forest of random trees that predicts the order of the losses of the runs that are shown. "
+            "A negative correlation: larger values, lower loss.")  # fmt: skip
+    figure = _graph({"data": [bars], "layout": layout}, 110 + 42 * len(shown))
+    return html.Div([html.P(text, className="faint"), figure])
+
+
+def compare(records: Sequence[RunRecord]) -> Any:
+    """Return what differs between the configs of two runs."""
+    pair = [record for record in records if record.config is not None]
+    if len(pair) != 2 or pair[0].config is None or pair[1].config is None:
+        return _hint("Tick two runs in the table to compare what they were asked to do.")
+    rows = config_difference(pair[0].config, pair[1].config)
+    head = html.Thead(html.Tr([html.Th("", scope="col"), *(html.Th(x.run_id, scope="col") for x in pair)]))
+    results = [("state", pair[0].state, pair[1].state), ("loss", *(_score(record) for record in pair))]
+    lines = [
+        html.Tr([html.Th(name, scope="row"), html.Td(value_text(first)), html.Td(value_text(second))])
+        for name, first, second in [*results, *rows]
+    ]
+    table = html.Table([head, html.Tbody(lines)], className="pairs plain")
+    return html.Div(table, className="scroll")
+
+
+def _score(record: RunRecord) -> str:
+    return "" if record.score is None else f"{record.score:.5g}"
+
+
+def timeline(record: RunRecord | None, events: Sequence[RunEvent]) -> Any:
+    """Return when which generation of a run's workers and shards worked."""
+    if record is None:
+        return _hint("Choose a run to see the generations of its workers and shards.")
+    groups = by_who(spans(events, time.time()))
+    if not groups:
+        return _hint(f"Nothing is known of the workers of {record.run_id}.")
+    start = min(span.begin for group in groups.values() for span in group)
+    names = list(groups)[:MAX_TIMELINE_LINES]
+    bars = []
+    for number, who in enumerate(names):
+        for place, span in enumerate(groups[who]):
+            bars.append((who, number, place, span))
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [_who(who) for who, *_ in bars],
+        "base": [span.begin - start for *_, span in bars],
+        "x": [max(span.end - span.begin, 1e-3) for *_, span in bars],
+        "marker": {
+            "color": [_span_color(who, place) for who, _, place, _ in bars],
+            "line": {"color": "#ffffff", "width": 1},
+        },
+        "customdata": [[span.generation, "at work" if span.open else "ended"] for *_, span in bars],
+        "hovertemplate": (
+            "<b>%{y}</b>, generation %{customdata[0]}<br>%{x:.1f} s, %{customdata[1]}<extra></extra>"
+        ),
+    }
+    layout = {
+        **_LAYOUT,
+        "barmode": "overlay",
+        "bargap": 0.3,
+        "uirevision": record.run_id,
+        "xaxis": {"title": {"text": "seconds since the first shard came up"}, "gridcolor": "#e8ecf0"},
+        "yaxis": {"automargin": True, "autorange": "reversed", "type": "category"},
+    }
+    return html.Div(
+        [
+            html.P([html.B(record.run_id), ": each bar is one generation."], className="faint"),
+            _graph({"data": [trace], "layout": layout}, 110 + 24 * len(names)),
+        ]
+    )
+
+
+def _span_color(who: str, place: int) -> str:
+    shades = {
+        "shard": ("#5D3A9B", "#8F76BD"),
+        "train": ("#0072B2", "#56B4E9"),
+        "evaluate": ("#009E73", "#6CC7AE"),
+    }
+    return shades.get(who.partition("-")[0], ("#5B7A99", "#9FB2C4"))[place % 2]

@@ -1,0 +1,374 @@
+"""Where the dashboard's runs come from: the run folders below one root of an object store."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Protocol
+
+from cirrus.client_backend.overview import Overview
+from cirrus.client_backend.runs import RunSummary, open_run, run_url
+from cirrus.client_backend.search_folder import Trial
+from cirrus.config import RunConfig
+from cirrus.errors import CirrusError, NotFoundError, RunError
+from cirrus.metrics import RunEvent
+from cirrus.run_folder import MetricsCursor, RunFolder, read_events
+from cirrus_dashboard.curves import Columns
+from cirrus_dashboard.records import RunRecord, hyperparameters_of, is_value, trial_key
+
+log = logging.getLogger(__name__)
+
+#: How often folders are read.
+POLL_SECONDS = 1.0
+#: How often those of a store over the network are.
+REMOTE_POLL_SECONDS = 5.0
+#: While many runs are read for the first time, pages get what there is this often.
+PUBLISH_SECONDS = 1.0
+#: Requests to end runs that are under way at a time.
+KILL_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All runs at one moment."""
+
+    version: int = 0
+    records: Mapping[str, RunRecord] = field(default_factory=lambda: MappingProxyType({}))
+    problem: str | None = None
+    """Why the store could not be read, or None."""
+
+
+class Source(Protocol):
+    """What pages read and ask for; :class:`FolderSource` is the one there is, tests have others."""
+
+    @property
+    def root(self) -> str:
+        """What is shown, as a URL."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest state."""
+
+    def kill(self, run_id: str) -> None:
+        """Begin to end a run."""
+
+    def resume(self, run_id: str) -> None:
+        """Begin to go on with a run."""
+
+    def set_note(self, run_id: str, text: str) -> None:
+        """Keep a note on a run."""
+
+    def events(self, run_id: str) -> Sequence[RunEvent]:
+        """Return what happened in a run, oldest first."""
+
+
+@dataclass
+class _Followed:
+    """A run, and what has been read of it."""
+
+    summary: RunSummary
+    config: RunConfig | None = None
+    columns: Columns = field(default_factory=Columns)
+    cursor: MetricsCursor | None = None
+    note: str = ""
+    note_is_due: bool = True
+    is_read: bool = False
+    """It has ended, and its points were read after that."""
+    problem: str | None = None
+
+
+def attach_process(root: str, run_id: str) -> None:
+    """Go on with an interrupted run in a process of its own, which outlives this one."""
+    command = [sys.executable, "-m", "cirrus", "attach", run_id, "--home", root]
+    subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+class FolderSource:
+    """Follows the runs and searches below a root in a thread of its own; use it as a context manager.
+
+    The runs of one trial of a search (its rungs) are one line and one curve.
+
+    Args:
+        root: Object-store URL that holds ``runs/``.
+        resume: How to go on with an interrupted run, given (root, run id).
+        poll_seconds: How often folders are read; None: a second, less often over the network.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        resume: Callable[[str, str], None] = attach_process,
+        poll_seconds: float | None = None,
+    ) -> None:
+        self._root = root.rstrip("/")
+        self._overview = Overview(self._root)
+        self._resume = resume
+        is_remote = "://" in self._root and not self._root.startswith(("memory:", "file:"))
+        self._poll_seconds = poll_seconds or (REMOTE_POLL_SECONDS if is_remote else POLL_SECONDS)
+        self._followed: dict[str, _Followed] = {}
+        self._trials: Mapping[tuple[str, int], Trial] = {}
+        self._snapshot = Snapshot()
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._kills: queue.SimpleQueue[RunRecord | None] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread = threading.Thread(target=self._follow, name="dashboard-source", daemon=True)
+        self._thread.start()
+        # Ending a run may take its time, and nobody waits for these: the requests lie in the folders.
+        for number in range(KILL_THREADS):
+            threading.Thread(target=self._kill_all, name=f"dashboard-kill-{number}", daemon=True).start()
+
+    def __enter__(self) -> FolderSource:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread. May be called again."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        for _ in range(KILL_THREADS):
+            self._kills.put(None)
+
+    @property
+    def root(self) -> str:
+        """See :attr:`Source.root`."""
+        return self._root
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """See :attr:`Source.snapshot`."""
+        return self._snapshot
+
+    # Reading.
+
+    def _follow(self) -> None:
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            self.poll()
+            # Reading must not take more than half of one processor from whoever trains here.
+            taken = time.monotonic() - started
+            self._wake.wait(max(self._poll_seconds, taken))
+            self._wake.clear()
+
+    def poll(self) -> Snapshot:
+        """Read what is new once, and return it; the thread does this all the time."""
+        problem = None
+        try:
+            summaries = self._overview.runs()
+            self._trials = self._read_trials()
+        except CirrusError as error:
+            problem = str(error)
+            summaries = [followed.summary for followed in self._followed.values()]
+        names = {summary.run_id for summary in summaries}
+        for gone in self._followed.keys() - names:
+            del self._followed[gone]
+        published_at = time.monotonic()
+        for summary in reversed(summaries):  # the newest first
+            if self._stopping.is_set():
+                return self._snapshot
+            self._read(summary)
+            if time.monotonic() - published_at > PUBLISH_SECONDS:
+                self._publish(problem)
+                published_at = time.monotonic()
+        self._publish(problem)
+        return self._snapshot
+
+    def _read_trials(self) -> dict[tuple[str, int], Trial]:
+        found = {}
+        for search in self._overview.searches():
+            for trial in search.state.trials if search.state is not None else ():
+                found[search.search_id, trial.index] = trial
+        return found
+
+    def _read(self, summary: RunSummary) -> None:
+        """Bring a run up to date."""
+        followed = self._followed.setdefault(summary.run_id, _Followed(summary))
+        status = summary.status
+        resumed = followed.is_read and status != followed.summary.status
+        followed.summary, followed.problem = summary, summary.problem
+        if (followed.is_read and not resumed and not followed.note_is_due) or status is None:
+            return
+        folder = RunFolder(summary.url or run_url(self._root, summary.run_id))
+        try:
+            if followed.config is None:
+                followed.config = folder.config()
+            if followed.note_is_due:
+                followed.note, followed.note_is_due = folder.note(), False
+            if not followed.is_read or resumed:
+                # The status was read before: what was written until the end is then read, too.
+                points, followed.cursor = self._overview.points(summary.run_id, followed.cursor)
+                if points:
+                    followed.columns = followed.columns.extended(points)
+            followed.is_read = status.state.ended
+        except NotFoundError:
+            return  # removed at this moment: the next listing says so
+        except CirrusError as error:
+            followed.problem = str(error)
+
+    # What was read, as pages see it.
+
+    def _publish(self, problem: str | None) -> None:
+        """Make a snapshot of all that was read, if it differs from the last one."""
+        before = self._snapshot
+        records: dict[str, RunRecord] = {}
+        for key, members in self._grouped().items():
+            old = before.records.get(key)
+            record = self._record(key, members, 0 if old is None else old.version, old)
+            if old is None or record != old:
+                record = replace(record, version=1 if old is None else old.version + 1)
+            records[key] = record
+        if problem != before.problem or records != before.records:
+            self._snapshot = Snapshot(before.version + 1, MappingProxyType(records), problem)
+
+    def _grouped(self) -> dict[str, list[_Followed]]:
+        """Return the runs of each record, oldest first; trials that wait for their first have none."""
+        groups: dict[str, list[_Followed]] = {trial_key(*name): [] for name in self._trials}
+        for run_id in sorted(self._followed):
+            followed = self._followed[run_id]
+            summary = followed.summary
+            if summary.search is None or summary.trial is None:
+                groups[run_id] = [followed]
+            else:
+                groups.setdefault(trial_key(summary.search, summary.trial), []).append(followed)
+        return groups
+
+    def _record(
+        self, key: str, members: Sequence[_Followed], version: int, old: RunRecord | None
+    ) -> RunRecord:
+        last = members[-1] if members else None
+        summary = last.summary if last is not None else None
+        search, trial = self._search_of(key, summary)
+        chosen = dict(hyperparameters_of(last.config)) if last is not None and last.config else {}
+        if trial is not None:
+            chosen |= {name: value for name, value in trial.params.items() if is_value(value)}
+        status = summary.status if summary is not None else None
+        if status is not None and len(members) > 1:
+            earlier = [x.summary.status for x in members[:-1] if x.summary.status is not None]
+            status = replace(
+                status,
+                cost=status.cost + sum(x.cost for x in earlier),
+                seconds=status.seconds + sum(x.seconds for x in earlier),
+            )
+        return RunRecord(
+            run_id=key,
+            runs=tuple(member.summary.run_id for member in members),
+            version=version,
+            model=_model_name(last),
+            config=last.config if last is not None else None,
+            status=status,
+            columns=self._joined(members, old),
+            hyperparameters=chosen,
+            note=members[0].note if members else "",
+            search=search,
+            trial=trial.index if trial is not None else (summary.trial if summary else None),
+            trial_status=trial.status.value if trial is not None else None,
+            problem=next((x.problem for x in members if x.problem), trial.error if trial else None),
+        )
+
+    def _search_of(self, key: str, summary: RunSummary | None) -> tuple[str | None, Trial | None]:
+        search, _, number = key.rpartition(":")
+        if not search:
+            return None, None
+        return search, self._trials.get((search, int(number)))
+
+    def _joined(self, members: Sequence[_Followed], old: RunRecord | None) -> Columns:
+        if not members:
+            return Columns()
+        if len(members) == 1:
+            return members[0].columns
+        parts = tuple(member.columns for member in members)
+        if old is not None and old.columns.parts == parts:
+            return old.columns
+        return Columns.joined(parts)
+
+    # Asking.
+
+    def kill(self, run_id: str) -> None:
+        """See :meth:`Source.kill`: returns at once; the run's own state tells when it has ended."""
+        record = self._snapshot.records.get(run_id)
+        if record is not None:
+            self._kills.put(record)
+
+    def _kill_all(self) -> None:
+        while (record := self._kills.get()) is not None:
+            self._kill_now(record)
+
+    def _kill_now(self, record: RunRecord) -> None:
+        try:
+            if record.search is not None and record.trial_status is not None and record.trial is not None:
+                self._overview.kill_trial(record.search, record.trial)
+            else:
+                for run_id in record.runs[-1:]:
+                    self._overview.kill_run(run_id)
+        except CirrusError as error:
+            log.warning("cannot end %s: %s", record.run_id, error)
+        self._wake.set()
+
+    def resume(self, run_id: str) -> None:
+        """See :meth:`Source.resume`.
+
+        Raises:
+            RunError: The run is not one that can be gone on with, or nobody drives its search.
+        """
+        record = self._snapshot.records.get(run_id)
+        if record is None or not record.can_be_resumed:
+            raise RunError(f"run {run_id} works, or has finished: there is nothing to go on with")
+        if record.search is not None and record.trial is not None:
+            self._overview.resume_trial(record.search, record.trial)
+        else:
+            self._resume(self._root, record.runs[-1])
+        self._wake.set()
+
+    def set_note(self, run_id: str, text: str) -> None:
+        """See :meth:`Source.set_note`.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        record = self._snapshot.records.get(run_id)
+        if record is None or not record.runs:
+            raise NotFoundError(f"{run_id} has no run yet to keep a note with")
+        first = record.runs[0]
+        open_run(self._root, first).folder.write_note(text)
+        self._followed[first].note_is_due = True
+        self._wake.set()
+
+    def events(self, run_id: str) -> Sequence[RunEvent]:
+        """See :meth:`Source.events`.
+
+        Raises:
+            CorruptDataError: They cannot be read.
+        """
+        record = self._snapshot.records.get(run_id)
+        runs = record.runs if record is not None else ()
+        return [event for name in runs for event in read_events(RunFolder(run_url(self._root, name)))]
+
+
+def _model_name(followed: _Followed | None) -> str:
+    if followed is None or followed.config is None:
+        return ""
+    card = followed.config.model_metadata.get("card")
+    estimator = card.get("estimator") if isinstance(card, Mapping) else None
+    return str(estimator or followed.config.model.name)

@@ -1,0 +1,98 @@
+"""The table of runs: its columns, and how it behaves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+NUMBER = {"type": "rightAligned", "filter": "agNumberColumnFilter"}
+_EPOCH = "params.data.epochs ? params.data.epoch + '/' + params.data.epochs : ''"
+_THEME = {
+    "accentColor": "#0072B2",
+    "headerHeight": 36,
+    "rowHeight": 34,
+    "fontSize": 13,
+    "wrapperBorder": False,
+    "fontFamily": "inherit",
+}
+GRID_OPTIONS: dict[str, Any] = {
+    "theme": {"function": f"themeQuartz.withParams({json.dumps(_THEME)})"},
+    "rowSelection": {"mode": "multiRow", "enableClickSelection": False},
+    "selectionColumnDef": {"pinned": "left", "width": 44, "maxWidth": 44},
+    "animateRows": False,
+    "suppressCellFocus": False,
+    "localeText": {"noRowsToShow": "no runs yet"},
+    "columnMenu": "legacy",
+    "enableCellTextSelection": True,
+}
+
+
+def columns(names: list[str]) -> list[dict[str, Any]]:
+    """Return the columns of the table of runs.
+
+    Args:
+        names: Hyperparameters that differ between runs; each gets a column.
+    """
+    fixed: list[dict[str, Any]] = [
+        {"field": "id", "headerName": "Run", "width": 212, "pinned": "left", "cellClass": "run-id"},
+        {"field": "show", "headerName": "Show", "width": 86, "editable": True, "cellDataType": "boolean"},
+        {"field": "pin", "headerName": "Pin", "width": 76, "editable": True, "cellDataType": "boolean"},
+        {
+            "field": "state",
+            "headerName": "State",
+            "width": 112,
+            "cellClassRules": {
+                f"state-{state}": f"params.value === '{state}'"
+                for state in (
+                    "starting",
+                    "running",
+                    "killing",
+                    "finished",
+                    "killed",
+                    "failed",
+                    "interrupted",
+                    "broken",
+                )
+            },
+        },
+        _number("validation", "Val. loss", ".4f", 112),
+        _number("loss", "Train loss", ".4f", 116),
+    ]
+    chosen = [
+        {
+            "colId": f"p:{name}",
+            "headerName": name,
+            "width": 142,
+            "valueGetter": {"function": f"params.data[{'p:' + name!r}]"},
+            "headerTooltip": f"hyperparameter {name}",
+        }
+        for name in names
+    ]
+    rest = [
+        {"field": "epoch", "headerName": "Epoch", "width": 96, **NUMBER,
+         "valueFormatter": {"function": _EPOCH}},
+        _number("updates", "Updates", ",.0f", 112),
+        _number("rate", "Updates/s", ",.1f", 118),
+        _number("seconds", "Time (s)", ",.1f", 108),
+        _number("cost", "Cost ($)", ".4f", 106),
+        _number("dollars_per_hour", "$/h", ".3f", 88),
+        _number("workers", "Workers", ".0f", 104),
+        {"field": "model", "headerName": "Model", "width": 150},
+        {"field": "search", "headerName": "Search", "width": 120},
+        {"field": "trial", "headerName": "Trial", "width": 90, **NUMBER},
+        {"field": "reason", "headerName": "Ended by", "width": 122},
+        {"field": "problem", "headerName": "Problem", "width": 200},
+        {"field": "note", "headerName": "Note", "width": 180},
+    ]  # fmt: skip
+    return [*fixed, *chosen, *rest]
+
+
+def _number(field: str, title: str, form: str, width: int) -> dict[str, Any]:
+    text = f"params.value == null ? '' : d3.format({form!r})(params.value)"
+    return {
+        "field": field,
+        "headerName": title,
+        "width": width,
+        "valueFormatter": {"function": text},
+        **NUMBER,
+    }

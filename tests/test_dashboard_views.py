@@ -1,0 +1,363 @@
+"""What pages of the dashboard are told: choices of runs, deltas, colours, tables, analysis."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+import time
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from cirrus_dashboard import panels
+from cirrus_dashboard.analysis import importances, spans
+from cirrus_dashboard.curves import MAX_POINTS, Columns, decode
+from cirrus_dashboard.exports import curves_csv, runs_csv
+from cirrus_dashboard.records import RunRecord, Totals, config_difference, hyperparameters_of, varying
+from cirrus_dashboard.sources import Snapshot
+from cirrus_dashboard.styles import MAX_COLORED_RUNS, styles_of
+from cirrus_dashboard.views import Cursors, CurveCache, View, choose, delta
+from dashboard_runs import config_of, points
+
+from cirrus.errors import ConfigError
+from cirrus.metrics import MetricPoint, RunEvent, RunState, RunStatus
+
+
+def record(
+    run_id: str, losses: Any = (0.7, 0.5), *, state: RunState = RunState.FINISHED, **params: Any
+) -> RunRecord:
+    """Return a run as the source would."""
+    fields = {
+        name: params.pop(name) for name in ("search", "trial", "trial_status", "note") if name in params
+    }
+    config = config_of(run_id, **params)
+    return RunRecord(
+        run_id=run_id,
+        version=1,
+        runs=(run_id,),
+        model="LogisticRegression",
+        config=config,
+        status=RunStatus(state=state, cost=0.5, seconds=2.0, updates=20, n_workers=2),
+        columns=Columns(points(losses)),
+        hyperparameters=hyperparameters_of(config),
+        **fields,
+    )
+
+
+def snapshot(*records: RunRecord, version: int = 1) -> Snapshot:
+    """Return a snapshot of these runs."""
+    return Snapshot(version, MappingProxyType({run.run_id: run for run in records}))
+
+
+def ask(held: Snapshot, view: View, cursors: Any = None) -> dict[str, Any] | None:
+    """Ask for a delta as a page does: over JSON."""
+    plain = json.loads(json.dumps(cursors))
+    found = delta(held, view, Cursors.from_plain(plain), source="s", cache=CurveCache())
+    return None if found is None else json.loads(json.dumps(found, allow_nan=False))
+
+
+class TestChoosing:
+    """Which curves are drawn."""
+
+    RUNS = tuple(record(name, (0.7, loss)) for name, loss in (("a", 0.3), ("b", 0.5), ("c", 0.4), ("d", 0.6)))
+
+    def names(self, **view: Any) -> str:
+        return "".join(run.run_id for run in choose(self.RUNS, View(**view)))
+
+    def test_best_and_worst_are_by_the_last_loss(self):
+        """Best N are those with the lowest loss, worst N those with the highest."""
+        assert self.names() == "abcd"
+        assert self.names(show="best", count=2) == "ac"
+        assert self.names(show="worst", count=2) == "bd"
+        assert self.names(show="worst", count=9) == "abcd"
+
+    def test_pinned_stay_and_hidden_go(self):
+        """A pinned run is drawn whatever its loss; a hidden one is not, and does not count among the best."""
+        assert self.names(show="best", count=1, pinned=frozenset("d")) == "ad"
+        assert self.names(show="best", count=1, hidden=frozenset("a")) == "c"
+
+    def test_a_run_without_a_loss_is_neither_best_nor_worst(self):
+        """What has no number cannot be ranked."""
+        runs = [*self.RUNS, record("e", (math.nan,)), record("f", ())]
+        assert [run.run_id for run in choose(runs, View(show="worst", count=1))] == ["d"]
+
+    def test_a_search_can_be_looked_at_alone(self):
+        """Runs of other searches, and of none, are left out."""
+        runs = [record("a"), record("b", search="s", trial=0), record("c", search="t", trial=0)]
+        assert [run.run_id for run in choose(runs, View(search="s"))] == ["b"]
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("x", "moon"), ("loss", "secret"), ("show", "some"), ("smoothing", 1.0), ("smoothing", math.nan)]
+        + [("count", 0), ("count", 10**9)],
+    )
+    def test_a_view_is_checked(self, field, value):
+        """What a browser made up is refused by the name of the field."""
+        with pytest.raises(ConfigError, match=field):
+            View(**{field: value})
+
+
+class TestDelta:
+    """What a page lacks."""
+
+    def test_a_page_that_is_up_to_date_gets_nothing(self):
+        """The same version and view: no answer at all."""
+        held = snapshot(record("a"))
+        first = ask(held, View())
+        assert first is not None
+        assert ask(held, View(), first["cursors"]) is None
+
+    def test_only_what_changed_is_sent(self):
+        """Of two runs, the one that grew is sent, from where the page stands."""
+        before = snapshot(record("a"), record("b"))
+        first = ask(before, View())
+        assert first is not None
+        assert sorted(first["curves"]) == sorted(first["rows"]) == ["a", "b"]
+        grown = dataclasses.replace(before.records["b"], version=2, columns=Columns(points((0.7, 0.5, 0.4))))
+        second = ask(snapshot(before.records["a"], grown, version=2), View(), first["cursors"])
+        assert second is not None
+        assert list(second["curves"]) == list(second["rows"]) == ["b"]
+        assert second["curves"]["b"]["loss"]["from"] == 2
+
+    def test_another_axis_is_sent_anew(self):
+        """Points on other axes, or smoothed otherwise, are other points."""
+        held = snapshot(record("a"))
+        first = ask(held, View())
+        assert first is not None
+        for view in (View(x="cost"), View(smoothing=0.5), View(loss="train_loss")):
+            second = ask(held, view, first["cursors"])
+            assert second is not None
+            assert second["curves"]["a"]["loss"]["from"] == 0
+            assert second["rows"] == {}
+
+    def test_versions_of_another_process_mean_nothing(self):
+        """A dashboard that was started anew sends everything, whatever the page holds."""
+        first = ask(snapshot(record("a"), version=7), View())
+        assert first is not None
+        again = ask(snapshot(record("a"), version=7), View(), {**first["cursors"], "source": "before"})
+        assert again is not None
+        assert "a" in again["curves"]
+        assert "a" in again["rows"]
+
+    @pytest.mark.parametrize(
+        "cursors",
+        [None, 3, [], {"rows": 3, "curves": [1]}, {"source": "s", "version": "x", "curves": {"a": [1, "2"]}}]
+        + [{"source": "s", "curves": {"a": [1, 2, 3, 4, 5, 6], "b": None}, "rows": {"a": None}}],
+    )
+    def test_odd_cursors_count_as_nothing_held(self, cursors):
+        """A page may send anything; it gets the whole."""
+        found = ask(snapshot(record("a")), View(), cursors)
+        assert found is not None
+        assert found["curves"]["a"]["loss"]["from"] == 0
+
+    def test_numbers_that_json_does_not_know_stay_out(self):
+        """A run that diverged has no loss in the table, and its page can still be read."""
+        run = record("a", (math.nan, math.inf))
+        status = dataclasses.replace(run.status, cost=math.nan, seconds=math.inf)
+        found = ask(snapshot(dataclasses.replace(run, status=status)), View())
+        assert found is not None
+        assert found["rows"]["a"]["loss"] is None
+        assert found["rows"]["a"]["cost"] is None
+
+    def test_groups_have_bands(self):
+        """Grouped by a hyperparameter, there is one band a value, the best first."""
+        runs = [record("a", learning_rate=0.1), record("b", learning_rate=0.1)]
+        runs.append(record("c", (0.4, 0.2), learning_rate=0.2))
+        found = ask(snapshot(*runs), View(group_by="learning_rate"))
+        assert found is not None
+        assert [band["name"] for band in found["bands"]] == [
+            "learning_rate = 0.2 (1)",
+            "learning_rate = 0.1 (2)",
+        ]
+
+    def test_five_hundred_runs_are_answered_in_time(self):
+        """500 runs of 2,000 points: 300 points a curve, an update well below 300 ms of processor time."""
+        losses = 0.5 + 0.1 * np.random.default_rng(0).random(2000)
+        columns = [Columns(points(losses + n / 1000)) for n in range(5)]
+        runs = [record(f"{n:03d}", learning_rate=10.0 ** -(n % 5)) for n in range(500)]
+        runs = [dataclasses.replace(run, columns=columns[n % 5]) for n, run in enumerate(runs)]
+        cache = CurveCache()
+        first = delta(snapshot(*runs), View(), Cursors(), source="s", cache=cache)
+        assert first is not None
+        assert len(first["curves"]) == 500
+        assert max(len(decode(x["loss"]["columns"][0])) for x in first["curves"].values()) <= MAX_POINTS
+        longer = Columns(points([*losses, 0.4]))
+        runs = [
+            dataclasses.replace(run, version=2, columns=longer) if n % 10 == 0 else run
+            for n, run in enumerate(runs)
+        ]
+        cursors = Cursors.from_plain(json.loads(json.dumps(first["cursors"])))
+        began = time.process_time()
+        second = delta(snapshot(*runs, version=2), View(), cursors, source="s", cache=cache)
+        text = json.dumps(second)
+        taken = time.process_time() - began
+        assert second is not None
+        assert len(second["curves"]) == 50
+        assert len(text) < 300_000
+        assert taken < 0.3
+
+
+class TestColours:
+    """Which colour a curve has."""
+
+    def test_few_runs_have_each_their_own(self):
+        """Up to ten curves, no two look alike."""
+        runs = [record(f"{n:02d}") for n in range(MAX_COLORED_RUNS)]
+        styles = styles_of(runs, None, [])
+        assert len(set(styles.by_run.values())) == MAX_COLORED_RUNS
+        assert styles.legend is None
+
+    def test_many_runs_are_coloured_by_what_varies(self):
+        """Beyond ten, the colour is a number's place between lowest and highest, here by logarithm."""
+        runs = [record(f"{n:02d}", learning_rate=10.0 ** -(n % 4)) for n in range(12)]
+        styles = styles_of(runs, None, varying(runs))
+        assert styles.legend is not None
+        assert styles.legend["title"] == "learning_rate (log)"
+        assert (styles.legend["low"], styles.legend["high"]) == (0.001, 1.0)
+        assert len({style.color for style in styles.by_run.values()}) == 4
+
+    def test_names_have_a_colour_each(self):
+        """A hyperparameter that is no number gets a colour a value."""
+        runs = [record("a", optimizer="ftrl"), record("b", optimizer="adam"), record("c", optimizer="adam")]
+        styles = styles_of(runs, "optimizer", varying(runs))
+        assert styles.by_run["b"] == styles.by_run["c"] != styles.by_run["a"]
+
+
+class TestRecords:
+    """Facts about runs."""
+
+    @pytest.mark.parametrize(
+        ("state", "killable", "resumable"),
+        [
+            (RunState.STARTING, True, False),
+            (RunState.RUNNING, True, False),
+            (RunState.INTERRUPTED, True, True),
+            (RunState.FINISHED, False, False),
+            (RunState.FAILED, False, False),
+        ],
+    )
+    def test_what_ended_cannot_be_killed(self, state, killable, resumable):
+        """Kill is for what is not over, resume for what lost its client."""
+        run = record("a", state=state)
+        assert (run.can_be_killed, run.can_be_resumed) == (killable, resumable)
+
+    @pytest.mark.parametrize(
+        ("status", "killable", "resumable"),
+        [("queued", True, False), ("running", True, False), ("paused", True, False), ("pruned", False, True)]
+        + [("killed", False, True), ("finished", False, False)],
+    )
+    def test_a_trial_is_what_its_search_says(self, status, killable, resumable):
+        """Of a trial, its search knows whether anything will happen to it yet."""
+        run = record("a", search="s", trial=0, trial_status=status)
+        assert (run.state, run.can_be_killed, run.can_be_resumed) == (status, killable, resumable)
+
+    def test_totals_count_what_lives(self):
+        """Cost is of all runs, workers and dollars an hour of the live ones."""
+        live = record("a", state=RunState.RUNNING)
+        assert live.config is not None
+        live = dataclasses.replace(live, config=dataclasses.replace(live.config, dollars_per_hour=3.6))
+        found = Totals.of([live, record("b")])
+        assert (found.n_runs, found.n_live, found.n_workers, found.cost) == (2, 1, 2, 1.0)
+        assert found.dollars_per_second == pytest.approx(0.001)
+        assert found.memory_mb == 2 * live.config.worker_memory_mb
+
+    def test_only_what_differs_is_compared(self):
+        """The difference of two configs names each field that is not the same, and its two values."""
+        first, second = config_of("a", learning_rate=0.1, l1=1.0), config_of("b", learning_rate=0.2, l1=1.0)
+        assert config_difference(first, second) == [("learning_rate", 0.1, 0.2), ("run_id", "a", "b")]
+        assert config_difference(first, first) == []
+
+    def test_varying_names_what_differs(self):
+        """Columns are for hyperparameters that are not the same in all runs."""
+        runs = [record("a", learning_rate=0.1, l1=1.0), record("b", learning_rate=0.2, l1=1.0)]
+        assert varying(runs) == ["learning_rate"]
+
+
+class TestAnalysis:
+    """Importance and timelines."""
+
+    def test_what_decides_the_loss_is_important(self):
+        """A parameter that decides the loss has nearly all of the share, one that does not little."""
+        grid = itertools.product((0.001, 0.01, 0.1, 1.0), (1, 2, 4))
+        runs = [record(f"{n:02d}", (0.7, 0.5 - math.log10(rate) / 10), learning_rate=rate, n_workers=workers)
+                for n, (rate, workers) in enumerate(grid)]  # fmt: skip
+        first, second = importances(runs, varying(runs))
+        assert (first.name, second.name) == ("learning_rate", "n_workers")
+        assert first.share > 0.8
+        assert first.correlation == pytest.approx(-1.0)
+        assert first.share + second.share == pytest.approx(1.0)
+
+    def test_few_runs_say_nothing(self):
+        """With four runs nothing is claimed."""
+        runs = [record(str(n), learning_rate=float(n + 1)) for n in range(4)]
+        assert importances(runs, varying(runs)) == []
+
+    def test_generations_become_spans(self):
+        """A worker's generations follow each other; who has not left works until now, or until the end."""
+        events = [
+            RunEvent(at=1.0, kind="started", who="shard-0", generation=1),
+            RunEvent(at=2.0, kind="joined", who="train-0", generation=0),
+            RunEvent(at=3.0, kind="left", who="train-0", generation=0),
+            RunEvent(at=4.0, kind="joined", who="train-0", generation=1),
+        ]
+        found = [(x.who, x.generation, x.begin, x.end, x.open) for x in spans(events, 10.0)]
+        assert found == [
+            ("shard-0", 1, 1.0, 10.0, True),
+            ("train-0", 0, 2.0, 3.0, False),
+            ("train-0", 1, 4.0, 10.0, True),
+        ]
+        ended = [*events, RunEvent(at=5.0, kind="ended", who="run", text="finished")]
+        assert [x.end for x in spans(ended, 10.0)] == [5.0, 3.0, 5.0]
+
+    def test_every_panel_can_be_drawn(self):
+        """What panels draw is JSON that a page can read, with and without runs."""
+        runs = [record(f"{n}", (0.7, 0.5 + n / 50), learning_rate=0.1 * (n + 1), optimizer="ab"[n % 2])
+                for n in range(6)]  # fmt: skip
+        events = [RunEvent(at=1.0, kind="joined", who="train-0"), RunEvent(at=9e99, kind="ended", who="run")]
+        drawn = [
+            panels.detail(runs[0], events),
+            panels.detail(None, []),
+            panels.compare(runs[:2]),
+            panels.compare(runs),
+            panels.parallel(runs, varying(runs)),
+            panels.parallel([], []),
+            panels.importance(runs, varying(runs)),
+            panels.importance([], []),
+            panels.timeline(runs[0], events),
+            panels.timeline(runs[0], []),
+            panels.timeline(None, []),
+            panels.totals(Totals.of(runs)),
+        ]
+        texts = [json.dumps(part, default=lambda x: x.to_plotly_json(), allow_nan=False) for part in drawn]
+        assert "learning_rate" in texts[0]
+        assert "0.1" in texts[2]
+        assert "0.2" in texts[2]
+        assert "parcoords" in texts[4]
+        assert "worker 0" in texts[8]
+
+
+class TestExports:
+    """CSV."""
+
+    def test_runs_are_lines_with_their_hyperparameters(self):
+        """Every run is a line; text that a spreadsheet would compute is kept from it."""
+        text = runs_csv([record("a", learning_rate=0.1, note="=1+1"), record("b", l1=2.0)])
+        first, second = csv.DictReader(io.StringIO(text))
+        assert (first["run"], first["learning_rate"], first["l1"], first["note"]) == ("a", "0.1", "", "'=1+1")
+        assert (second["run"], second["train_loss"], second["l1"]) == ("b", "0.5", "2.0")
+
+    def test_curves_are_all_points_that_have_a_loss(self):
+        """Points come as they were measured, those without this loss left out."""
+        run = record("a", np.linspace(0.7, 0.5, 1000))
+        point = MetricPoint(seconds=2000.0, epoch=1, updates=5, samples=5, validation_loss=0.25)
+        run = dataclasses.replace(run, columns=run.columns.extended([point]))
+        train = curves_csv([run], View(loss="train_loss", smoothing=0.9)).splitlines()
+        assert train[0] == "run,seconds,updates,epochs,cost,training_loss"
+        assert len(train) == 1001
+        assert train[1].endswith(",0.7")
+        assert curves_csv([run], View(loss="validation_loss")).splitlines()[1:] == ["a,2000,5,5,0,0.25"]
