@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
     from cirrus.frontend.loading import load_bag_of_words, load_parquet, load_ratings, load_vw
     from cirrus.frontend.mapping import wait
+    from cirrus.frontend.recommendation import MatrixFactorization
     from cirrus.frontend.search.grid import GridSearch, RandomSearch
     from cirrus.frontend.search.results import SearchResults
     from cirrus.frontend.search.schedules import AshaPruner, MedianPruner
@@ -53,6 +54,7 @@ _HOMES = {
     "LinearRegression": "cirrus.frontend.linear",
     "LinearSVC": "cirrus.frontend.linear",
     "LogisticRegression": "cirrus.frontend.linear",
+    "MatrixFactorization": "cirrus.frontend.recommendation",
     "MedianPruner": "cirrus.frontend.search.schedules",
     "MetricPoint": "cirrus.metrics",
     "NotFoundError": "cirrus.errors",
@@ -94,6 +96,7 @@ __all__ = [
     "LinearSVC",
     "LocalBackend",
     "LogisticRegression",
+    "MatrixFactorization",
     "MedianPruner",
     "MetricPoint",
     "NotFoundError",

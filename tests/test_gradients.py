@@ -17,6 +17,9 @@ from cirrus.models import Model, create_model
 N_FEATURES = 12
 STEP = 2.0**-8
 
+#: Of users and items among the features.
+RATINGS = {"n_users": 5, "n_items": 7, "l2": 0.0}
+
 #: Model, its parameters, and what labels are.
 CASES: list[tuple[str, dict[str, Any], str]] = [
     ("logistic", {}, "two"),
@@ -30,6 +33,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("svm", {"loss": "hinge", "classes": [0, 1, 2], "fit_intercept": False}, "three"),
     ("factorization_machine", {"n_factors": 3, "class_weight": [0.5, 4.0]}, "two"),
     ("factorization_machine", {"n_factors": 2, "task": "regression"}, "numbers"),
+    ("matrix_factorization", {**RATINGS, "n_factors": 3}, "ratings"),
+    ("matrix_factorization", {**RATINGS, "n_factors": 1, "scale": 2.0, "mean": 3.0}, "ratings"),
     ("linear", {}, "numbers"),
     ("linear", {"fit_intercept": False, "target_scale": 4.0, "feature_scale": 0.5}, "numbers"),
 ]
@@ -40,10 +45,15 @@ def random_block(seed: int, labels: str, *, weighted: bool = False, dense: bool 
     rng = np.random.default_rng(seed)
     n_rows = 15
     present = rng.random((n_rows, N_FEATURES)) < (1.0 if dense else 0.35)
+    if labels == "ratings":
+        # A user and an item, but for those that nobody knows.
+        present[:] = False
+        present[np.arange(n_rows), rng.integers(0, RATINGS["n_users"], n_rows)] = dense or rng.random() < 0.8
+        present[np.arange(n_rows), rng.integers(RATINGS["n_users"], N_FEATURES, n_rows)] = True
     indptr = np.concatenate([[0], np.cumsum(present.sum(1))])
     indices = np.nonzero(present)[1].astype(np.uint32)
     values = rng.normal(size=len(indices)).astype(np.float32)
-    if labels == "numbers":
+    if labels in ("numbers", "ratings"):
         y = rng.normal(size=n_rows)
     else:
         y = rng.integers(0, {"two": 2, "three": 3}[labels], n_rows)
@@ -55,10 +65,14 @@ def random_parameters(model: Model, block: Block, seed: int) -> dict[str, np.nda
     """Return normal values for every row that the block touches."""
     rng = np.random.default_rng(seed)
     widths = {table.name: table.width for table in model.tables(N_FEATURES)}
-    return {
+    parameters = {
         name: rng.normal(size=(len(ids), widths[name])).astype(np.float32) * 0.5
         for name, ids in model.ids(block).items()
     }
+    for table in model.tables(N_FEATURES):
+        if table.optimizer is not None:  # what gradients do not change stays as it begins
+            parameters[table.name][:] = table.initial_mean
+    return parameters
 
 
 def loss_at(model: Model, parameters: Mapping[str, np.ndarray], block: Block, name: str, at: Any, by: float):
@@ -81,7 +95,11 @@ def test_gradient_is_the_slope_of_the_loss(name, params, labels, seed, weighted,
     assert found.loss_sum == pytest.approx(here.loss_sum, rel=1e-9)
     assert found.weight_sum == pytest.approx(here.weight_sum)
     assert set(found.values) == set(parameters)
+    fixed = {table.name for table in model.tables(N_FEATURES) if table.optimizer is not None}
     for table, values in parameters.items():
+        if table in fixed:
+            assert not found.values[table].any()
+            continue
         assert found.values[table].shape == values.shape
         for at in np.ndindex(*values.shape):
             right = loss_at(model, parameters, block, table, at, STEP) - here.loss_sum

@@ -271,6 +271,15 @@ def read_vocabulary(store: ObjectStore, manifest: Manifest, name: str) -> Vocabu
     if info is None:
         known = ", ".join(v.name for v in manifest.vocabularies) or "none"
         raise NotFoundError(f"{store.url}: has no vocabulary {name!r}; it has {known}")
+    return load_vocabulary(store, info)
+
+
+def load_vocabulary(store: ObjectStore, info: VocabularyInfo) -> Vocabulary:
+    """Read a vocabulary that :func:`store_vocabulary` wrote.
+
+    Raises:
+        CorruptDataError: It is damaged.
+    """
     data = store.get(info.key)
     where = f"{store.url}/{info.key}"
     if zlib.crc32(data) != info.crc32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from cirrus.chunks import (
     discard_chunks,
     new_chunk_prefix,
 )
+from cirrus.chunks.vocabulary import Vocabulary, store_vocabulary
 from cirrus.chunks.writer import find_replaced
 from cirrus.errors import DataError
 from cirrus.storage import ObjectStore
@@ -30,6 +32,8 @@ def store_arrays(
     sample_weight: Any = None,
     shuffle: bool = True,
     random_state: int | None = None,
+    encoding: Mapping[str, Any] | None = None,
+    vocabularies: Mapping[str, Vocabulary] | None = None,
 ) -> Manifest:
     """Store arrays as a dataset.
 
@@ -40,6 +44,8 @@ def store_arrays(
         sample_weight: Weights >= 0 of shape (n_rows,), or None.
         shuffle: Spread the rows over the blocks at random.
         random_state: Seed of that.
+        encoding: What the columns are.
+        vocabularies: What they are called.
 
     Raises:
         DataError: The shapes do not fit, or there are values that are not finite.
@@ -73,6 +79,11 @@ def store_arrays(
             writer.summary,
             n_features=n_features,
             label_names=names,
+            encoding=encoding,
+            vocabularies=tuple(
+                store_vocabulary(store, prefix, name, vocabulary.to_bytes())
+                for name, vocabulary in (vocabularies or {}).items()
+            ),
             replaces=replaces,
         )
     except BaseException:

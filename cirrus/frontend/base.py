@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.client_backend.backend import Backend, resolve_backend
 from cirrus.client_backend.runs import new_run_id
 from cirrus.config import ModelConfig
@@ -29,7 +30,7 @@ from cirrus.frontend.intake import (
     take_validation,
 )
 from cirrus.frontend.model_files import ModelCard, RunNotes, portable_params, save_model_files
-from cirrus.frontend.planning import Start, check_params, plan_run
+from cirrus.frontend.planning import Start, Validation, check_params, plan_run
 from cirrus.frontend.progress import Listener
 from cirrus.frontend.scratch import Scratch
 from cirrus.frontend.starting import optimizer_names, resume_point, starting_tables
@@ -146,6 +147,8 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
     encoding_: dict[str, Any]
     _checkpoint: Checkpoint
 
+    vocabulary_names: ClassVar[tuple[str, ...]] = ()
+    """Vocabularies of the training data that belong to the model."""
     _defaults: ClassVar[SgdParams] = {}
     """Defaults of a class that differ from those of its base."""
 
@@ -225,6 +228,13 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
 
     def _restore_labels(self, labels: tuple[Any, ...]) -> None:
         """Undo :meth:`_card_labels`."""
+
+    def _vocabularies(self) -> Mapping[str, Vocabulary]:
+        """Return what features are called, where a saved model needs it."""
+        return {}
+
+    def _restore_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> None:
+        """Undo :meth:`_vocabularies`."""
 
     # Training.
 
@@ -309,7 +319,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             data = self._take_data(
                 train, y, sample_weight, scratch=scratch, seed=seed, wanted=self._wanted(classes), reset=reset
             )
-            watched = take_validation(self, validation, data, scratch)
+            watched = self._take_validation(validation, data, scratch)
             if goes_on:
                 self._check_goes_on(data)
             start = Start(url=scratch.url("start")) if goes_on else None
@@ -370,6 +380,10 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             self, train, y, sample_weight, scratch=scratch, seed=seed, wanted=wanted, reset=reset
         )
 
+    def _take_validation(self, validation: Any, data: TrainingData, scratch: Scratch) -> Validation | None:
+        """Return the dataset to watch, or None."""
+        return take_validation(self, validation, data, scratch)
+
     def _check_goes_on(self, data: TrainingData) -> None:
         first = next(iter(self._checkpoint.tables.values()))
         if data.manifest.n_features != len(first["weights"]):
@@ -398,7 +412,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         card = dataclasses.replace(
             self._card(None), n_iter=self.n_iter_, cost=self.cost_, history=tuple(self.history_)
         )
-        save_model_files(url, card, self._checkpoint)
+        save_model_files(url, card, self._checkpoint, self._vocabularies())
 
     def _card(self, data: TrainingData | None) -> ModelCard:
         """Return what the model of some data will be, or what the fitted model is."""
@@ -412,8 +426,11 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             encoding=self.encoding_ if data is None else data.manifest.encoding,
         )
 
-    def _restore(self, card: ModelCard, checkpoint: Checkpoint) -> None:
+    def _restore(
+        self, card: ModelCard, checkpoint: Checkpoint, vocabularies: Mapping[str, Vocabulary]
+    ) -> None:
         self._restore_labels(card.classes)
+        self._restore_vocabularies(vocabularies)
         self.n_features_in_ = card.n_features
         if card.feature_names is not None:
             self.feature_names_in_ = np.array(card.feature_names, dtype=object)

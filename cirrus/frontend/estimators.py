@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
+from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.client_backend.runs import Run
 from cirrus.errors import CorruptDataError
 from cirrus.frontend.base import Estimator
@@ -14,6 +15,7 @@ from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.factorization import FactorizationMachine
 from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
 from cirrus.frontend.model_files import ModelCard, RunNotes, read_model_files, restored_params
+from cirrus.frontend.recommendation import MatrixFactorization
 from cirrus.frontend.starting import optimizer_names
 from cirrus.frontend.training import TrainingRun, check_finished, read_outcome
 from cirrus.metrics import RunStatus
@@ -25,7 +27,14 @@ ENTRY_POINTS = "cirrus.estimators"
 _BUILT_IN: Mapping[str, type[Estimator]] = MappingProxyType(
     {
         kind.__name__: kind
-        for kind in (FactorizationMachine, LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression)
+        for kind in (
+            FactorizationMachine,
+            LinearRegression,
+            LinearSVC,
+            LogisticRegression,
+            MatrixFactorization,
+            SoftmaxRegression,
+        )
     }
 )
 
@@ -57,8 +66,8 @@ def load_model(url: str | os.PathLike[str]) -> Estimator:
         >>> est = cirrus.load_model("out/flights")  # doctest: +SKIP
         >>> est.predict_proba(X)  # doctest: +SKIP
     """
-    card, checkpoint = read_model_files(url)
-    return estimator_from(card, checkpoint, str(url))
+    card, checkpoint, vocabularies = read_model_files(url)
+    return estimator_from(card, checkpoint, str(url), vocabularies)
 
 
 def start_job(
@@ -94,20 +103,29 @@ def finish_job(run: Run, status: RunStatus) -> Estimator:
     check_finished(run.run_id, status)
     outcome = read_outcome(run, status)
     checkpoint = Checkpoint(tables=outcome.checkpoint.tables, extra=optimizer_names(run.config.shard_tables))
-    estimator = estimator_from(RunNotes.from_plain(run.config.model_metadata).card, checkpoint, run.url)
+    card = RunNotes.from_plain(run.config.model_metadata).card
+    kind = estimator_class(card.estimator)
+    vocabularies = {}
+    if kind is not None and kind.vocabulary_names:
+        data = Dataset.open(run.config.train_url)
+        vocabularies = {name: data.vocabulary(name) for name in kind.vocabulary_names}
+    estimator = estimator_from(card, checkpoint, run.url, vocabularies)
     estimator.n_iter_ = status.epoch
     estimator.history_ = outcome.points
     estimator.cost_ = status.cost
     return estimator
 
 
-def estimator_from(card: ModelCard, checkpoint: Checkpoint, where: str) -> Estimator:
+def estimator_from(
+    card: ModelCard, checkpoint: Checkpoint, where: str, vocabularies: Mapping[str, Vocabulary]
+) -> Estimator:
     """Build a fitted estimator.
 
     Args:
         card: What the model is.
         checkpoint: Its parameters.
         where: What to call the place in an error message.
+        vocabularies: What features are called.
 
     Raises:
         CorruptDataError: Card and parameters do not make a model.
@@ -117,7 +135,7 @@ def estimator_from(card: ModelCard, checkpoint: Checkpoint, where: str) -> Estim
         raise CorruptDataError(f"{where}: unknown kind of model {card.estimator!r}")
     try:
         estimator = kind(**restored_params(card.params))
-        estimator._restore(card, checkpoint)
+        estimator._restore(card, checkpoint, vocabularies)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CorruptDataError(f"{where}: is not a usable model: {error}") from error
     return estimator

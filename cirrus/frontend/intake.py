@@ -6,7 +6,8 @@ Functions here take the estimator as scikit-learn's own ``validate_data`` does: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from cirrus.chunks import Manifest
+from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend import labels
 from cirrus.frontend.datasets import Dataset, load_arrays
@@ -66,17 +68,21 @@ class TrainingData:
     url: str
     manifest: Manifest
     target: ClassTarget | NumberTarget | NoTarget
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    """What features are called, as far as the estimator wants to know."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What an estimator wants of labels."""
+    """What an estimator wants of data."""
 
     kind: Literal["classes", "numbers", "nothing"]
     several: bool = False
     """Whether there may be more than two classes."""
     classes: Array | None = None
     """The labels there may be; None: those there are."""
+    vocabularies: tuple[str, ...] = ()
+    """Names of the vocabularies of a dataset that it wants."""
 
 
 def take_dataset(
@@ -112,6 +118,7 @@ def take_dataset(
         url=scratch.reachable(dataset.url, "train"),
         manifest=dataset.manifest,
         target=_dataset_target(dataset, wanted),
+        vocabularies={name: dataset.vocabulary(name) for name in wanted.vocabularies},
     )
 
 
@@ -126,7 +133,7 @@ def _dataset_target(dataset: Dataset, wanted: Wanted) -> ClassTarget | NumberTar
         block = next(iter(dataset.blocks()))
         indptr, indices, values = block.to_csr()
         rows = scipy.sparse.csr_array((values, indices, indptr), shape=(block.n_rows, manifest.n_features))
-        return _number_target(rows, block.labels, block.weights)
+        return number_target(rows, block.labels, block.weights)
     classes = wanted.classes
     if classes is None:
         classes = labels.dataset_classes(manifest, dataset.url, several=wanted.several)
@@ -135,7 +142,7 @@ def _dataset_target(dataset: Dataset, wanted: Wanted) -> ClassTarget | NumberTar
     return ClassTarget(classes=classes, codes=codes, totals=totals)
 
 
-def _number_target(X: Any, y: Array, weights: Array | None) -> NumberTarget:
+def number_target(X: Any, y: Array, weights: Array | None) -> NumberTarget:
     """Return the units of data: powers of two, so that rounding errors do not tell on them.
 
     Args:
@@ -201,7 +208,7 @@ def take_arrays(
             raise DataError("sample_weight: every row has weight 0")
     target: ClassTarget | NumberTarget | NoTarget = NoTarget()
     if wanted.kind == "numbers":
-        target = _number_target(X, y, weights)
+        target = number_target(X, y, weights)
     elif wanted.kind == "classes":
         target, y = _class_target(y, weights, wanted)
     dataset = load_arrays(X, y, scratch.url("train"), sample_weight=weights, random_state=seed)

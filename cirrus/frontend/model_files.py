@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cirrus.chunks.manifest import VocabularyInfo
+from cirrus.chunks.vocabulary import Vocabulary, load_vocabulary, store_vocabulary
 from cirrus.config import from_plain
 from cirrus.errors import ConfigError, CorruptDataError, NotFoundError, StorageError
 from cirrus.metrics import MetricPoint
@@ -48,6 +50,8 @@ class ModelCard:
     feature_names: tuple[str, ...] | None = None
     encoding: Mapping[str, Any] = field(default_factory=dict)
     """How raw rows became columns: :attr:`cirrus.chunks.Manifest.encoding`."""
+    vocabularies: tuple[VocabularyInfo, ...] = ()
+    """What rows of tables are called; keys are beside the parameters."""
     n_iter: int = 0
     cost: float = 0.0
     history: tuple[MetricPoint, ...] = ()
@@ -133,8 +137,19 @@ def class_array(labels: Sequence[Any]) -> npt.NDArray[Any]:
     return np.array(labels)
 
 
-def save_model_files(url: str | os.PathLike[str], card: ModelCard, checkpoint: Checkpoint) -> None:
+def save_model_files(
+    url: str | os.PathLike[str],
+    card: ModelCard,
+    checkpoint: Checkpoint,
+    vocabularies: Mapping[str, Vocabulary],
+) -> None:
     """Write a model; one that is there already is replaced at the last moment, then removed.
+
+    Args:
+        url: Where to.
+        card: What the model is.
+        checkpoint: Its parameters.
+        vocabularies: What rows of its tables are called.
 
     Raises:
         StorageError: The object store refused.
@@ -143,6 +158,11 @@ def save_model_files(url: str | os.PathLike[str], card: ModelCard, checkpoint: C
     replaced = _parameters_of(url)
     prefix = f"{_PARAMETERS_PREFIX}{secrets.token_hex(4)}"
     write_checkpoint(store.child(prefix), checkpoint)
+    named = tuple(
+        store_vocabulary(store.child(prefix), "", name, vocabulary.to_bytes())
+        for name, vocabulary in vocabularies.items()
+    )
+    card = dataclasses.replace(card, vocabularies=named)
     file = ModelFile(format=MODEL_FORMAT, version=MODEL_VERSION, card=card, parameters=prefix)
     store.put(MODEL_KEY, json.dumps(dataclasses.asdict(file), indent=1).encode())
     if replaced is not None:
@@ -174,8 +194,10 @@ def may_hold_model(url: str) -> bool:
         raise StorageError(f"{folder}: {error.strerror}") from error
 
 
-def read_model_files(url: str | os.PathLike[str]) -> tuple[ModelCard, Checkpoint]:
-    """Read a model.
+def read_model_files(
+    url: str | os.PathLike[str],
+) -> tuple[ModelCard, Checkpoint, dict[str, Vocabulary]]:
+    """Read a model: what :func:`save_model_files` was given.
 
     Raises:
         NotFoundError: There is no model at the URL.
@@ -188,7 +210,12 @@ def read_model_files(url: str | os.PathLike[str]) -> tuple[ModelCard, Checkpoint
         raise NotFoundError(f"{url}: there is no saved model here (no {MODEL_KEY})") from error
     where = f"{url}/{MODEL_KEY}"
     file = _parse(data, where)
-    return file.card, read_checkpoint(store.child(file.parameters))
+    parameters = store.child(file.parameters)
+    try:
+        vocabularies = {info.name: load_vocabulary(parameters, info) for info in file.card.vocabularies}
+    except ConfigError as error:  # a key that leads out of the store
+        raise CorruptDataError(f"{where}: names no usable vocabulary: {error}") from error
+    return file.card, read_checkpoint(parameters), vocabularies
 
 
 def _parse(data: bytes, where: str) -> ModelFile:

@@ -58,7 +58,8 @@ class Scratch:
             return dataset_url
         source, target = open_store(dataset_url), open_store(self.url(name))
         manifest = read_manifest(source)
-        for key in [*(chunk.key for chunk in manifest.chunks), MANIFEST_KEY]:
+        named = (vocabulary.key for vocabulary in manifest.vocabularies)
+        for key in [*(chunk.key for chunk in manifest.chunks), *named, MANIFEST_KEY]:
             target.put(key, source.get(key))
         return target.url
 

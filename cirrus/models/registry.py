@@ -23,6 +23,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "softmax": "cirrus.models.softmax:SoftmaxModel",
         "svm": "cirrus.models.svm:SvmModel",
         "factorization_machine": "cirrus.models.factorization_machine:FactorizationMachineModel",
+        "matrix_factorization": "cirrus.models.matrix_factorization:MatrixFactorizationModel",
         "linear": "cirrus.models.linear_regression:LinearRegressionModel",
     }
 )
