@@ -19,6 +19,7 @@ from pathlib import Path
 
 import cirrus
 from cirrus.client_backend.aws import sources
+from cirrus.client_backend.aws.bytecode import compile_members, find_python
 from cirrus.client_backend.aws.elf import ELF_MAGIC, check_shared_object
 from cirrus.client_backend.aws.wheels import Target, fetch_wheels, is_needed, wheel_members
 from cirrus.errors import DataError
@@ -28,7 +29,7 @@ MAX_WORKER_ZIP_BYTES = 25 * 10**6
 MAX_WORKER_UNZIPPED_BYTES = 80 * 10**6
 #: Zip files cannot name an earlier moment.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_COMPRESSION_LEVEL = 9
+_COMPRESSION_LEVEL = 6
 _FILE_MODE = 0o644
 _UNIX = 3
 
@@ -79,6 +80,12 @@ def build_worker_package(path: Path, target: Target, progress: Progress | None =
         for wheel in fetch_wheels(folder / "worker.lock", target, Path(wheels)):
             members |= {name: data for name, data in wheel_members(wheel) if is_needed(name)}
     _check_shared_objects(members, target)
+    python = find_python(target.python)
+    if python is not None:
+        say("compiling")
+        members |= compile_members(members, python)
+    else:
+        say(f"there is no Python {target.python} here to compile with: cold starts take 0.3 s longer")
     say("packing")
     data = pack_zip(members)
     unzipped = sum(map(len, members.values()))

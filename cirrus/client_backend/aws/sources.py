@@ -34,9 +34,13 @@ def shipped_folder(name: str) -> Path:
 
 
 def all_modules() -> dict[str, Path]:
-    """Return every Python file of Cirrus by its path in an archive (``cirrus/config.py``)."""
+    """Return every Python file of Cirrus by its path in an archive (``cirrus/config.py``).
+
+    The function's own files, which an installed package carries inside, are none of them.
+    """
     root = package_root()
-    return {f"cirrus/{path.relative_to(root).as_posix()}": path for path in sorted(root.rglob("*.py"))}
+    files = [path for path in sorted(root.rglob("*.py")) if path.parent.name != "lambda_package"]
+    return {f"cirrus/{path.relative_to(root).as_posix()}": path for path in files}
 
 
 def worker_modules(handlers: Iterable[Path]) -> dict[str, Path]:
