@@ -19,7 +19,9 @@ from cirrus.cli.options import (
     Format,
     FormatOption,
     HashFeaturesOption,
+    HeaderOption,
     HomeOption,
+    InteractionsOption,
     LabelAboveOption,
     LabelOption,
     ModelType,
@@ -35,6 +37,7 @@ from cirrus.cli.options import (
     SeedOption,
     SepOption,
     TrainOptions,
+    VocabularyOption,
     YesOption,
 )
 from cirrus.errors import CirrusError
@@ -84,7 +87,13 @@ def _end(message: str, code: int) -> None:
 
 @_command
 def load(
-    data: Annotated[str, typer.Argument(help="An svmlight or CSV file, plain, .gz or .zip.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Files: a path, a pattern in quotation marks, s3://bucket/key or a prefix, or - for standard"
+            " input; plain, .gz, .lz4 or .zip."
+        ),
+    ],
     url: Annotated[str, typer.Argument(help="Where the dataset goes: a folder or s3://bucket/prefix.")],
     format: FormatOption = Format.AUTO,
     label: LabelOption = "0",
@@ -92,7 +101,10 @@ def load(
     numeric: NumericOption = "",
     categorical: CategoricalOption = "",
     sep: SepOption = None,
-    hash_features: HashFeaturesOption = 2**20,
+    hash_features: HashFeaturesOption = None,
+    interactions: InteractionsOption = "",
+    header: HeaderOption = None,
+    vocabulary: VocabularyOption = None,
     n_features: NFeaturesOption = None,
     drop_missing_labels: DropOption = False,
     shuffle: Annotated[
@@ -101,9 +113,21 @@ def load(
     seed: SeedOption = 0,
     processes: Annotated[int | None, typer.Option(help="Processes that parse; default: one a core.")] = None,
 ) -> None:
-    """Parse a file once and store it as a dataset, to train on as often as you like.
+    """Parse files once and store them as a dataset, to train on as often as you like.
+
+    Interrupted, the same command goes on where it was.
+
+    Example: cirrus load a9a.gz data/a9a
 
     Example: cirrus load clicks.csv data/clicks --label clicked --categorical site,device --numeric hour
+
+    Example: cirrus load 'logs/*.parquet' s3://bucket/logs --label clicked --categorical site --numeric hour
+
+    Example: cirrus load s3://bucket/train.vw.gz data/train --interactions ua,uc --hash-features 1048576
+
+    Example: zcat part-*.gz | cirrus load - data/ratings --format ratings --sep tab
+
+    Example: cirrus load docword.nips.txt.gz data/nips --format docword --vocabulary vocab.nips.txt
     """
     from cirrus.cli import data as work
 
@@ -118,6 +142,9 @@ def load(
             categorical=categorical,
             sep=sep,
             hash_features=hash_features,
+            interactions=interactions,
+            header=header,
+            vocabulary=vocabulary,
             n_features=n_features,
             drop_missing_labels=drop_missing_labels,
             seed=seed,
@@ -192,7 +219,7 @@ def preprocess(
 
 @_command
 def train(
-    data: Annotated[str, typer.Argument(help="An svmlight or CSV file, plain, .gz or .zip, or a dataset.")],
+    data: Annotated[str, typer.Argument(help="Files as `cirrus load` takes them, or a dataset.")],
     model: Annotated[
         str | None,
         typer.Option(help="Where the model goes; default: into the home folder.", show_default=False),
@@ -238,7 +265,8 @@ def train(
     numeric: NumericOption = "",
     categorical: CategoricalOption = "",
     sep: SepOption = None,
-    hash_features: HashFeaturesOption = 2**20,
+    hash_features: HashFeaturesOption = None,
+    interactions: InteractionsOption = "",
     n_features: NFeaturesOption = None,
     drop_missing_labels: DropOption = False,
     seed: SeedOption = 0,
@@ -262,6 +290,7 @@ def train(
             categorical=categorical,
             sep=sep,
             hash_features=hash_features,
+            interactions=interactions,
             n_features=n_features,
             drop_missing_labels=drop_missing_labels,
             seed=seed,

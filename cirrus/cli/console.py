@@ -79,7 +79,10 @@ class LoadingLine:
         now = time.monotonic()
         seconds = max(now - self._started_at, 1e-9)
         share = progress.bytes_done / progress.bytes_total if progress.bytes_total else 0.0
-        line = f"  {share:4.0%}  {progress.rows:,} rows  {short_number(progress.rows / seconds)} rows/s"
+        rate = (progress.rows - progress.rows_found) / seconds
+        line = f"  {share:4.0%}  {progress.rows:,} rows  {short_number(rate)} rows/s"
+        if progress.rows_found:
+            line += f"  ({progress.rows_found:,} of them parsed before)"
         if self._live is not None:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         elif now - self._shown_at >= PLAIN_SECONDS:

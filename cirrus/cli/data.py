@@ -17,6 +17,7 @@ from cirrus.cli.console import bytes_text, say, show
 from cirrus.cli.options import FileOptions
 from cirrus.cli.preprocessing import describe_columns
 from cirrus.cli.sources import is_dataset, load_file, load_file_like
+from cirrus.client_backend.inputs import STANDARD_INPUT
 from cirrus.errors import ConfigError, NotFoundError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
@@ -29,10 +30,13 @@ from cirrus.storage import open_store
 
 
 def load(data: str, url: str, options: FileOptions) -> None:
-    """Load a file as a dataset."""
-    if "://" not in data and Path(data).is_dir():
-        raise ConfigError("data", f"{data} is a folder; name a file")
-    dataset = load_file(data, url, options)
+    """Load files as a dataset."""
+    try:
+        dataset = load_file(data, url, options)
+    except KeyboardInterrupt:
+        if data != STANDARD_INPUT:
+            say("what is parsed is kept: the same command goes on with it")
+        raise
     show(f"dataset {dataset.url}")
     say(f"next: cirrus train {url}")
 
@@ -63,6 +67,8 @@ def _describe_dataset(dataset: Dataset) -> None:
         name = f"{value:g}" if manifest.label_names is None else manifest.label_names[int(value)]
         labels.append(f"{name}: {count:,} ({count / manifest.n_rows:.1%})")
     show(f"labels    {', '.join(labels[:20]) or 'numbers'}{' ...' if len(labels) > 20 else ''}")
+    for vocabulary in manifest.vocabularies:
+        show(f"{vocabulary.name:<10}{vocabulary.n_ids:,}")
     if manifest.has_weights:
         show("weights   yes")
     if manifest.single_label_blocks:

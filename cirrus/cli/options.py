@@ -16,6 +16,11 @@ class Format(enum.StrEnum):
     AUTO = "auto"
     SVMLIGHT = "svmlight"
     CSV = "csv"
+    PARQUET = "parquet"
+    VW = "vw"
+    RATINGS = "ratings"
+    LDAC = "ldac"
+    DOCWORD = "docword"
 
 
 class Optimizer(enum.StrEnum):
@@ -64,28 +69,51 @@ class PythonVersion(enum.StrEnum):
 
 
 FormatOption = Annotated[
-    Format, typer.Option("--format", help="How the file is written; auto: CSV if its name says so.")
+    Format,
+    typer.Option(
+        "--format",
+        help="How files are written; auto: by the name (.csv, .tsv, .parquet, .vw), else svmlight.",
+    ),
 ]
-LabelOption = Annotated[str, typer.Option(help="CSV: name or number (from 0) of the label's column.")]
+LabelOption = Annotated[str, typer.Option(help="Tables: name or number (from 0) of the label's column.")]
 LabelAboveOption = Annotated[
-    float | None, typer.Option(help="CSV: predict whether the label's column is above this.")
+    float | None, typer.Option(help="Tables: predict whether the label's column is above this.")
 ]
 NumericOption = Annotated[
-    str, typer.Option(metavar="COLUMNS", help="CSV: columns that are numbers, separated by commas.")
+    str, typer.Option(metavar="COLUMNS", help="Tables: columns that are numbers, separated by commas.")
 ]
 CategoricalOption = Annotated[
-    str, typer.Option(metavar="COLUMNS", help="CSV: columns that are categories, separated by commas.")
+    str, typer.Option(metavar="COLUMNS", help="Tables: columns that are categories, separated by commas.")
 ]
 SepOption = Annotated[
-    str | None, typer.Option(help='CSV: what separates columns; "tab" for tabs, as is usual for .tsv.')
+    str | None,
+    typer.Option(help='CSV, ratings: what separates columns; "tab" for tabs, as is usual for .tsv.'),
 ]
-HashFeaturesOption = Annotated[int, typer.Option(help="CSV: categories are hashed into this many features.")]
+HashFeaturesOption = Annotated[
+    int | None,
+    typer.Option(help="Tables, vw: hash into so many features; default 2**20, vw 2**18.", show_default=False),
+]
+HeaderOption = Annotated[
+    bool | None,
+    typer.Option(
+        help="CSV, ratings: the first line names columns; default: as it looks.", show_default=False
+    ),
+]
+InteractionsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="PAIRS", help="vw: pair namespaces by first letters, as -q; several are separated by commas."
+    ),
+]
+VocabularyOption = Annotated[
+    str | None, typer.Option(help="ldac, docword: a file with the words, one a line, to be kept.")
+]
 NFeaturesOption = Annotated[
     int | None, typer.Option(help="svmlight: number of features; by default what the file has.")
 ]
 DropOption = Annotated[
     bool,
-    typer.Option("--drop-missing-labels", help="CSV: leave out rows without a label, instead of failing."),
+    typer.Option("--drop-missing-labels", help="Tables, vw: leave out rows without a label."),
 ]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 HomeOption = Annotated[
@@ -115,10 +143,13 @@ class FileOptions:
     numeric: str
     categorical: str
     sep: str | None
-    hash_features: int
+    hash_features: int | None
     n_features: int | None
     drop_missing_labels: bool
     seed: int
+    interactions: str
+    header: bool | None = None
+    vocabulary: str | None = None
     shuffle: bool = True
     n_processes: int | None = None
 

@@ -5,35 +5,85 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cirrus.chunks import MANIFEST_KEY
 from cirrus.cli.console import LoadingLine, say
 from cirrus.cli.options import FileOptions, Format
+from cirrus.client_backend.inputs import STANDARD_INPUT, open_inputs
 from cirrus.errors import ConfigError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset, load_csv, load_csv_like, load_svmlight
+from cirrus.frontend.loading import (
+    load_bag_of_words,
+    load_parquet,
+    load_parquet_like,
+    load_ratings,
+    load_vw,
+    load_vw_like,
+)
 from cirrus.frontend.progress import short_number
+from cirrus.storage import open_store
 
-_CSV_SUFFIXES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", ".gz", ".lz4", ".zip"))
+_PACKED = ("", ".gz", ".lz4", ".zip")
+_SUFFIXES = {
+    ".csv": Format.CSV,
+    ".tsv": Format.CSV,
+    ".parquet": Format.PARQUET,
+    ".vw": Format.VW,
+    ".ldac": Format.LDAC,
+}
+_TABLE = {"label", "label_above", "numeric", "categorical", "hash_features", "drop_missing_labels"}
+#: The options that say something about files of a format.
+_OPTIONS = {
+    Format.SVMLIGHT: {"n_features"},
+    Format.CSV: {*_TABLE, "sep", "header"},
+    Format.PARQUET: _TABLE,
+    Format.VW: {"hash_features", "drop_missing_labels", "interactions"},
+    Format.RATINGS: {"sep", "header"},
+    Format.LDAC: {"vocabulary"},
+    Format.DOCWORD: {"vocabulary"},
+}
+#: What they are if they are not given.
+_NOT_GIVEN: dict[str, Any] = {
+    "label": "0",
+    "numeric": "",
+    "categorical": "",
+    "interactions": "",
+    "drop_missing_labels": False,
+}
 
 
 def is_dataset(data: str) -> bool:
-    """Return whether DATA names a dataset, by its look: a URL or a folder with a manifest.
+    """Return whether DATA names a dataset: a URL or a folder with a manifest.
 
     Raises:
-        NotFoundError: There is no such file or folder.
+        NotFoundError: There is no such file, object or folder.
         DataError: It is a folder, but not a dataset.
+        StorageError: It cannot be looked at.
     """
+    if data == STANDARD_INPUT:
+        return False
     if "://" in data:
-        return True
+        if open_store(data).exists(MANIFEST_KEY):
+            return True
+        _check_inputs(data)
+        return False
     path = Path(data)
     if path.is_dir():
         if (path / MANIFEST_KEY).is_file():
             return True
         raise DataError(f"{data}: is a folder without {MANIFEST_KEY}: name a file, or a dataset to be read")
     if not path.exists():
-        raise NotFoundError(f"{data}: there is no such file or dataset")
+        _check_inputs(data)
     return False
+
+
+def _check_inputs(data: str) -> None:
+    try:
+        with open_inputs(data):
+            pass
+    except NotFoundError as error:
+        raise NotFoundError(f"{data}: there is no such file, object or dataset") from error
 
 
 def load_file(data: str, url: str, options: FileOptions) -> Dataset:
@@ -51,10 +101,7 @@ def load_file(data: str, url: str, options: FileOptions) -> Dataset:
             "n_processes": options.n_processes,
             "progress": line.show,
         }
-        if _is_csv(data, options.format):
-            dataset = load_csv(data, url, **_csv_options(data, options), **common)
-        else:
-            dataset = load_svmlight(data, url, n_features=options.n_features, **common)
+        dataset = _load(data, url, options, common)
     seconds = max(time.monotonic() - started_at, 1e-9)
     say(
         f"loaded {dataset.n_rows:,} rows of {dataset.n_features:,} features in {seconds:.1f} s "
@@ -87,10 +134,16 @@ def load_file_like(
     """
     say(f"loading {data}")
     with LoadingLine() as line:
-        if encoding.get("format") == "csv":
-            return load_csv_like(
+        written = encoding.get("format", "svmlight")
+        if written == "csv":
+            like = load_parquet_like if format_of(data) is Format.PARQUET else load_csv_like
+            return like(
                 data, url, encoding, label_names=label_names, with_labels=with_labels, progress=line.show
             )
+        if written == "vw":
+            return load_vw_like(data, url, encoding, with_labels=with_labels, progress=line.show)
+        if written != "svmlight":
+            raise ConfigError("data", f"{data}: {written} cannot be read alike: load them, name the dataset")
         return load_svmlight(
             data,
             url,
@@ -101,25 +154,62 @@ def load_file_like(
         )
 
 
-def _is_csv(data: str, file_format: Format) -> bool:
-    if file_format is Format.AUTO:
-        return data.lower().endswith(_CSV_SUFFIXES)
-    return file_format is Format.CSV
+def format_of(data: str) -> Format:
+    """Return how a file is written, by its name."""
+    name = data.lower()
+    for suffix, written in _SUFFIXES.items():
+        if name.endswith(tuple(suffix + packed for packed in _PACKED)):
+            return written
+    return Format.SVMLIGHT
 
 
-def _csv_options(data: str, options: FileOptions) -> dict[str, Any]:
+def _load(data: str, url: str, options: FileOptions, common: dict[str, Any]) -> Dataset:
+    written = format_of(data) if options.format is Format.AUTO else options.format
+    _check_options(written, options)
+    given: dict[str, Any] = {
+        "sep": _separator(data, options),
+        "header": "infer" if options.header is None else options.header,
+    }
+    if options.hash_features is not None:
+        common = {**common, "hash_features": options.hash_features}
+    drop: dict[str, Any] = {"missing_label": "drop" if options.drop_missing_labels else "error"}
+    if written is Format.CSV:
+        return load_csv(data, url, **_table_options(data, options), **drop, **given, **common)
+    if written is Format.PARQUET:
+        return load_parquet(data, url, **_table_options(data, options), **drop, **common)
+    if written is Format.VW:
+        pairs = [pair.strip() for pair in options.interactions.split(",") if pair.strip()]
+        return load_vw(data, url, interactions=pairs, **drop, **common)
+    if written is Format.RATINGS:
+        return load_ratings(data, url, **given, **common)
+    if written in (Format.LDAC, Format.DOCWORD):
+        kind: Literal["ldac", "docword"] = "ldac" if written is Format.LDAC else "docword"
+        return load_bag_of_words(data, url, kind, vocabulary=options.vocabulary, **common)
+    return load_svmlight(data, url, n_features=options.n_features, **common)
+
+
+def _check_options(written: Format, options: FileOptions) -> None:
+    """Refuse options that say nothing about files of this format."""
+    for name in sorted(set().union(*_OPTIONS.values()) - _OPTIONS[written]):
+        if getattr(options, name) != _NOT_GIVEN.get(name):
+            field = name.replace("_", "-")
+            raise ConfigError(field, f"does not apply to --format {written.value}: leave it out")
+
+
+def _separator(data: str, options: FileOptions) -> str:
+    sep = options.sep or ("\t" if ".tsv" in data.lower() else ",")
+    return "\t" if sep in ("tab", "\\t") else sep
+
+
+def _table_options(data: str, options: FileOptions) -> dict[str, Any]:
     numeric, categorical = columns(options.numeric), columns(options.categorical)
     if not numeric and not categorical:
-        raise ConfigError("categorical", f"{data} is CSV: name its columns with --numeric and --categorical")
-    sep = options.sep or ("\t" if ".tsv" in data.lower() else ",")
+        raise ConfigError("categorical", f"{data}: name its columns with --numeric and --categorical")
     return {
         "label": column(options.label),
         "numeric": numeric,
         "categorical": categorical,
-        "sep": "\t" if sep in ("tab", "\\t") else sep,
-        "hash_features": options.hash_features,
         "label_above": options.label_above,
-        "missing_label": "drop" if options.drop_missing_labels else "error",
     }
 
 
