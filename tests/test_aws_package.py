@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cirrus.client_backend.aws import sources
-from cirrus.client_backend.aws.bytecode import compile_members
+from cirrus.client_backend.aws.bytecode import compile_members, find_python
 from cirrus.client_backend.aws.elf import ELF_MAGIC, ElfLimits, check_shared_object
 from cirrus.client_backend.aws.package import (
     MAX_WORKER_UNZIPPED_BYTES,
@@ -112,6 +112,18 @@ def test_the_zip_is_compiled_for_its_python(worker, unzipped):
         assert f"{folder}/__pycache__/{file[:-3]}.{tag}.pyc".lstrip("/") in names
     flags = next((unzipped / "cirrus/__pycache__").glob("config.*.pyc")).read_bytes()[4:8]
     assert int.from_bytes(flags, "little") == 0b01  # PEP 552: by hash, unchecked
+
+
+def test_a_stand_in_for_a_python_is_not_used(tmp_path, monkeypatch):
+    """A program of the right name that is no such interpreter counts as none."""
+    version = "3.12" if sys.version_info[:2] != (3, 12) else "3.13"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program = tmp_path / f"python{version}"
+    tag = f"cpython-{version.replace('.', '')}"
+    for script, found in [("exit 1", None), ("echo cpython-27", None), (f"echo {tag}", str(program))]:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        assert find_python(version) == found
 
 
 def test_files_that_cannot_be_compiled_are_named():

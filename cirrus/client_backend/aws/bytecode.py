@@ -17,6 +17,7 @@ from pathlib import Path
 from cirrus.errors import DataError
 
 COMPILE_SECONDS = 300.0
+QUESTION_SECONDS = 10.0
 #: Where Lambda puts a function's files; tracebacks name them so.
 TASK_FOLDER = "/var/task"
 _ERROR_LINES = 5
@@ -32,10 +33,28 @@ for path in sorted(folder.rglob("*.py")):
 
 
 def find_python(version: str) -> str | None:
-    """Return an interpreter of this version, such as ``3.13``, or None where this machine has none."""
+    """Return an interpreter of this version, such as ``3.13``, or None where this machine has none that works.
+
+    A program of the right name may be a mere stand-in of a version manager: it is asked.
+    """
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
-    return shutil.which(f"python{version}")
+    program = shutil.which(f"python{version}")
+    if program is None:
+        return None
+    question = "import sys; print(sys.implementation.cache_tag)"
+    try:
+        done = subprocess.run(
+            [program, "-I", "-S", "-c", question],
+            capture_output=True,
+            text=True,
+            timeout=QUESTION_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    works = done.returncode == 0 and done.stdout.strip() == f"cpython-{version.replace('.', '')}"
+    return program if works else None
 
 
 def compile_members(members: Mapping[str, bytes], python: str) -> dict[str, bytes]:
