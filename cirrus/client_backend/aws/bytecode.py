@@ -33,7 +33,7 @@ for path in sorted(folder.rglob("*.py")):
 
 
 def find_python(version: str) -> str | None:
-    """Return an interpreter of this version, such as ``3.13``, or None where this machine has none that works.
+    """Return an interpreter of this version, such as ``3.13``, or None where none works on this machine.
 
     A program of the right name may be a mere stand-in of a version manager: it is asked.
     """
