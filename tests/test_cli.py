@@ -30,6 +30,7 @@ COMMANDS = [
     "describe",
     "preprocess",
     "train",
+    "search",
     "predict",
     "runs",
     "attach",

@@ -330,14 +330,15 @@ class TestSearchFolders:
         with pytest.raises(ConfigError, match="hyperparameters"):
             make_search(tmp_path, Trial(index=0, params={"x": object()}))
 
-    def test_the_best_trial_is_one_that_finished(self) -> None:
-        """A pruned trial is best only where none finished; trials without a score never are."""
-        pruned = Trial(index=0, params={}, status=TrialStatus.PRUNED, score=0.9)
-        finished = Trial(index=1, params={}, status=TrialStatus.FINISHED, score=0.5)
-        broken = Trial(index=2, params={}, status=TrialStatus.FINISHED, score=float("nan"))
-        assert best_trial((pruned, finished, broken)) is finished
-        assert best_trial((pruned, broken)) is pruned
-        assert best_trial(()) is None
+    def test_the_best_trial_has_the_best_model(self) -> None:
+        """Whatever became of it; a trial without a model, or whose score is no number, is never best."""
+        pruned = Trial(index=0, params={}, status=TrialStatus.PRUNED, score=0.9, best_run="r")
+        finished = Trial(index=1, params={}, status=TrialStatus.FINISHED, score=0.5, best_run="r")
+        broken = Trial(index=2, params={}, status=TrialStatus.FINISHED, score=float("nan"), best_run="r")
+        killed = Trial(index=3, params={}, status=TrialStatus.KILLED, score=0.99)
+        assert best_trial((pruned, finished, broken, killed)) is pruned
+        assert best_trial((finished, broken)) is finished
+        assert best_trial((broken, killed)) is None
 
     def test_ids_of_searches_are_told_from_those_of_runs(self) -> None:
         """`cirrus kill` takes both."""

@@ -281,11 +281,11 @@ class TestResults:
         Trial(index=3, params={}, status=TrialStatus.FAILED, error="it, well, failed"),
     )
 
-    def test_ranks_put_finished_trials_first(self) -> None:
-        """A trial that was cut short is not better than one that was trained to its end."""
+    def test_ranks_follow_scores(self) -> None:
+        """The highest score is first, whatever became of the trial; without a score it is last."""
         results = SearchResults(self.TRIALS)
-        assert [row["rank"] for row in results] == [3, 2, 1, 4]
-        assert [row["trial"] for row in results.top(2)] == [2, 1]
+        assert [row["rank"] for row in results] == [1, 3, 2, 4]
+        assert [row["trial"] for row in results.top(2)] == [0, 2]
         assert len(results) == 4
         assert results[0]["param_l1"] == 1
         assert results[1]["param_l1"] is None

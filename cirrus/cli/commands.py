@@ -32,8 +32,10 @@ from cirrus.cli.options import (
     PluginDirOption,
     Preprocessing,
     PreprocessOptions,
+    Pruner,
     PythonVersion,
     RunArgument,
+    SearchOptions,
     SeedOption,
     SepOption,
     TrainOptions,
@@ -323,6 +325,119 @@ def train(
 
 
 @_command
+def search(
+    data: Annotated[
+        str | None,
+        typer.Argument(help="An svmlight or CSV file, plain, .gz or .zip, or a dataset.", show_default=False),
+    ] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=A,B,...", help="Values to try; may be repeated.")
+    ] = None,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range", metavar="NAME=LOW:HIGH", help="Where --draws draw from; logarithmic above 0."
+        ),
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="Try so many random draws instead of every combination.")
+    ] = None,
+    fixed: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of all trials.")
+    ] = None,
+    pruner: Annotated[Pruner, typer.Option(help="How the hopeless are given up.")] = Pruner.NONE,
+    max_concurrent: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
+    max_workers: Annotated[int | None, typer.Option(help="Workers at a time, over all trials.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="End after this long.")] = None,
+    scoring: Annotated[
+        str | None, typer.Option(help="A scikit-learn scorer such as roc_auc; default: the loss.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the best model goes; default: into the home folder.", show_default=False),
+    ] = None,
+    model_type: Annotated[
+        ModelType,
+        typer.Option(help="What to train; linear, fm-regression: numbers, all others: classes."),
+    ] = ModelType.LOGISTIC,
+    epochs: Annotated[str, typer.Option(help='Most passes over the data, or "auto".')] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that compute gradients, for each trial.")] = 1,
+    validation: Annotated[
+        str | None, typer.Option(help="File or dataset to validate on, instead of a part of DATA.")
+    ] = None,
+    validation_split: Annotated[float, typer.Option(help="Share of DATA to hold out.")] = 0.1,
+    results: Annotated[str | None, typer.Option(help="CSV file for the table of all trials.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What to call the search; the same command goes on with it.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="SEARCH", help="Go on with a search whose terminal went away.")
+    ] = None,
+    format: FormatOption = Format.AUTO,
+    label: LabelOption = "0",
+    label_above: LabelAboveOption = None,
+    numeric: NumericOption = "",
+    categorical: CategoricalOption = "",
+    sep: SepOption = None,
+    hash_features: HashFeaturesOption = 2**20,
+    n_features: NFeaturesOption = None,
+    drop_missing_labels: DropOption = False,
+    seed: SeedOption = 0,
+    home: HomeOption = None,
+) -> None:
+    """Try hyperparameters side by side, and keep the best model.
+
+    Example: cirrus search clicks.svm --grid learning_rate=0.03,0.1,0.3 --grid l1=0,1 --pruner asha
+    """
+    from cirrus.cli import searching
+
+    options = SearchOptions(
+        grid=grid or [],
+        ranges=ranges or [],
+        draws=draws,
+        fixed=fixed or [],
+        pruner=pruner,
+        max_concurrent=max_concurrent,
+        max_workers=max_workers,
+        max_seconds=max_seconds,
+        scoring=scoring,
+        model=model,
+        model_type=model_type,
+        epochs=epochs,
+        workers=workers,
+        validation=validation,
+        validation_split=validation_split,
+        results=results,
+        seed=seed,
+        name=name,
+        home=home,
+    )
+    if resume is not None:
+        if data is not None:
+            raise typer.BadParameter("give DATA or --resume, not both", param_hint="--resume")
+        searching.resume(resume, options)
+        return
+    if data is None:
+        raise typer.BadParameter("is missing", param_hint="DATA")
+    searching.search(
+        data,
+        FileOptions(
+            format=format,
+            label=label,
+            label_above=label_above,
+            numeric=numeric,
+            categorical=categorical,
+            sep=sep,
+            hash_features=hash_features,
+            n_features=n_features,
+            drop_missing_labels=drop_missing_labels,
+            seed=seed,
+        ),
+        options,
+    )
+
+
+@_command
 def predict(
     model: Annotated[str, typer.Argument(help="A saved model.")],
     data: Annotated[str, typer.Argument(help="A file like the one trained on, or a dataset.")],
@@ -341,14 +456,19 @@ def predict(
 
 
 @_command
-def runs(home: HomeOption = None) -> None:
-    """List all runs, oldest first, live or long ended.
+def runs(
+    search: Annotated[
+        str | None, typer.Option(metavar="SEARCH", help="The trials of this search.", show_default=False)
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """List all runs and searches, oldest first, live or long ended.
 
     Example: cirrus runs
     """
     from cirrus.cli import runs as work
 
-    work.list_all(home)
+    work.list_all(home, search)
 
 
 @_command
@@ -363,14 +483,20 @@ def attach(run: RunArgument, home: HomeOption = None) -> None:
 
 
 @_command
-def kill(run: RunArgument, home: HomeOption = None) -> None:
-    """End a run now; its model is not kept.
+def kill(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run or a search, as `cirrus runs` lists it.")],
+    trial: Annotated[
+        int | None, typer.Option(help="Only this trial of a search; the others go on.", show_default=False)
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """End a run or a whole search now; its model is not kept.
 
     Example: cirrus kill 20261123-101500-ab12cd
     """
     from cirrus.cli import runs as work
 
-    work.kill(run, home)
+    work.kill(run, home, trial)
 
 
 @_command

@@ -45,6 +45,14 @@ class ModelType(enum.StrEnum):
     FM_REGRESSION = "fm-regression"
 
 
+class Pruner(enum.StrEnum):
+    """How a search gives up the hopeless."""
+
+    NONE = "none"
+    MEDIAN = "median"
+    ASHA = "asha"
+
+
 class Preprocessing(enum.StrEnum):
     """What to do with the columns of a dataset."""
 
@@ -179,6 +187,31 @@ class TrainOptions:
     checkpoint_url: str | None
     resume_from: str | None
     seed: int
+    home: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What `cirrus search` is asked for, but for the data."""
+
+    grid: list[str]
+    ranges: list[str]
+    draws: int | None
+    fixed: list[str]
+    pruner: Pruner
+    max_concurrent: int
+    max_workers: int | None
+    max_seconds: float | None
+    scoring: str | None
+    model: str | None
+    model_type: ModelType
+    epochs: str
+    workers: int
+    validation: str | None
+    validation_split: float
+    results: str | None
+    seed: int
+    name: str | None
     home: str | None
 
 

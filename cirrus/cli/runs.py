@@ -4,23 +4,70 @@ from __future__ import annotations
 
 from cirrus.cli.console import say, show, table
 from cirrus.client_backend.local import LocalBackend
-from cirrus.client_backend.runs import Run, RunSummary, list_runs, open_run
-from cirrus.errors import CirrusError
+from cirrus.client_backend.overview import Overview, SearchSummary
+from cirrus.client_backend.runs import Run, RunSummary, open_run
+from cirrus.client_backend.search_folder import TrialStatus, search_ids
+from cirrus.errors import CirrusError, ConfigError
 from cirrus.frontend.model_files import RunNotes, may_hold_model
 from cirrus.frontend.progress import LiveLine, clock_time
 from cirrus.frontend.scratch import is_scratch_url, remove_below
+from cirrus.frontend.search.progress import params_text, trial_cells
 from cirrus.metrics import RunState, RunStatus
 
+_SEARCH_HEAD = ["SEARCH", "STATE", "ENDED", "AT WORK", "BEST", "TIME", "COST", ""]
+_SEARCH_NUMBERS = frozenset(range(2, 7))
 _HEAD = ["RUN", "STATE", "EPOCH", "LOSS", "VALIDATION", "WORKERS", "TIME", "COST", ""]
 
 
-def list_all(home: str | None) -> None:
-    """List all runs, oldest first."""
-    found = list_runs(LocalBackend(root=home).root)
-    if not found:
+def list_all(home: str | None, search: str | None = None) -> None:
+    """List all runs and searches, oldest first, or the trials of one search."""
+    overview = Overview(LocalBackend(root=home).root)
+    if search is not None:
+        _list_trials(overview, search)
+        return
+    found = [summary for summary in overview.runs() if summary.search is None]
+    searches = overview.searches()
+    if overview.problem is not None:
+        say(f"warning: {overview.problem}")
+    if not found and not searches:
         say("no runs yet; begin with: cirrus train DATA")
         return
-    show(table([_HEAD, *(_cells(summary) for summary in found)], right=frozenset(range(2, 8))))
+    if found:
+        show(table([_HEAD, *(_cells(summary) for summary in found)], right=frozenset(range(2, 8))))
+    if searches:
+        show(
+            ("\n" if found else "")
+            + table([_SEARCH_HEAD, *map(_search_cells, searches)], right=_SEARCH_NUMBERS)
+        )
+        say("trials of a search: cirrus runs --search SEARCH")
+
+
+def _list_trials(overview: Overview, search_id: str) -> None:
+    found = overview.search(search_id)
+    if found.state is None:
+        raise ConfigError("search", f"{search_id} is broken: {found.problem}")
+    rows = [[*trial_cells(trial), trial.error or ""] for trial in found.state.trials]
+    head = ["TRIAL", "STATUS", "EPOCHS", "LOSS", "SCORE", "COST", "HYPERPARAMETERS", ""]
+    show(table([head, *rows], right=frozenset({0, 2, 3, 4, 5})))
+
+
+def _search_cells(summary: SearchSummary) -> list[str]:
+    state = summary.state
+    if state is None:
+        return [summary.search_id, "broken", *[""] * 5, summary.problem or ""]
+    at_work = sum(trial.status is TrialStatus.RUNNING for trial in state.trials)
+    ended = sum(trial.status.ended for trial in state.trials)
+    best = state.best
+    return [
+        summary.search_id,
+        state.state.value,
+        f"{ended}/{len(state.trials)}",
+        str(at_work),
+        "" if best is None or best.score is None else f"{best.score:.4f}",
+        clock_time(state.seconds),
+        f"${state.cost:.2f}",
+        state.error or ("" if best is None else params_text(best.params)),
+    ]
 
 
 def _cells(summary: RunSummary) -> list[str]:
@@ -77,9 +124,14 @@ def _keep_model(run: Run, status: RunStatus, root: str) -> None:
     show(f"model {url}")
 
 
-def kill(run: str, home: str | None) -> None:
-    """End a run now."""
+def kill(run: str, home: str | None, trial: int | None = None) -> None:
+    """End a run, a search, or one trial of a search now."""
     root = LocalBackend(root=home).root
+    if run in search_ids(root):
+        _kill_search(Overview(root), run, trial)
+        return
+    if trial is not None:
+        raise ConfigError("trial", f"there is no search {run}: 'cirrus runs' lists those there are")
     killed = open_run(root, run)
     before = killed.status
     if before.state.ended and before.state is not RunState.INTERRUPTED:
@@ -91,6 +143,19 @@ def kill(run: str, home: str | None) -> None:
     except CirrusError as error:
         say(f"warning: left some of its data behind: {error}")
     show(f"killed {run}")
+
+
+def _kill_search(overview: Overview, search_id: str, trial: int | None) -> None:
+    if trial is not None:
+        overview.kill_trial(search_id, trial)
+        show(f"killed trial {trial} of {search_id}")
+        return
+    state = overview.search(search_id).state
+    if state is not None and state.state.ended and state.state is not RunState.INTERRUPTED:
+        say(f"search {search_id} had ended already ({state.state.value})")
+        return
+    overview.kill_search(search_id)
+    show(f"killed {search_id}")
 
 
 def _remove_scratch(notes: RunNotes, root: str) -> None:

@@ -52,7 +52,8 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
     say(f"next: cirrus predict {shlex.quote(model)} {shlex.quote(data)} --out predictions.csv")
 
 
-_ESTIMATORS: Mapping[ModelType, Callable[..., ScoringEstimator]] = MappingProxyType(
+#: What each model type trains.
+ESTIMATORS: Mapping[ModelType, Callable[..., ScoringEstimator]] = MappingProxyType(
     {
         ModelType.LOGISTIC: LogisticRegression,
         ModelType.SOFTMAX: SoftmaxRegression,
@@ -73,14 +74,14 @@ def _estimator(options: TrainOptions, backend: LocalBackend) -> ScoringEstimator
         "tol": options.tol,
         "class_weight": "balanced" if options.balanced else None,
     }
-    kind = _ESTIMATORS[options.model_type]
+    kind = ESTIMATORS[options.model_type]
     given = {name: value for name, value in params.items() if value is not None}
     if strange := sorted(given.keys() - kind().get_params().keys()):
         raise ConfigError(strange[0], f"does not apply to --model-type {options.model_type.value}")
     return kind(
         **given,
-        batch_size=_number_or_auto(options.batch_size),
-        epochs=_number_or_auto(options.epochs),
+        batch_size=number_or_auto(options.batch_size),
+        epochs=number_or_auto(options.epochs),
         n_workers=options.workers,
         n_shards=options.shards,
         target_loss=options.target_loss,
@@ -167,7 +168,8 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _number_or_auto(text: str) -> int | str:
+def number_or_auto(text: str) -> int | str:
+    """Return a whole number, or the text as it is."""
     try:
         return int(text)
     except ValueError:

@@ -19,6 +19,7 @@ import dataclasses
 import enum
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -106,7 +107,9 @@ class Trial:
     loss: float | None = None
     """The newest loss: of the validation data where there is some, else of training."""
     score: float | None = None
-    """What trials are ranked by, higher is better: the scorer's value, or minus the loss."""
+    """What trials are ranked by, higher is better: of its best model, the scorer's value or minus the loss."""
+    best_run: str | None = None
+    """The run that left that model; None as long as none has."""
     epochs: float = 0.0
     """Passes over the data so far."""
     updates: int = 0
@@ -140,7 +143,7 @@ class SearchState:
 
     @property
     def best(self) -> Trial | None:
-        """The trial that is ahead, of those that got furthest."""
+        """The trial that is ahead."""
         return best_trial(self.trials)
 
 
@@ -154,10 +157,9 @@ class SearchRequest:
 
 
 def best_trial(trials: tuple[Trial, ...]) -> Trial | None:
-    """Return the trial with the highest score; those that finished go before those that were cut short."""
-    scored = [trial for trial in trials if trial.score is not None and trial.score == trial.score]
-    finished = [trial for trial in scored if trial.status is TrialStatus.FINISHED]
-    return max(finished or scored, key=lambda trial: (trial.score, -trial.index), default=None)
+    """Return the trial whose best model has the highest score; None where there is no model."""
+    scored = [t for t in trials if t.best_run is not None and t.score is not None and not math.isnan(t.score)]
+    return max(scored, key=lambda trial: (trial.score, -trial.index), default=None)
 
 
 def new_search_id(now: datetime | None = None) -> str:

@@ -86,8 +86,8 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             :class:`cirrus.MedianPruner` or :class:`cirrus.AshaPruner`: the hopeless are given up.
         scoring: What ranks trials: None, minus the loss (of ``validation`` if given, else of training); the
             name of a scikit-learn scorer; or a function of (estimator, dataset, labels). Higher is better.
-        refit: Whether there is a ``best_estimator_``: the best trial's, which was trained on all of the
-            training data already.
+        refit: Whether there is a ``best_estimator_``: the best model that any trial left at the end of a
+            rung. It was trained on all of the training data already.
         max_seconds: End after this long; trials at work keep what they have learned.
         max_cost: End after this many dollars, over all trials.
         search_id: What to call the search; a search of that name that was interrupted goes on. None: a new
@@ -193,7 +193,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             raise RunError(f"search {self.search_id_} is at work already")
         if train is None:
             raise ConfigError("train", "needs a Dataset or an array")
-        self._check()
+        self.check()
         backend = self._own_backend()
         search_id = self.search_id or new_search_id()
         folder = SearchFolder(search_url(backend.root, search_id))
@@ -244,7 +244,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             if name not in allowed:
                 raise ConfigError(name, f"cannot be changed; {', '.join(allowed)} can")
         search.set_params(**{**_budgets(config), **params}, search_id=search_id)
-        search._check()
+        search.check()
         search._go_on(folder, config)
         return search
 
@@ -463,14 +463,15 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         if not self.refit:
             raise AttributeError("best_estimator_: the search has refit=False")
         best = self._best
+        assert best.best_run is not None
         held = self._best_held
-        if held is None or held[0] != best.runs[-1]:
-            estimator = self._jobs.fitted(best.runs[-1])
+        if held is None or held[0] != best.best_run:
+            estimator = self._jobs.fitted(best.best_run)
             params = self._jobs.estimator(best).get_params(deep=False)
             estimator.set_params(**{name: params[name] for name in ("backend", "random_state", "progress")})
             if (names := getattr(self, "_feature_names", None)) is not None:
                 estimator.feature_names_in_ = names
-            held = (best.runs[-1], estimator)
+            held = (best.best_run, estimator)
             self._best_held = held
         return held[1]
 
@@ -512,7 +513,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
     def _best(self) -> Trial:
         best = self._fitted_state.best
         if best is None or not best.status.ended:
-            raise AttributeError("no trial has ended with a score")
+            raise AttributeError("no trial has ended with a model yet")
         return best
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -524,8 +525,12 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             finalizer()
         self._best_held = None
 
-    def _check(self) -> None:
-        """Check what can be checked without data."""
+    def check(self) -> None:
+        """Check what can be checked without data; :meth:`start` does so too.
+
+        Raises:
+            ConfigError: A parameter is wrong; it is named.
+        """
         if not isinstance(self.estimator, Estimator):
             raise ConfigError("estimator", f"must be one of cirrus' estimators, got {self.estimator!r}")
         for name in ("max_concurrent", "max_workers"):

@@ -468,7 +468,7 @@ class Driver:
             case RunState.FINISHED:
                 self._take_model(work.job, run_id, status, pruned=work.pruning, stopped=work.stopping)
             case RunState.KILLED:
-                self._put(work.trial, status=TrialStatus.KILLED, **self._loss_score(work.trial))
+                self._put(work.trial, status=TrialStatus.KILLED)
             case RunState.INTERRUPTED:
                 self._put(work.trial, status=TrialStatus.FAILED, error="its run was interrupted")
             case _:
@@ -476,10 +476,6 @@ class Driver:
                     work.trial, status=TrialStatus.FAILED, error=status.error or "for an unknown reason"
                 )
         self._tell(work.trial)
-
-    def _loss_score(self, index: int) -> dict[str, Any]:
-        loss = self._trials[index].loss
-        return {"score": None if loss is None or self._config.scoring is not None else -loss}
 
     def _take_model(
         self, job: Job, run_id: str, status: RunStatus, *, pruned: bool = False, stopped: bool = False
@@ -502,13 +498,16 @@ class Driver:
             ended = TrialStatus.PRUNED if stopped else self._schedule.ends_at(trial)
         else:
             ended = TrialStatus.FINISHED
-        changes: dict[str, Any] = {"status": ended, **self._loss_score(job.trial)}
-        if ended is not TrialStatus.PAUSED:
-            try:
-                changes["score"] = self._jobs.score(run_id, status, trial.loss)
-            except (CirrusError, ValueError) as error:
-                log.warning("trial %d cannot be scored: %s", job.trial, error)
-                changes |= {"status": TrialStatus.FAILED, "error": f"cannot be scored: {error}"}
+        changes: dict[str, Any] = {"status": ended}
+        try:
+            score = self._jobs.score(run_id, status, trial.loss)
+        except (CirrusError, ValueError) as error:
+            log.warning("trial %d cannot be scored: %s", job.trial, error)
+            changes = {"status": TrialStatus.FAILED, "error": f"cannot be scored: {error}"}
+        else:
+            if trial.score is None or (score is not None and score > trial.score):
+                # A rung may be better than those above it: more training is not always better.
+                changes |= {"score": score, "best_run": run_id}
         self._put(job.trial, losses=losses, **changes)
 
     def _tell(self, index: int) -> None:
@@ -632,7 +631,7 @@ class Driver:
             self._note(trial.index, self._before_run(trial, run_id), status)
             self._take_model(job, run_id, status)
         elif status.state is RunState.KILLED:
-            self._put(trial.index, status=TrialStatus.KILLED, **self._loss_score(trial.index))
+            self._put(trial.index, status=TrialStatus.KILLED)
         elif status.state is RunState.FAILED:
             self._put(trial.index, status=TrialStatus.FAILED, error=status.error)
         else:

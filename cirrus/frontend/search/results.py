@@ -104,16 +104,11 @@ class SearchResults(Sequence[Row]):
         return pd.DataFrame(self._rows, columns=list(self.columns))
 
 
-def rank_key(trial: Trial) -> tuple[bool, bool, float, int]:
-    """Return what trials are sorted by, best first: finished ones before those cut short, then the score."""
+def rank_key(trial: Trial) -> tuple[bool, float, int]:
+    """Return what trials are sorted by, best first: by score, those that have left no model last."""
     score = trial.score
     unknown = score is None or math.isnan(score)
-    return (
-        trial.status != "finished",
-        unknown,
-        -score if score is not None and not unknown else 0.0,
-        trial.index,
-    )
+    return (unknown, 0.0 if score is None or unknown else -score, trial.index)
 
 
 def _row(trial: Trial, rank: int, names: Sequence[str]) -> Row:

@@ -1,0 +1,211 @@
+"""``cirrus search``."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from scipy.stats import loguniform, uniform
+
+from cirrus.cli.console import say, show, table
+from cirrus.cli.options import FileOptions, Pruner, SearchOptions
+from cirrus.cli.sources import is_dataset, load_file, load_file_like
+from cirrus.cli.training import ESTIMATORS, number_or_auto
+from cirrus.client_backend.local import LocalBackend
+from cirrus.client_backend.overview import Overview
+from cirrus.client_backend.search_folder import CONFIG_KEY, SearchFolder, new_search_id, search_url
+from cirrus.errors import ConfigError, ConflictError, NotFoundError
+from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.model_files import may_hold_model
+from cirrus.frontend.prediction import ScoringEstimator
+from cirrus.frontend.scoring import score_dataset, scores_table
+from cirrus.frontend.scratch import remove_below
+from cirrus.frontend.search.base import DATA_FOLDER, Search
+from cirrus.frontend.search.grid import GridSearch, RandomSearch
+from cirrus.frontend.search.progress import trial_cells
+from cirrus.frontend.search.results import rank_key
+from cirrus.metrics import RunState
+
+#: Lines of the table at the end.
+TOP_TRIALS = 10
+HEAD = ("TRIAL", "STATUS", "EPOCHS", "LOSS", "SCORE", "COST", "HYPERPARAMETERS")
+NUMBER_COLUMNS = frozenset({0, 2, 3, 4, 5})
+_WORDS: dict[str, Any] = {"none": None, "true": True, "false": False}
+
+
+def search(data: str, file_options: FileOptions, options: SearchOptions) -> None:
+    """Try hyperparameters, show the best, and save the best model."""
+    if not 0 < options.validation_split < 1 and options.validation is None:
+        raise ConfigError("validation-split", f"must be above 0 and below 1, got {options.validation_split}")
+    _check_model_place(options.model)
+    backend = LocalBackend(root=options.home)
+    search_id = options.name or new_search_id()
+    made = _make(options, search_id, backend)
+    made.check()
+    for source in (data, options.validation):
+        if source is not None:
+            is_dataset(source)
+    place = search_url(backend.root, search_id)
+    if options.name is not None and _is_driven(backend.root, search_id):
+        raise ConflictError(f"another program drives search {search_id}")
+    try:
+        rows, held_out = _data(data, file_options, options, f"{place}/{DATA_FOLDER}")
+        say(f"search {search_id} (from another terminal: cirrus runs, cirrus kill {search_id})")
+        made.start(rows, validation=held_out)
+    except BaseException:
+        if not SearchFolder(place).store.exists(CONFIG_KEY):
+            remove_below(place)
+        raise
+    _finish(made, search_id, options, held_out)
+
+
+def resume(search_id: str, options: SearchOptions) -> None:
+    """Go on with a search whose terminal went away."""
+    _check_model_place(options.model)
+    backend = LocalBackend(root=options.home)
+    config = SearchFolder.open(backend.root, search_id).config()
+    kind = RandomSearch if config.method == "random" else GridSearch
+    if options.max_seconds is not None:
+        say(f"for {options.max_seconds:g} s in all")
+    made = kind.reopen(search_id, backend=backend, progress=True, max_seconds=options.max_seconds)
+    say(f"going on with search {search_id}")
+    held_out = None
+    if config.validation_url is not None and not made.status.state.ended:
+        held_out = Dataset.open(config.validation_url)
+    _finish(made, search_id, options, held_out)
+
+
+def _finish(made: Search, search_id: str, options: SearchOptions, held_out: Dataset | None) -> None:
+    """Wait for the end; show what came of it, and save the best model."""
+    try:
+        with made:
+            made.wait()
+    except KeyboardInterrupt:
+        if made.status.state is not RunState.FINISHED:
+            say(f"go on with: cirrus search --resume {shlex.quote(search_id)}")
+        raise
+    finally:
+        if options.results is not None:
+            made.results_.to_csv(options.results)
+    ranked = sorted(made.status.trials, key=rank_key)
+    cells = [list(HEAD), *(list(trial_cells(trial)) for trial in ranked[:TOP_TRIALS])]
+    show(table(cells, right=NUMBER_COLUMNS))
+    if made.status.best is None:
+        say("no trial came as far as a model")
+        return
+    estimator = made.best_estimator_
+    url = options.model or f"{LocalBackend(root=options.home).root}/models/{search_id}"
+    estimator.save(url)
+    if held_out is not None and isinstance(estimator, ScoringEstimator) and _is_there(held_out):
+        show("\n".join(scores_table(score_dataset(estimator, held_out))))
+    show(f"model {url}")
+
+
+def _is_there(dataset: Dataset) -> bool:
+    """Tell whether a dataset still is: data that was loaded for the search is gone with it."""
+    try:
+        Dataset.open(dataset.url)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _check_model_place(url: str | None) -> None:
+    """Refuse a place for the model that holds something else, before a long search."""
+    if url is not None and not may_hold_model(url):
+        raise ConfigError("model", f"{url} holds something that is no Cirrus model")
+
+
+def _is_driven(root: str, search_id: str) -> bool:
+    try:
+        return Overview(root).is_driven(search_id)
+    except NotFoundError:
+        return False
+
+
+def _make(options: SearchOptions, search_id: str, backend: LocalBackend) -> Search:
+    fixed = {name: _value(text) for name, text in map(_pair, options.fixed)}
+    for name in ("backend", "progress", "n_workers", "epochs", "random_state"):
+        if name in fixed:
+            raise ConfigError("set", f"{name} has an option of its own, or is set by the search")
+    kind = ESTIMATORS[options.model_type]
+    known = kind().get_params().keys()
+    for name in fixed:
+        if name not in known:
+            raise ConfigError("set", f"--model-type {options.model_type.value} has no parameter {name}")
+    estimator = kind(
+        **fixed,
+        epochs=number_or_auto(options.epochs),
+        n_workers=options.workers,
+        random_state=options.seed,
+        backend=backend,
+    )
+    grid = {name: [_value(part) for part in text.split(",")] for name, text in map(_pair, options.grid)}
+    ranges = {name: _distribution(name, text) for name, text in map(_pair, options.ranges)}
+    common: dict[str, Any] = {
+        "max_concurrent": options.max_concurrent,
+        "max_workers": options.max_workers,
+        "pruner": None if options.pruner is Pruner.NONE else options.pruner.value,
+        "scoring": options.scoring,
+        "max_seconds": options.max_seconds,
+        "search_id": search_id,
+        "progress": True,
+    }
+    if not grid and not ranges:
+        raise ConfigError("grid", "name what to try, such as --grid l1=0,1 or --draws 20 --range l1=0.1:10")
+    if options.draws is not None:
+        return RandomSearch(
+            estimator, {**grid, **ranges}, n_iter=options.draws, random_state=options.seed, **common
+        )
+    if ranges:
+        raise ConfigError("range", "has endlessly many values: say how many to try with --draws")
+    return GridSearch(estimator, grid, **common)
+
+
+def _data(
+    data: str, file_options: FileOptions, options: SearchOptions, place: str
+) -> tuple[Dataset, Dataset]:
+    dataset = Dataset.open(data) if is_dataset(data) else load_file(data, f"{place}/rows", file_options)
+    if options.validation is None:
+        say(f"holding out {options.validation_split:.0%} of the rows")
+        return dataset.split(test_size=options.validation_split, random_state=0)
+    if is_dataset(options.validation):
+        return dataset, Dataset.open(options.validation)
+    manifest = dataset.manifest
+    return dataset, load_file_like(
+        options.validation,
+        f"{place}/validation",
+        manifest.encoding,
+        manifest.n_features,
+        label_names=manifest.label_names,
+        with_labels=True,
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, values = text.partition("=")
+    if not separator or not name or not values:
+        raise ConfigError("grid", f"{text!r} is not of the form NAME=VALUES, such as l1=0,1")
+    return name.strip().replace("-", "_"), values
+
+
+def _value(text: str) -> Any:
+    """Return what a word of the command line stands for: a number, none, true, false, or itself."""
+    text = text.strip()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _distribution(name: str, text: str) -> Any:
+    low_text, separator, high_text = text.partition(":")
+    low, high = _value(low_text), _value(high_text)
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (low, high))
+    if not separator or not numbers or not low < high:
+        raise ConfigError("range", f"{name}={text} is not of the form NAME=LOW:HIGH, such as l1=0.1:10")
+    return loguniform(low, high) if low > 0 else uniform(low, high - low)

@@ -1,0 +1,156 @@
+"""`cirrus search`, and what `cirrus runs` and `cirrus kill` make of searches."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import cirrus
+from cirrus import GridSearch, LocalBackend, LogisticRegression
+from cirrus.cli.commands import app
+from cirrus.client_backend.overview import Overview
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """Return a home folder for runs that nobody else uses."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("CIRRUS_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def svmlight(tmp_path_factory) -> Path:
+    """Return a file of 400 rows of 8 features."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "rows.svm"
+    lines = []
+    for row in rng.normal(size=(400, 8)):
+        label = 1 if row[0] - row[1] + 0.5 * rng.normal() > 0 else -1
+        lines.append(f"{label} " + " ".join(f"{i + 1}:{value:.4f}" for i, value in enumerate(row)))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Run a command in this process; return exit code, standard output and standard error."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_search_ends_with_a_table_and_a_model(home, svmlight, tmp_path):
+    """Every trial is in the table and the CSV file, the best model is saved, nothing else is left."""
+    model, results = tmp_path / "model", tmp_path / "results.csv"
+    code, out, err = run(
+        *("search", svmlight, "--grid", "learning_rate=0.0001,0.3", "--set", "l1=0", "--epochs", 2),
+        *("--model", model, "--results", results, "--name", "sweep", "--scoring", "roc_auc"),
+    )
+    assert code == 0, err
+    assert "search sweep" in err
+    lines = out.splitlines()
+    assert lines[0].split() == ["TRIAL", "STATUS", "EPOCHS", "LOSS", "SCORE", "COST", "HYPERPARAMETERS"]
+    assert "learning_rate=0.3" in lines[1]
+    assert lines[-1] == f"model {model}"
+    assert cirrus.load_model(model).get_params()["learning_rate"] == 0.3
+    assert cirrus.load_model(model).get_params()["l1"] == 0
+    rows = list(csv.DictReader(results.read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+    assert not (home / "searches/sweep/data").exists()
+    code, out, _ = run("runs")
+    assert code == 0
+    assert "sweep" in out
+    assert "2/2" in out
+    code, out, _ = run("runs", "--search", "sweep")
+    assert out.count("finished") == 2
+    code, out, err = run("kill", "sweep")
+    assert (code, out) == (0, "")
+    assert "had ended already (finished)" in err
+    # The same command has nothing left to do, and answers.
+    code, out, err = run(
+        *("search", svmlight, "--grid", "learning_rate=0.0001,0.3", "--set", "l1=0", "--epochs", 2),
+        *("--model", model, "--name", "sweep", "--scoring", "roc_auc"),
+    )
+    assert code == 0, err
+    assert out.splitlines()[:3] == lines[:3]
+
+
+def test_draws_come_from_ranges(home, svmlight):
+    """So many trials as draws, between the bounds."""
+    code, _, err = run(
+        *("search", svmlight, "--range", "learning_rate=0.01:1", "--range", "l1=0:1", "--draws", 2),
+        *("--epochs", 1, "--name", "drawn"),
+    )
+    assert code == 0, err
+    state = Overview(str(home)).search("drawn").state
+    assert state is not None
+    assert len(state.trials) == 2
+    assert all(0.01 <= trial.params["learning_rate"] <= 1 for trial in state.trials)
+    assert all(0 <= trial.params["l1"] <= 1 for trial in state.trials)
+
+
+def test_an_interrupted_search_is_resumed_or_killed(home, svmlight):
+    """`--resume` goes on to the end; `kill` ends one trial or all of a search that nobody drives."""
+    data = cirrus.load_svmlight(svmlight, home / "rows")
+    estimator = LogisticRegression(
+        epochs=100_000, tol=None, n_workers=1, backend=LocalBackend(root=home), max_seconds=60
+    )
+    search = GridSearch(estimator, {"epochs": [1, 2, 100_000]}, max_concurrent=1, search_id="open")
+    search.start(data)
+    search.close()
+    code, out, err = run("kill", "open", "--trial", 2)
+    assert (code, out) == (0, "killed trial 2 of open\n"), err
+    code, out, err = run("kill", "open", "--trial", 9)
+    assert code == 1
+    assert "no trial 9" in err
+    code, out, err = run("search", "--resume", "open")
+    assert code == 0, err
+    assert "going on with search open" in err
+    state = Overview(str(home)).search("open").state
+    assert [trial.status.value for trial in state.trials] == ["finished", "finished", "killed"]
+    again = GridSearch(estimator, {"l2": [0]}, search_id="idle").start(data)
+    again.close()
+    assert run("kill", "idle")[:2] == (0, "killed idle\n")
+    assert Overview(str(home)).search("idle").state.state == "killed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--epochs", "1"], "name what to try"),
+        (["--grid", "l1"], "NAME=VALUES"),
+        (["--grid", "no_such=1"], "no_such"),
+        (["--range", "l1=0:1"], "--draws"),
+        (["--range", "l1=1:0", "--draws", "2"], "NAME=LOW:HIGH"),
+        (["--grid", "l1=0", "--set", "epochs=3"], "option of its own"),
+        (["--grid", "l1=0", "--set", "depth=3"], "no parameter depth"),
+        (["--grid", "l1=0", "--validation-split", "0"], "validation-split"),
+        (["--grid", "l1=0", "--scoring", "magic"], "scoring"),
+        (["--grid", "l1=0", "--name", "../up"], "search_id"),
+    ],
+)
+def test_wrong_options_are_one_line(home, svmlight, arguments, text):
+    """What is wrong is said before anything is loaded, and nothing is left."""
+    code, out, err = run("search", svmlight, *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert text in err
+    assert not (home / "searches").exists()
+
+
+def test_wrong_usage_is_exit_code_two(home, svmlight):
+    """Neither nothing, nor both a file and a search to resume."""
+    assert run("search")[0] == 2
+    assert run("search", svmlight, "--resume", "x")[0] == 2
+
+
+def test_a_search_that_is_not_there_is_said(home):
+    """With what lists those there are."""
+    for arguments in (("search", "--resume", "x"), ("runs", "--search", "x"), ("kill", "x", "--trial", 1)):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert "cirrus runs" in err
