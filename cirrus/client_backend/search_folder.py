@@ -107,7 +107,7 @@ class Trial:
     loss: float | None = None
     """The newest loss: of the validation data where there is some, else of training."""
     score: float | None = None
-    """What trials are ranked by, higher is better: of its best model, the scorer's value or minus the loss."""
+    """What ranks trials, higher is better: of its best model, the scorer's value or minus the loss."""
     best_run: str | None = None
     """The run that left that model; None as long as none has."""
     epochs: float = 0.0
