@@ -127,6 +127,42 @@ def test_a_model_of_real_clicks_beats_the_base_rate(tmp_path: Path) -> None:
     assert loss < base_loss - 0.02
 
 
+@pytest.mark.skipif(not (REAL / "criteo").is_dir(), reason="the real Criteo rows are not there")
+def test_missing_values_of_real_clicks_are_marked(tmp_path: Path) -> None:
+    """Each empty cell of the 7,200 rows sets the mark of its column, and no other cell does."""
+    path = REAL / "criteo" / "train.csv.gz"
+    rows = [line.split("\t") for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    X, _, _ = load_csv(path, tmp_path / "ds", hash_features=2**24, shuffle=False, **CRITEO).to_csr()
+    n_missing = 0
+    for k in range(1, 40):
+        is_empty = np.array([not row[k].strip() for row in rows])
+        mark = 13 + mmh3.hash(f"column {k}=missing", signed=False) % 2**24
+        np.testing.assert_array_equal(X[:, [mark]].toarray().ravel() != 0, is_empty)
+        n_missing += is_empty.sum()
+    assert n_missing > 10_000
+
+
+@pytest.mark.skipif(not (REAL / "avazu").is_dir(), reason="the real Avazu rows are not there")
+def test_a_model_of_many_real_files_beats_the_base_rate(tmp_path: Path) -> None:
+    """Trained on Avazu's rows, the log loss on those of two other files is below the base rate's."""
+    with gzip.open(REAL / "avazu" / "train.csv.gz", "rt") as file:
+        head = file.readline()
+    for part in ("dev", "test"):  # which have no header of their own
+        text = gzip.decompress((REAL / "avazu" / f"{part}.csv.gz").read_bytes())
+        (tmp_path / f"{part}.csv.gz").write_bytes(gzip.compress(head.encode() + text))
+    names = head.strip().split(",")
+    columns: dict[str, Any] = {"label": "click", "categorical": names[3:], "random_state": 0}
+    train = load_csv(REAL / "avazu" / "train.csv.gz", tmp_path / "train", **columns)
+    held_out = load_csv(tmp_path / "*.csv.gz", tmp_path / "held-out", **columns)
+    assert held_out.n_rows > 800
+    est = LogisticRegression(backend="inline", random_state=0, epochs=3, n_workers=1).fit(train)
+    X, y, _ = held_out.to_csr()
+    p = np.clip(est.predict_proba(X)[:, 1], 1e-6, 1 - 1e-6)
+    base = np.average(train.to_csr()[1])
+    loss = -np.mean(y * np.log(p) + (1 - y) * np.log1p(-p))
+    assert loss < -np.mean(y * np.log(base) + (1 - y) * np.log1p(-base))
+
+
 @pytest.mark.skipif(not (REAL / "avazu").is_dir(), reason="the real Avazu rows are not there")
 def test_real_rows_with_a_header(tmp_path: Path) -> None:
     """Avazu's rows load by the names of their columns."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from cirrus.errors import ConflictError, DataError
 from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
+from cirrus.frontend.loading import load_bag_of_words, load_ratings, load_vw
 from cirrus.storage import open_store
 
 Loader = Callable[[Path, str], Dataset]
@@ -24,10 +26,22 @@ Loader = Callable[[Path, str], Dataset]
 LOADERS: dict[str, Loader] = {
     "svmlight": lambda path, url: load_svmlight(path, url, shuffle=False),
     "csv": lambda path, url: load_csv(path, url, numeric=[1], categorical=[2], shuffle=False),
+    "csv text labels": lambda path, url: load_csv(path, url, label=2, numeric=[1], shuffle=False),
+    "ratings": lambda path, url: load_ratings(path, url, shuffle=False),
+    "ratings ::": lambda path, url: load_ratings(path, url, sep="::", shuffle=False),
+    "ldac": lambda path, url: load_bag_of_words(path, url, shuffle=False),
+    "docword": lambda path, url: load_bag_of_words(path, url, "docword", shuffle=False),
+    "vw": lambda path, url: load_vw(path, url, interactions=["ab", "::"], shuffle=False),
 }
 TEXT = {
     "svmlight": b"1 1:1 5:2.5\n0 3:1\n" * 50,
     "csv": b"1,2.5,red\n0,3,blue\n" * 50,
+    "csv text labels": b'1,2.5,"red"\n0,3,blue\n' * 50,
+    "ratings": b"alice,7,4.5\nbob,8,3,881250949\n" * 50,
+    "ratings ::": b"1::7::4.5::9\n2::8::3::9\n" * 50,
+    "ldac": b"2 0:3 7:1\n1 5:2\n" * 50,
+    "docword": b"50\n9\n100\n" + b"".join(b"%d 3 1\n%d 9 2\n" % (d, d) for d in range(1, 51)),
+    "vw": b"1 2.0 'tag|a x:2 y |b:0.5 z\n-1 |a x\n" * 50,
 }
 
 
@@ -102,16 +116,23 @@ magics = st.sampled_from([b"", b"", b"\x1f\x8b\x08", b"PK\x03\x04", b"\x04\x22\x
 @given(st.sampled_from(sorted(LOADERS)), magics, st.lists(bits, max_size=30))
 @example("csv", b"", [b'1,2,"'])
 @example("svmlight", b"", [b"1 99999999999999999999:1"])
+@example("ratings", b"", [b"a,b,1\n\xff,b,1"])
+@example("docword", b"", [b"1\n1\n1\n1 1 1 1"])
+@example("vw", b"", [b"1 |a x:inf"])
 def test_any_bytes_load_or_are_refused_by_place(
     tmp_path_factory: Any, kind: str, magic: bytes, parts: list[bytes]
 ) -> None:
     """Whatever bytes a file holds, a loader takes them or raises one DataError that names the file."""
     path = tmp_path_factory.mktemp("fuzz") / "strange"
     path.write_bytes(magic + b"".join(parts))
-    url = f"memory://fuzz/{kind}"
+    load_or_be_refused(kind, path)
+
+
+def load_or_be_refused(kind: str, path: Path) -> None:
+    """Load a file, and check that it is whole, or refused by a message that names the file."""
     refusal = ""
     try:
-        dataset = LOADERS[kind](path, url)
+        dataset = LOADERS[kind](path, "memory://fuzz/ds")
     except DataError as error:
         refusal = str(error)
     if refusal:
@@ -119,6 +140,29 @@ def test_any_bytes_load_or_are_refused_by_place(
         return
     X, y, _ = dataset.to_csr()
     assert X.shape[0] == y.size == dataset.n_rows > 0
+    assert np.isfinite(X.data).all()
+    assert np.isfinite(y).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from(sorted(LOADERS)),
+    st.sampled_from(["plain", "gzip", "lz4"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 3), bits), min_size=1, max_size=4),
+)
+def test_damaged_files_load_or_are_refused_by_place(
+    tmp_path_factory: Any, kind: str, packing: str, damages: list[tuple[float, int, bytes]]
+) -> None:
+    """A good file with bytes put in, left out or changed, before or after packing, is no surprise."""
+    pack = {"plain": bytes, "gzip": gzip.compress, "lz4": lz4.frame.compress}[packing]
+    for damaged_first in (True, False):
+        data = TEXT[kind] if damaged_first else pack(TEXT[kind])
+        for where, n_removed, inserted in damages:
+            at = int(where * len(data))
+            data = data[:at] + inserted + data[at + n_removed :]
+        path = tmp_path_factory.mktemp("damaged") / "x"
+        path.write_bytes(pack(data) if damaged_first else data)
+        load_or_be_refused(kind, path)
 
 
 @settings(deadline=None, max_examples=60)

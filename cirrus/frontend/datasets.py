@@ -47,8 +47,8 @@ from cirrus.storage import ObjectStore, open_store
 class Dataset(ChunkOperations):
     """Rows in an object store: chunks and a manifest below one URL.
 
-    Make one with :func:`cirrus.load_svmlight`, :func:`cirrus.load_csv` or :func:`cirrus.load_arrays`; find it
-    again with :meth:`open`. Its rows stay where they are until somebody reads them.
+    Make one with :func:`cirrus.load_svmlight`, :func:`cirrus.load_csv`, :func:`cirrus.load_arrays` or another
+    of the loaders; find it again with :meth:`open`. Its rows stay where they are until somebody reads them.
 
     Attributes:
         url: Where it is.
@@ -285,17 +285,20 @@ def load_svmlight(
     n_processes: int | None = None,
     progress: Callable[[LoadProgress], None] | None = None,
 ) -> Dataset:
-    """Load an svmlight file: lines of ``LABEL INDEX:VALUE INDEX:VALUE ...``, plain, gzip or zip.
+    """Load svmlight files: lines of ``LABEL INDEX:VALUE INDEX:VALUE ...``.
 
-    The file is read once, as a stream; memory does not grow with it. Nothing is left behind if it fails, and
-    a dataset that is there already is replaced only when the new one is complete.
+    Files are read once, as a stream; memory does not grow with them. A load that is refused leaves nothing;
+    one that is interrupted goes on when it is called again with the same arguments. A dataset that is there
+    already is replaced only when the new one is complete.
 
     Args:
-        path: The file.
+        path: One file; a pattern (``"part-*.gz"``); an object, all objects below a prefix, or a pattern of
+            objects (``"s3://bucket/key"``); or ``"-"`` for standard input. Plain, gzip, LZ4 frames, or zip of
+            one file. Several files are one, in the order of their names.
         url: Where the dataset goes: a folder or ``s3://bucket/prefix``.
         n_features: Number of columns; a higher index is an error. None: as many as the file has. Give a test
             set that of its training set.
-        zero_based: Whether the first index is 0 or 1. ``"auto"``: 0 if an index 0 is anywhere in the file,
+        zero_based: Whether the first index is 0 or 1. ``"auto"``: 0 if an index 0 is anywhere in the files,
             else 1, as scikit-learn does it; say which for a file that may by chance have no index 0.
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
@@ -343,14 +346,15 @@ def load_csv(
     n_processes: int | None = None,
     progress: Callable[[LoadProgress], None] | None = None,
 ) -> Dataset:
-    """Load a CSV file, plain, gzip or zip. Columns are named as in the header, or numbered from 0.
+    """Load CSV files. Columns are named as in the header, or numbered from 0.
 
     Numeric columns become features 0, 1, ... in the order given. Each category (``column=value``) is hashed
     into one of ``hash_features`` features after these. A cell without a value sets the hashed feature
     ``column=missing``. Text must be UTF-8; quotation marks work as usual in CSV.
 
     Args:
-        path: The file.
+        path: One file, a pattern, an object or prefix in a store, or ``-``; see :func:`cirrus.load_svmlight`.
+            Of several files, each has a header or none has; columns may be in another order.
         url: Where the dataset goes: a folder or ``s3://bucket/prefix``.
         label: The column to be predicted: numbers, or text for the names of classes.
         numeric: Columns that are numbers.

@@ -1,0 +1,155 @@
+"""Every parameter of every loader acts: another value gives another dataset, or shows on the way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import cirrus
+from cirrus.client_backend.loader import LoadProgress
+
+ROWS = 40
+
+SVMLIGHT = "".join(f"{i} {1 + i % 7}:{i}.5 9:1\n" for i in range(ROWS))
+CSV = "".join(f"{i},{i % 5},x{i % 3};z,NA\n" for i in range(ROWS))
+RATINGS = "".join(f"{i % 9},i{i % 4},{i},99\n" for i in range(ROWS))
+LDAC = "".join(f"1 {i}:{1 + i % 3}\n" for i in range(ROWS))
+DOCWORD = f"{ROWS}\n{ROWS}\n{ROWS}\n" + "".join(f"{i + 1} {i + 1} 2\n" for i in range(ROWS))
+VW = "".join(f"{i % 2} |a x{i} y |b z:{i}\n" for i in range(ROWS))
+
+TABLE: dict[str, Any] = {"label": 0, "numeric": [1], "categorical": [2]}
+#: For each loader: a text, the arguments of a call, and, for each parameter, those of another call, whose
+# dataset : must differ.
+LOADERS: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "load_svmlight": (
+        SVMLIGHT,
+        {},
+        {"n_features": {"n_features": 50}, "zero_based": {"zero_based": True}},
+    ),
+    "load_csv": (
+        CSV,
+        TABLE,
+        {
+            "label": {"label": 1, "numeric": [0]},
+            "numeric": {"numeric": []},
+            "categorical": {"categorical": [2, 3]},
+            "sep": {"sep": ";", "label": 1, "numeric": [], "categorical": [0]},
+            "hash_features": {"hash_features": 3},
+            "header": {"header": True},
+            "label_above": {"label_above": 4.0},
+            "missing_label": {"missing_label": "drop", "na_values": ["0"]},
+            "na_values": {"na_values": ["x1;z"]},
+        },
+    ),
+    "load_ratings": (RATINGS, {}, {"sep": {"sep": ",i"}, "header": {"header": True}}),
+    "load_bag_of_words": (LDAC, {}, {"format": {"format": "docword"}, "vocabulary": {}}),
+    "load_vw": (
+        VW,
+        {},
+        {
+            "interactions": {"interactions": ["ab"]},
+            "hash_features": {"hash_features": 64},
+            "missing_label": {"missing_label": "drop"},
+        },
+    ),
+    "load_parquet": (
+        "",
+        TABLE,
+        {
+            "label": {"label": 1, "numeric": [0]},
+            "numeric": {"numeric": []},
+            "categorical": {"categorical": [2, 3]},
+            "hash_features": {"hash_features": 3},
+            "label_above": {"label_above": 4.0},
+            "missing_label": {"missing_label": "drop", "na_values": ["0"]},
+            "na_values": {"na_values": ["x1;z"]},
+        },
+    ),
+}
+COMMON: dict[str, dict[str, Any]] = {"shuffle": {"shuffle": False}, "random_state": {"random_state": 8}}
+ACTS = [(name, parameter) for name, (_, _, others) in LOADERS.items() for parameter in (*others, *COMMON)]
+
+
+def write(name: str, folder: Path) -> Path:
+    """Write the file of a loader."""
+    path = folder / f"{name}.txt"
+    if name == "load_parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        rows = [line.split(",") for line in CSV.splitlines()]
+        columns = {f"c{k}": [row[k] for row in rows] for k in range(4)}
+        pq.write_table(pa.table(columns), path)
+    else:
+        path.write_text(LOADERS[name][0])
+    return path
+
+
+def loader(name: str) -> Callable[..., cirrus.Dataset]:
+    """A loader by its name."""
+    found: Callable[..., cirrus.Dataset] = getattr(cirrus, name)
+    return found
+
+
+def fingerprint(name: str, path: Path, url: Path, **arguments: Any) -> str:
+    """What a call gives: the rows and what is known of them, or the error that refuses them."""
+    try:
+        manifest = loader(name)(path, url, **{"random_state": 7, **arguments}).manifest
+    except cirrus.CirrusError as error:
+        return str(error)
+    return f"{manifest.fingerprint} {manifest.label_names}"
+
+
+@pytest.mark.parametrize(("name", "parameter"), ACTS)
+def test_a_parameter_acts(tmp_path: Path, name: str, parameter: str) -> None:
+    """Another value of the parameter gives another dataset than the call that leaves it out."""
+    _, arguments, others = LOADERS[name]
+    path = write(name, tmp_path)
+    one = {**arguments, "shuffle": parameter == "random_state"}
+    other = {**one, **{**others, **COMMON}[parameter]}
+    left_out = {key: value for key, value in other.items() if key != parameter or key in arguments}
+    if parameter in arguments:
+        left_out[parameter] = arguments[parameter]
+    if parameter == "format":
+        path.write_text(DOCWORD)
+    if parameter == "vocabulary":
+        words = tmp_path / "words"
+        words.write_text("".join(f"w{i}\n" for i in range(50)))
+        other["vocabulary"] = words
+    if name == "load_vw" and parameter == "missing_label":
+        path.write_text(VW + "|a x\n")
+    assert fingerprint(name, path, tmp_path / "a", **other) != fingerprint(
+        name, path, tmp_path / "b", **left_out
+    )
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_table_has_every_parameter(name: str) -> None:
+    """No parameter of a loader is left out of these tests."""
+    tested = {"path", "url", "n_processes", "progress", *COMMON, *LOADERS[name][2]}
+    assert set(inspect.signature(loader(name)).parameters) == tested
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_progress_and_processes_act(tmp_path: Path, name: str) -> None:
+    """The progress function is called with rising numbers; as many processes parse as are asked for."""
+    path = write(name, tmp_path)
+    seen: list[LoadProgress] = []
+    processes: list[int] = []
+
+    def watch(progress: LoadProgress) -> None:
+        seen.append(progress)
+        processes.append(len(psutil.Process().children()))
+
+    before = len(psutil.Process().children())
+    dataset = loader(name)(path, tmp_path / "d", **LOADERS[name][1], n_processes=2, progress=watch)
+    assert processes[0] == before + 2
+    assert seen[-1].rows == dataset.n_rows == ROWS
+    assert seen[-1].bytes_done == seen[-1].bytes_total == path.stat().st_size
+    assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
+    assert not dataset.manifest.has_weights
+    assert np.isfinite(dataset.to_csr()[0].data).all()
