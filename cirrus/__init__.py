@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cirrus.client_backend.aws.backend import AWSBackend
     from cirrus.client_backend.inline import InlineBackend
     from cirrus.client_backend.local import LocalBackend
     from cirrus.client_backend.runs import Run, list_runs, open_run
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AWSBackend": "cirrus.client_backend.aws.backend",
     "AshaPruner": "cirrus.frontend.search.schedules",
     "CirrusError": "cirrus.errors",
     "ConfigError": "cirrus.errors",
@@ -82,6 +84,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AWSBackend",
     "AshaPruner",
     "CirrusError",
     "ConfigError",

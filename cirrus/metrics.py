@@ -87,6 +87,8 @@ class RunStatus:
     error: str | None = None
     warning: str | None = None
     """What the run goes on without, such as a validation loss that cannot be computed."""
+    detail: str = ""
+    """What a run that is starting waits for, in words."""
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     """Counters of all shards: steps applied, duplicates dropped, leases given again, ..."""
 

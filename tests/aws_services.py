@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.server
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+
+#: Longer than any function of a test works.
+FORWARD_SECONDS = 60.0
+_HOP_HEADERS = frozenset({"connection", "content-length", "transfer-encoding", "date", "server"})
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Request:
     method: str
     path: str
     body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def json_error(code: str, status: int = 400) -> Answer:
@@ -52,7 +59,7 @@ def answering(answer: Callable[[Request], Answer]) -> Iterator[str]:
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            said = answer(Request(self.command, self.path, body))
+            said = answer(Request(self.command, self.path, body, dict(self.headers)))
             if said.lost:
                 self.close_connection = True
                 return
@@ -80,11 +87,25 @@ def answering(answer: Callable[[Request], Answer]) -> Iterator[str]:
         server.server_close()
 
 
+def forward(url: str, request: Request) -> Answer:
+    """Have another service answer."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=FORWARD_SECONDS)
+    try:
+        connection.request(request.method, request.path, request.body, request.headers)
+        said = connection.getresponse()
+        headers = {name: value for name, value in said.getheaders() if name.lower() not in _HOP_HEADERS}
+        return Answer(said.status, said.read(), headers)
+    finally:
+        connection.close()
+
+
 @contextlib.contextmanager
 def moto_services() -> Iterator[str]:
     """Serve moto's S3, EC2, IAM and so on; yield the URL."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it would log every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -391,9 +391,7 @@ class TestNames:
         monkeypatch.delenv("CIRRUS_HOME")
         assert LocalBackend().root == str(Path("~/.cirrus").expanduser())
 
-    @pytest.mark.parametrize(
-        ("name", "text"), [("aws", "not in this version"), ("ray", "not in this version"), ("x", "unknown")]
-    )
+    @pytest.mark.parametrize(("name", "text"), [("ray", "not in this version"), ("x", "unknown")])
     def test_other_names_are_refused(self, name: str, text: str) -> None:
         """The error lists the choices."""
         with pytest.raises(ConfigError, match=f'{text}.*"local", "inline"'):

@@ -288,6 +288,10 @@ def test_a_duplicate_steps_back(for_ever: Shards) -> None:
         "steps": 0,
         "rows": 0,
         "seconds": pytest.approx(0.0, abs=5.0),
+        "fetch_seconds": 0.0,
+        "pull_seconds": 0.0,
+        "compute_seconds": 0.0,
+        "push_seconds": 0.0,
     }
     newer = Generation(event(for_ever, generation=2))
     assert first.end()["outcome"] == "duplicate"

@@ -127,7 +127,9 @@ SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 HomeOption = Annotated[
     str | None,
     typer.Option(
-        "--home", help="Where runs are kept; default: $CIRRUS_HOME or ~/.cirrus.", show_default=False
+        "--home",
+        help="Where runs are kept; s3://BUCKET: of a deployment on AWS; default: $CIRRUS_HOME or ~/.cirrus.",
+        show_default=False,
     ),
 ]
 NameOption = Annotated[str, typer.Option(help="Of the deployment; several in an account need several.")]

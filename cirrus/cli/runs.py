@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cirrus.cli.console import say, show, table
-from cirrus.client_backend.local import LocalBackend
+from cirrus.client_backend.backend import Backend, backend_at
 from cirrus.client_backend.overview import Overview, SearchSummary
 from cirrus.client_backend.runs import Run, RunSummary, open_run
 from cirrus.client_backend.search_folder import TrialStatus, search_ids
@@ -21,7 +21,7 @@ _HEAD = ["RUN", "STATE", "EPOCH", "LOSS", "VALIDATION", "WORKERS", "TIME", "COST
 
 def list_all(home: str | None, search: str | None = None) -> None:
     """List all runs and searches, oldest first, or the trials of one search."""
-    overview = Overview(LocalBackend(root=home).root)
+    overview = Overview(backend_at(home).root)
     if search is not None:
         _list_trials(overview, search)
         return
@@ -93,7 +93,7 @@ def _loss(loss: float | None) -> str:
 
 def attach(run: str, home: str | None) -> None:
     """Go on with a run to its end, and save its model."""
-    backend = LocalBackend(root=home)
+    backend = backend_at(home)
     watched = open_run(backend.root, run)
     if watched.status.state is RunState.FINISHED:
         _keep_model(watched, watched.status, backend.root)
@@ -126,7 +126,8 @@ def _keep_model(run: Run, status: RunStatus, root: str) -> None:
 
 def kill(run: str, home: str | None, trial: int | None = None) -> None:
     """End a run, a search, or one trial of a search now."""
-    root = LocalBackend(root=home).root
+    backend = backend_at(home)
+    root = backend.root
     if run in search_ids(root):
         _kill_search(Overview(root), run, trial)
         return
@@ -136,13 +137,22 @@ def kill(run: str, home: str | None, trial: int | None = None) -> None:
     before = killed.status
     if before.state.ended and before.state is not RunState.INTERRUPTED:
         say(f"run {run} had ended already ({before.state.value})")
+        _end_leftovers(backend, run)
         return
-    killed.kill()
+    try:
+        killed.kill()
+    finally:
+        _end_leftovers(backend, run)
     try:
         _remove_scratch(RunNotes.from_plain(killed.config.model_metadata), root)
     except CirrusError as error:
         say(f"warning: left some of its data behind: {error}")
     show(f"killed {run}")
+
+
+def _end_leftovers(backend: Backend, run: str) -> None:
+    for name in backend.end_leftovers(run):
+        say(f"ended {name}")
 
 
 def _kill_search(overview: Overview, search_id: str, trial: int | None) -> None:

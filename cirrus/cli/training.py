@@ -12,7 +12,7 @@ from typing import Any
 from cirrus.cli.console import say, show
 from cirrus.cli.options import FileOptions, ModelType, TrainOptions
 from cirrus.cli.sources import is_dataset, load_file, load_file_like
-from cirrus.client_backend.local import LocalBackend
+from cirrus.client_backend.backend import Backend, backend_at
 from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import start_job
@@ -32,7 +32,7 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
         raise ConfigError(
             "validation-split", f"must be at least 0 and below 1, got {options.validation_split}"
         )
-    backend = LocalBackend(root=options.home)
+    backend = backend_at(options.home)
     estimator = _estimator(options, backend)
     check_params(estimator.get_params(deep=False))
     for source in (data, options.validation):
@@ -65,7 +65,7 @@ ESTIMATORS: Mapping[ModelType, Callable[..., ScoringEstimator]] = MappingProxyTy
 )
 
 
-def _estimator(options: TrainOptions, backend: LocalBackend) -> ScoringEstimator:
+def _estimator(options: TrainOptions, backend: Backend) -> ScoringEstimator:
     params: dict[str, Any] = {
         "optimizer": None if options.optimizer is None else options.optimizer.value,
         "learning_rate": options.learning_rate,

@@ -6,18 +6,20 @@ from cirrus.client_backend.base import Backend
 from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.local import LocalBackend
 from cirrus.errors import ConfigError
+from cirrus.storage import open_store
 
-__all__ = ["Backend", "resolve_backend"]
+__all__ = ["Backend", "backend_at", "resolve_backend"]
 
 #: Names that later versions will know.
-_PLANNED = ("aws", "ray")
+_PLANNED = ("ray",)
 
 
 def resolve_backend(backend: str | Backend) -> Backend:
     """Return the backend that a user's parameter names.
 
     Args:
-        backend: ``local``, ``inline``, or a backend object, which is returned as it is.
+        backend: ``local``, ``inline``, ``aws`` (the deployment that this user has made last), or a backend
+            object, which is returned as it is.
 
     Raises:
         ConfigError: There is no such backend.
@@ -28,7 +30,31 @@ def resolve_backend(backend: str | Backend) -> Backend:
         return LocalBackend()
     if backend == "inline":
         return InlineBackend()
-    choices = 'use "local", "inline", or a backend object such as cirrus.LocalBackend(...)'
+    if backend == "aws":
+        from cirrus.client_backend.aws.backend import AWSBackend  # boto3 takes half a second to import
+
+        return AWSBackend()
+    choices = 'use "local", "inline", "aws", or a backend object such as cirrus.LocalBackend(...)'
     if backend in _PLANNED:
         raise ConfigError("backend", f"{backend!r} is not in this version; {choices}")
     raise ConfigError("backend", f"unknown backend {backend!r}; {choices}")
+
+
+def backend_at(root: str | None) -> Backend:
+    """Return the backend whose runs lie at a root.
+
+    Args:
+        root: ``s3://BUCKET`` of an AWS deployment, or another object-store URL; None: this user's own folder.
+
+    Raises:
+        StorageError: The bucket cannot be read.
+    """
+    bucket = (root or "").removeprefix("s3://").strip("/")
+    if root is None or not root.startswith("s3://") or "/" in bucket:
+        return LocalBackend(root=root)
+    from cirrus.client_backend.aws.backend import AWSBackend
+    from cirrus.client_backend.aws.deployment import DEPLOYMENT_KEY
+
+    if not open_store(f"s3://{bucket}").exists(DEPLOYMENT_KEY):
+        return LocalBackend(root=root)
+    return AWSBackend(bucket)

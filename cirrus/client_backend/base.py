@@ -34,12 +34,15 @@ class Backend(ABC):
         generation_seconds: Lifetime of a worker's generation where the run's config names none; None: until
             the run is over.
         runs_are_temporary: A run's folder is removed with its :class:`~cirrus.client_backend.runs.Run`.
+        default_job_workers: Workers of a map job where the user names no number; None: one a core of this
+            machine.
     """
 
     root: str
     generation_seconds: float | None = None
     runs_are_temporary: bool = False
     _revise: Callable[[RunConfig], RunConfig] | None = None
+    default_job_workers: int | None = None
 
     @abstractmethod
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
@@ -113,8 +116,13 @@ class Backend(ABC):
         folder = RunFolder(run_url(self.root, config.run_id))
         folder.create(config)
         claim = new_claim()
-        folder.claim(claim)
-        return self._supervise(folder, config, claim)
+        try:
+            folder.claim(claim)
+            launcher = self.launcher(folder, config)
+        except BaseException:
+            folder.remove()
+            raise
+        return self._supervise(folder, config, claim, launcher)
 
     def attach(self, run_id: str, *, killed: bool = False) -> Run:
         """Become the supervisor of a run whose client went away, and go on with it.
@@ -136,14 +144,19 @@ class Backend(ABC):
         self._check_resumable(folder, killed=killed)
         claim = new_claim()
         claim = take_claim(folder, claim)
-        self._check_resumable(folder, killed=killed)
+        try:
+            self._check_resumable(folder, killed=killed)
+            launcher = self.launcher(folder, config)
+        except BaseException:
+            folder.claim(dataclasses.replace(claim, released=True))
+            raise
         # Workers read the status too, and must not think that the run is over before shard 0 writes it anew.
         status = folder.status() or RunStatus(state=RunState.STARTING)
         starting = dataclasses.replace(
             status, state=RunState.STARTING, stop_reason=None, error=None, heartbeat_at=time.time()
         )
         folder.write_status(starting)
-        return self._supervise(folder, config, claim)
+        return self._supervise(folder, config, claim, launcher)
 
     def _check_resumable(self, folder: RunFolder, *, killed: bool) -> None:
         status = judge_status(folder.status(), folder.claim_holder(), time.time())
@@ -151,13 +164,13 @@ class Backend(ABC):
         if status.state.ended and status.state not in resumable:
             raise RunError(f"run {folder.config().run_id} has ended: it is {status.state}")
 
-    def _supervise(self, folder: RunFolder, config: RunConfig, claim: ClientClaim) -> Run:
+    def _supervise(self, folder: RunFolder, config: RunConfig, claim: ClientClaim, launcher: Launcher) -> Run:
         addresses = [folder.shard_address(shard) for shard in range(config.n_shards)]
         generations = tuple(1 if address is None else address.generation + 1 for address in addresses)
         supervisor = Supervisor(
             folder,
             config,
-            self.launcher(folder, config),
+            launcher,
             claim,
             shard_generations=generations,
             worker_generation=claim.number * GENERATIONS_PER_CLIENT,

@@ -86,6 +86,10 @@ class WorkerResult:
     steps: int = 0
     rows: int = 0
     seconds: float = 0.0
+    fetch_seconds: float = 0.0
+    pull_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    push_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the outcome."""

@@ -12,7 +12,26 @@ class Launcher(ABC):
 
     ``run_shard`` and ``invoke`` are called from many threads at once, and block. ``close`` makes all of them
     return.
+
+    Attributes:
+        status_age_seconds: How old the run's status may be that the client's threads share; 0: always new.
     """
+
+    status_age_seconds: float = 0.0
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know, such as that there are fewer workers than wanted."""
+        return ()
+
+    @property
+    def phase(self) -> str:
+        """What the start-up is waiting for, in words; may be empty."""
+        return ""
+
+    def cost_correction(self) -> float:
+        """Return the dollars that shard 0 could not know of, or has counted too much (below 0)."""
+        return 0.0
 
     @abstractmethod
     def run_shard(self, shard: int, generation: int) -> None:

@@ -151,7 +151,15 @@ class Run:
         """
         if self._final_status is not None:
             return self._final_status
-        return judge_status(self._folder.status(), self._folder.claim_holder(), time.time())
+        status = judge_status(self._folder.status(), self._folder.claim_holder(), time.time())
+        if status.state is RunState.STARTING and self._supervisor is not None:
+            status = dataclasses.replace(status, detail=self._supervisor.launcher.phase)
+        return status
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know of a run of this process, such as that AWS gives it fewer workers."""
+        return () if self._supervisor is None else self._supervisor.launcher.notices
 
     def metrics(self) -> list[MetricPoint]:
         """Return all points of the run's curves so far.

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from cirrus.client_backend.fleet import AttemptError, Fleet
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.retries import RetryBudget, RetryPolicy
+from cirrus.client_backend.status_cache import StatusCache
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConflictError
 from cirrus.metrics import RunState, RunStatus
@@ -102,6 +103,7 @@ class Supervisor:
         self._ended = threading.Event()
         self._failure_lock = threading.Lock()
         self._failure: CirrusError | None = None
+        self._status = StatusCache(folder, launcher.status_age_seconds)
         self._live_shards = set(range(config.n_shards))
         self._fleet = Fleet(
             config.n_workers,
@@ -205,20 +207,13 @@ class Supervisor:
 
     # What all threads ask and tell.
 
-    def _read_status(self) -> RunStatus | None:
-        """Return the status, or None where there is none that can be read."""
-        try:
-            return self._folder.status()
-        except CirrusError:
-            return None
-
     def _is_over(self) -> bool:
         """Tell whether the run needs no workers; one that was interrupted and attached does need them."""
-        status = self._read_status()
+        status = self._status.read()
         return status is not None and status.state.ended and status.state is not RunState.INTERRUPTED
 
     def _progress(self) -> int:
-        status = self._read_status()
+        status = self._status.read()
         return 0 if status is None else status.updates
 
     def _holds_claim(self) -> bool:
@@ -314,9 +309,12 @@ class Supervisor:
             self._failure = self._failure or error
 
     def _settle_status(self) -> None:
-        """Write how the run ended where shard 0 could not."""
-        status = self._read_status() or RunStatus(state=RunState.STARTING, started_at=time.time())
+        """Write how the run ended where shard 0 could not, and what it cost where shard 0 could not know."""
+        status = self._status.read_now() or RunStatus(state=RunState.STARTING, started_at=time.time())
+        cost = max(0.0, status.cost + self._launcher.cost_correction())
         if status.state.ended and status.state is not RunState.INTERRUPTED:
+            if cost != status.cost:
+                self._folder.write_status(dataclasses.replace(status, cost=cost))
             return
         failed = self._failure is not None
         self._folder.write_status(
@@ -326,6 +324,8 @@ class Supervisor:
                 error=str(self._failure) if failed else status.error,
                 stop_reason="failed" if failed else "interrupted",
                 n_workers=0,
+                workers={},
+                cost=cost,
                 heartbeat_at=time.time(),
             )
         )

@@ -124,8 +124,8 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         resume_from: A checkpoint to go on from, in the middle of its epoch, with the same data and batch
             size.
         compression: ``"auto"``, ``"lz4"`` or ``"none"``, between workers and shards.
-        backend: ``"local"`` (processes), ``"inline"`` (threads of this process), or an object such as
-            ``cirrus.LocalBackend(...)``.
+        backend: ``"local"`` (processes), ``"inline"`` (threads of this process), ``"aws"`` (functions and
+            servers), or an object such as ``cirrus.LocalBackend(...)``.
         random_state: Seed of everything random. Workers still race each other, unless ``staleness=0`` or
             there is one minibatch an epoch.
         progress: True: a live line. A function: called with a :class:`cirrus.RunStatus` some times a second.

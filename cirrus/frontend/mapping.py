@@ -6,7 +6,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,7 +114,7 @@ def wait(
 
 def map_options(
     manifest: Manifest,
-    urls: Iterable[str],
+    urls: Sequence[str],
     backend: str | Backend | None,
     n_workers: int | None,
     progress: Callable[[MapProgress], None] | None,
@@ -125,7 +125,7 @@ def map_options(
         manifest: The dataset.
         urls: What workers have to reach.
         backend: None: threads of this process for small data and such in memory, else processes.
-        n_workers: None: one a core, as far as there are chunks.
+        n_workers: None: what the backend takes for right, as far as there are chunks.
         progress: Called in the thread that waits.
 
     Raises:
@@ -140,9 +140,11 @@ def map_options(
     found = resolve_backend(backend)
     if in_memory and not isinstance(found, InlineBackend):
         raise ConfigError("backend", 'only "inline" reaches memory://; give a folder, or use that')
-    return MapOptions(
-        backend=found, n_workers=n_workers or min(os.cpu_count() or 1, MAX_WORKERS), progress=progress
-    )
+    for url in urls:
+        if not found.reaches(url):
+            raise ConfigError("backend", f"{found!r} does not reach {url}: load the data to {found.root}")
+    automatic = found.default_job_workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    return MapOptions(backend=found, n_workers=n_workers or automatic, progress=progress)
 
 
 @contextlib.contextmanager
@@ -189,7 +191,7 @@ class ChunkOperations:
             fn: Takes a :class:`~cirrus.chunks.Block` of some 1,024 rows; returns another, or None to drop it.
             url: Where the new dataset goes; one that is there is replaced when the new one is complete.
             n_features: Columns of the new dataset; None: as many as here, or more if there are more.
-            backend: ``"local"``, ``"inline"`` or a backend object; None: whichever suits the size.
+            backend: ``"local"``, ``"inline"``, ``"aws"`` or a backend object; None: whichever suits the size.
             n_workers: None: one a core.
             progress: True for a live line, or a function of :class:`MapProgress`.
 

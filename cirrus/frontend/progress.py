@@ -135,7 +135,7 @@ def _progress(status: RunStatus) -> str:
         reason = f" ({status.stop_reason})" if status.stop_reason else ""
         return f"{status.state.value}{reason} after {status.epoch} epoch{'' if status.epoch == 1 else 's'}"
     if not status.samples_per_epoch or not status.updates:
-        return "starting"
+        return f"starting: {status.detail}" if status.detail else "starting"
     done = status.samples / status.samples_per_epoch - status.epoch
     epoch = min(status.epoch + 1, max(status.epochs, 1))
     return f"epoch {epoch}/{status.epochs} {min(max(done, 0.0), 1.0):4.0%}"

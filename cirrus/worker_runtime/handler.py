@@ -17,6 +17,7 @@ from cirrus.errors import ConfigError, RegistrationError
 from cirrus.worker_runtime.evaluate import Evaluator
 from cirrus.worker_runtime.map_tasks import MapWorker
 from cirrus.worker_runtime.session import Clock, DeadlineError, Identity, RunOverError, Session
+from cirrus.worker_runtime.train import Totals
 from cirrus.worker_runtime.trainer import Trainer
 
 
@@ -48,6 +49,11 @@ class Result:
     steps: int
     rows: int
     seconds: float
+    fetch_seconds: float = 0.0
+    """Reading leases from the object store, beside the training."""
+    pull_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    push_seconds: float = 0.0
 
 
 def handler(event: Mapping[str, Any], context: Context | None = None) -> dict[str, Any]:
@@ -79,20 +85,18 @@ def handler(event: Mapping[str, Any], context: Context | None = None) -> dict[st
         return asdict(Result(outcome=outcome, steps=mapper.chunks, rows=mapper.rows, seconds=clock.seconds))
     identity = Identity(parsed.worker_id, parsed.generation, parsed.role)
     session = Session(parsed.run_url, identity, clock)
-    steps = rows = 0
+    totals = Totals()
     try:
         if parsed.role == "evaluate":
             evaluator = Evaluator(session)
             try:
                 evaluator.run()
             finally:
-                steps, rows = evaluator.steps, evaluator.rows
+                totals.steps, totals.rows = evaluator.steps, evaluator.rows
         else:
             trainer = Trainer(session)
-            try:
-                trainer.run()
-            finally:
-                steps, rows = trainer.totals.steps, trainer.totals.rows
+            totals = trainer.totals
+            trainer.run()
     except RunOverError:
         outcome = "finished"
     except DeadlineError:
@@ -101,7 +105,18 @@ def handler(event: Mapping[str, Any], context: Context | None = None) -> dict[st
         outcome = "duplicate"
     finally:
         session.stopping.set()
-    return asdict(Result(outcome=outcome, steps=steps, rows=rows, seconds=clock.seconds))
+    return asdict(
+        Result(
+            outcome=outcome,
+            steps=totals.steps,
+            rows=totals.rows,
+            seconds=clock.seconds,
+            fetch_seconds=totals.fetch_seconds,
+            pull_seconds=totals.pull_seconds,
+            compute_seconds=totals.compute_seconds,
+            push_seconds=totals.push_seconds,
+        )
+    )
 
 
 def _remaining(event: Event, context: Context | None) -> Callable[[], float] | None:

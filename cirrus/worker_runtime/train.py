@@ -41,6 +41,7 @@ class Totals:
     rows: int = 0
     loss_sum: float = 0.0
     weight_sum: float = 0.0
+    fetch_seconds: float = 0.0
     pull_seconds: float = 0.0
     compute_seconds: float = 0.0
     push_seconds: float = 0.0

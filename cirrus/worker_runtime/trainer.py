@@ -76,6 +76,10 @@ class Trainer:
                 continue
             self.totals.steps += totals.steps
             self.totals.rows += totals.rows
+            self.totals.fetch_seconds += lease.fetch_seconds
+            self.totals.pull_seconds += totals.pull_seconds
+            self.totals.compute_seconds += totals.compute_seconds
+            self.totals.push_seconds += totals.push_seconds
             return client
 
     def _lease_trainer(self, client: ParameterClient, lease: FetchedLease) -> LeaseTrainer:

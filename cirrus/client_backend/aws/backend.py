@@ -1,0 +1,309 @@
+"""The AWS backend: shards on EC2 instances, workers as Lambda functions, one bucket for all they share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from functools import cached_property
+
+import boto3.session
+
+from cirrus.client_backend.aws import cost
+from cirrus.client_backend.aws.deployment import Deployment, bucket_deployment, local_deployment
+from cirrus.client_backend.aws.facade import AwsFacade
+from cirrus.client_backend.aws.invocations import Invoker
+from cirrus.client_backend.aws.launcher import STATUS_AGE_SECONDS, AwsLauncher, Notices
+from cirrus.client_backend.aws.prices import (
+    InstancePrice,
+    PriceTable,
+    RegionPrices,
+    instance_price,
+    read_prices,
+)
+from cirrus.client_backend.aws.servers import ServerPlan, Servers, end_servers
+from cirrus.client_backend.base import Backend
+from cirrus.client_backend.launcher import Launcher
+from cirrus.client_backend.runs import Run
+from cirrus.client_backend.status_cache import StatusCache
+from cirrus.config import RunConfig, WorkerPrices
+from cirrus.errors import ConfigError
+from cirrus.paramserver.host_records import HostReports, WarmServers
+from cirrus.run_folder import RunFolder
+from cirrus.storage import open_store
+
+log = logging.getLogger(__name__)
+
+#: Lifetime of an invocation. Connections that are idle for longer die in some networks, and a function that
+#: is invoked again at once is warm.
+GENERATION_SECONDS = 240.0
+#: An answer may come this long after the generation's end.
+ANSWER_SECONDS = 60.0
+#: The function must have this much more time than a generation, or it would be cut off.
+TIMEOUT_MARGIN_SECONDS = 10.0
+#: Map jobs get this many workers where the user names no number.
+DEFAULT_JOB_WORKERS = 16
+#: Size of the functions of map jobs: one full processor.
+JOB_MEMORY_MB = 1769
+#: Objects below this prefix are temporary; the bucket removes them after some days.
+TEMPORARY_PREFIX = "tmp"
+
+
+class AWSBackend(Backend):
+    """Runs shards on EC2 and workers on Lambda, in a deployment that ``cirrus deploy`` has made.
+
+    Everything of a run that others need lies in the deployment's bucket; this process connects to AWS'
+    services alone, never to a shard, so it may run anywhere.
+
+    Args:
+        config: The deployment, or the name of its bucket; None: the one that ``cirrus deploy`` noted down.
+        generation_seconds: Lifetime of one invocation of a worker.
+        instance_type: Of the servers; None: as deployed.
+        shards_per_server: None: one a virtual processor.
+        spot: Whether servers are spot instances; None: as deployed.
+        prices: A price table instead of the one that comes with Cirrus: an object, or a JSON file's path.
+
+    Raises:
+        ConfigError: There is no such deployment, or a number cannot work.
+
+    Example:
+        >>> backend = cirrus.AWSBackend("my-cirrus-bucket")  # doctest: +SKIP
+        >>> est = cirrus.LogisticRegression(backend=backend, n_workers=100, n_shards=2)  # doctest: +SKIP
+    """
+
+    default_job_workers = DEFAULT_JOB_WORKERS
+
+    def __init__(
+        self,
+        config: Deployment | str | None = None,
+        *,
+        generation_seconds: float = GENERATION_SECONDS,
+        instance_type: str | None = None,
+        shards_per_server: int | None = None,
+        spot: bool | None = None,
+        prices: PriceTable | str | os.PathLike[str] | None = None,
+    ) -> None:
+        if isinstance(config, Deployment):
+            self.deployment = config
+        else:
+            self.deployment = local_deployment() if config is None else bucket_deployment(config)
+        self.root = self.deployment.root
+        if not 1 <= generation_seconds <= 900:
+            raise ConfigError("generation_seconds", f"must be in [1, 900], got {generation_seconds!r}")
+        if shards_per_server is not None and shards_per_server < 1:
+            raise ConfigError("shards_per_server", f"must be >= 1 or None, got {shards_per_server!r}")
+        self.generation_seconds: float = generation_seconds
+        self.instance_type = instance_type or self.deployment.instance_type
+        self.spot = self.deployment.spot if spot is None else spot
+        self.price_table = prices if isinstance(prices, PriceTable) else read_prices(prices)
+        self._shards_per_server = shards_per_server
+
+    def __repr__(self) -> str:
+        return f"AWSBackend({self.deployment.bucket!r})"
+
+    # Prices.
+
+    @cached_property
+    def _prices(self) -> RegionPrices:
+        return self.price_table.region(self.deployment.region)
+
+    @property
+    def _instance(self) -> InstancePrice:
+        return instance_price(self._prices, self.instance_type)
+
+    @cached_property
+    def _spot_price(self) -> float | None:
+        """What a spot server costs now, or None where it is on demand or nobody says."""
+        if not self.spot:
+            return None
+        facade = self._facade(1)
+        try:
+            return facade.spot_price(self.instance_type, self.deployment.availability_zone)
+        finally:
+            facade.close()
+
+    @property
+    def shards_per_server(self) -> int:
+        """Shards that one server hosts at most."""
+        return self._shards_per_server or self._instance.vcpus
+
+    def n_servers(self, n_shards: int) -> int:
+        """Return how many servers a number of shards takes."""
+        return -(-n_shards // self.shards_per_server)
+
+    def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
+        """Return what servers and the run folder's requests cost; workers cost by their own time."""
+        server = cost.server_dollars_per_hour(
+            self._prices, self._instance, spot_dollars_per_hour=self._spot_price
+        )
+        return self.n_servers(n_shards) * server + cost.control_dollars_per_hour(self._prices)
+
+    def worker_prices(self, memory_mb: int) -> WorkerPrices:
+        """See :meth:`Backend.worker_prices`."""
+        return cost.worker_prices(self._prices, self.deployment.architecture, memory_mb)
+
+    def model_cost(
+        self, *, seconds: float, n_workers: int, n_shards: int, memory_mb: int, chunk_reads: int = 0
+    ) -> cost.CostEstimate:
+        """Return what a run would cost by the model.
+
+        Args:
+            seconds: How long the workers work.
+            n_workers: Workers at work all that time.
+            n_shards: Shards.
+            memory_mb: Size of a worker.
+            chunk_reads: Reads of data, over all epochs.
+        """
+        return cost.model_cost(
+            self._prices,
+            self._instance,
+            architecture=self.deployment.architecture,
+            seconds=seconds,
+            n_workers=n_workers,
+            n_servers=self.n_servers(n_shards),
+            memory_mb=memory_mb,
+            generation_seconds=self.generation_seconds,
+            chunk_reads=chunk_reads,
+            spot_dollars_per_hour=self._spot_price,
+        )
+
+    # Places.
+
+    def scratch_url(self) -> str:
+        """See :meth:`Backend.scratch_url`."""
+        return f"{self.root}/{TEMPORARY_PREFIX}/{secrets.token_hex(8)}"
+
+    def reaches(self, url: str) -> bool:
+        """See :meth:`Backend.reaches`: what lies in S3, as far as the deployment's roles may read it."""
+        return url.startswith("s3://")
+
+    def _check_reach(self, config: RunConfig) -> None:
+        places = {
+            "train": config.train_url,
+            "validation": config.validation_url,
+            "checkpoint_url": config.checkpoint_url,
+            "resume_from": config.resume_url,
+        }
+        for name, url in places.items():
+            if url is not None and not self.reaches(url):
+                raise ConfigError(
+                    name,
+                    f"{url} cannot be reached from AWS: it must lie in S3, such as in {self.root}",
+                )
+
+    # Runs.
+
+    def start(self, config: RunConfig) -> Run:
+        """See :meth:`Backend.start`; first it is checked that the deployment can do it.
+
+        Raises:
+            ConfigError: There is no function of this size or lifetime, or a URL is out of reach.
+            CloudError: AWS refuses.
+        """
+        self._check_reach(config)
+        self.deployment.worker_function(config.worker_memory_mb)
+        return super().start(config)
+
+    def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
+        """See :meth:`Backend.launcher`."""
+        wanted = config.n_workers + (config.validation_url is not None)
+        function = self.deployment.worker_function(config.worker_memory_mb)
+        lifetime = config.generation_seconds or self.generation_seconds
+        facade, notices = self._facade(wanted, lifetime), Notices()
+        status = StatusCache(folder, STATUS_AGE_SECONDS)
+        scarce = self._check_function(facade, function, lifetime, wanted, notices)
+        servers = Servers(
+            ServerPlan(
+                run_id=config.run_id,
+                launch_template_id=self.deployment.launch_template_id,
+                instance_type=self.instance_type,
+                overrides_type=self.instance_type != self.deployment.instance_type,
+                spot=self.spot,
+                keep_warm_seconds=self.deployment.keep_warm_seconds,
+                shards_per_server=self.shards_per_server,
+            ),
+            config.n_shards,
+            facade=facade,
+            status=status,
+            reports=HostReports(folder.store),
+            warm=WarmServers(open_store(self.root)),
+            notice=notices.add,
+        )
+        invoker = Invoker(
+            facade,
+            function,
+            wanted=wanted,
+            evaluator_first=scarce and config.validation_url is not None,
+            notice=notices.add,
+            status=status,
+        )
+        return AwsLauncher(
+            facade,
+            invoker,
+            servers,
+            notices,
+            server_dollars_per_second=config.dollars_per_hour / cost.SECONDS_PER_HOUR / servers.count,
+            worker_dollars_per_second=config.worker_prices.dollars_per_second,
+        )
+
+    def job_launcher(self, job_url: str) -> Launcher:
+        """See :meth:`Backend.job_launcher`."""
+        if not self.reaches(job_url):
+            raise ConfigError("url", f"{job_url} cannot be reached from AWS: it must lie in S3")
+        function = self._job_function()
+        facade, notices = self._facade(DEFAULT_JOB_WORKERS, self.generation_seconds), Notices()
+        self._check_function(facade, function, self.generation_seconds, 1, notices)
+        invoker = Invoker(facade, function, wanted=DEFAULT_JOB_WORKERS, notice=notices.add)
+        return AwsLauncher(facade, invoker, None, notices)
+
+    def _job_function(self) -> str:
+        sizes = sorted(int(size) for size in self.deployment.worker_functions)
+        if not sizes:
+            raise ConfigError("worker_memory_mb", "the deployment has no worker function: deploy again")
+        enough = [size for size in sizes if size >= JOB_MEMORY_MB]
+        return self.deployment.worker_function(enough[0] if enough else sizes[-1])
+
+    def end_leftovers(self, run_id: str) -> tuple[str, ...]:
+        """See :meth:`Backend.end_leftovers`: the servers that are tagged with the run."""
+        facade = self._facade(1)
+        try:
+            return end_servers(facade, run_id)
+        finally:
+            facade.close()
+
+    def _facade(self, max_invocations: int, lifetime: float | None = None) -> AwsFacade:
+        return AwsFacade(
+            boto3.session.Session(),
+            region=self.deployment.region,
+            max_invocations=max_invocations,
+            invocation_seconds=(lifetime or self.generation_seconds) + ANSWER_SECONDS,
+        )
+
+    def _check_function(
+        self, facade: AwsFacade, function: str, lifetime: float, wanted: int, notices: Notices
+    ) -> bool:
+        """Check a function against a job; return whether fewer may work at once than are wanted.
+
+        Raises:
+            ConfigError: It is cut off before a generation ends, or may not work at all.
+            MissingResourceError: It is not there.
+        """
+        info = facade.function_info(function)
+        if info.timeout_seconds < lifetime + TIMEOUT_MARGIN_SECONDS:
+            raise ConfigError(
+                "generation_seconds",
+                f"{function} is ended after {info.timeout_seconds} s: a generation of {lifetime:g} s needs"
+                f" {TIMEOUT_MARGIN_SECONDS:g} s more",
+            )
+        limit = facade.concurrency(function)
+        if limit == 0:
+            raise ConfigError(
+                "n_workers", f"AWS lets {function} not work at all: its reserved concurrency is 0"
+            )
+        if limit is None or limit >= wanted:
+            return False
+        notices.add(
+            f"the job wants {wanted} functions at once, but AWS allows {limit} ({function}): it goes on with"
+            " those. Ask for more: Service Quotas, AWS Lambda, 'Concurrent executions'"
+        )
+        return True

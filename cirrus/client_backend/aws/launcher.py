@@ -1,0 +1,128 @@
+"""How one run's shards and workers are run on AWS: servers on EC2, functions on Lambda."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from cirrus.client_backend.aws.facade import AwsFacade
+from cirrus.client_backend.aws.invocations import BilledTime, Invoker
+from cirrus.client_backend.aws.servers import Servers
+from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
+from cirrus.client_backend.launcher import Launcher
+from cirrus.errors import CirrusError
+
+log = logging.getLogger(__name__)
+
+#: The client's many threads share a status that is this old at most.
+STATUS_AGE_SECONDS = 0.5
+
+
+class Notices:
+    """What the user should know, once each; also in the log as warnings."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._texts: list[str] = []
+
+    def add(self, text: str) -> None:
+        """Say something."""
+        with self._lock:
+            if text in self._texts:
+                return
+            self._texts.append(text)
+        log.warning("%s", text)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that was said."""
+        with self._lock:
+            return tuple(self._texts)
+
+
+class AwsLauncher(Launcher):
+    """Runs the shards and workers of one run.
+
+    Args:
+        facade: AWS; this object closes it.
+        invoker: For the workers.
+        servers: For the shards; None: the job has none.
+        notices: Where what the user should know is collected.
+        server_dollars_per_second: Of one server, for the time before its shards count it.
+        worker_dollars_per_second: Of one worker.
+    """
+
+    status_age_seconds = STATUS_AGE_SECONDS
+
+    def __init__(
+        self,
+        facade: AwsFacade,
+        invoker: Invoker,
+        servers: Servers | None,
+        notices: Notices,
+        *,
+        server_dollars_per_second: float = 0.0,
+        worker_dollars_per_second: float = 0.0,
+    ) -> None:
+        self._facade = facade
+        self._invoker = invoker
+        self._servers = servers
+        self._notices = notices
+        self._server_dollars_per_second = server_dollars_per_second
+        self._worker_dollars_per_second = worker_dollars_per_second
+        self._closing = threading.Lock()
+        self._closed = False
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """See :attr:`Launcher.notices`."""
+        return self._notices.texts
+
+    @property
+    def phase(self) -> str:
+        """See :attr:`Launcher.phase`."""
+        return "" if self._servers is None else self._servers.phase
+
+    @property
+    def billed(self) -> BilledTime:
+        """What the reports of the invocations say."""
+        return self._invoker.billed
+
+    def cost_correction(self) -> float:
+        """See :meth:`Launcher.cost_correction`."""
+        workers = self._invoker.billed.correction_seconds * self._worker_dollars_per_second
+        boots = 0.0 if self._servers is None else self._servers.billing.seconds
+        return workers + boots * self._server_dollars_per_second
+
+    def run_shard(self, shard: int, generation: int) -> None:
+        """See :meth:`Launcher.run_shard`; the host program decides the generation that the shard gets."""
+        if self._servers is None:
+            raise AttemptError("this job has no shards", is_permanent=True)
+        self._servers.serve(shard, generation)
+
+    def invoke(self, event: WorkerEvent) -> WorkerResult:
+        """See :meth:`Launcher.invoke`."""
+        return self._invoker.invoke(event)
+
+    def close(self) -> None:
+        """See :meth:`Launcher.close`; functions end by themselves once they see that the run is over."""
+        with self._closing:
+            if self._closed:
+                return
+            self._invoker.close()
+            try:
+                if self._servers is not None:
+                    self._servers.close()
+            except CirrusError as error:
+                self._notices.add(
+                    f"servers may still be at work, and cost ({error}): 'cirrus kill' the run, or wait: they"
+                    " end by themselves when no client is heard of"
+                )
+            finally:
+                self._facade.close()
+            self._closed = True
+
+    def kill(self) -> None:
+        """See :meth:`Launcher.kill`: ends what :meth:`close` has not, which EC2 does in one call."""
+        if not self._closing.locked():
+            self.close()

@@ -1,0 +1,82 @@
+"""The function's entry point on AWS Lambda: the same worker as everywhere, with logs and metrics around it.
+
+Logs are JSON lines. Metrics are in CloudWatch's embedded format, one line a generation; the ids of run and
+worker are metadata of that line and no dimensions, because every combination of dimensions is billed as a
+metric of its own. Neither holds a secret: the run's token is read from the run folder and goes nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
+
+from cirrus.worker_runtime.handler import Context
+from cirrus.worker_runtime.handler import handler as work
+
+#: The one dimension of the metrics, and where CloudWatch keeps them.
+SERVICE = "cirrus-worker"
+NAMESPACE = "Cirrus"
+#: Field of a worker's result, name of the metric.
+_SECONDS = {
+    "seconds": "Worked",
+    "fetch_seconds": "Fetch",
+    "pull_seconds": "Pull",
+    "compute_seconds": "Compute",
+    "push_seconds": "Push",
+}
+
+
+def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Work for one generation; see :func:`cirrus.worker_runtime.handler.handler`.
+
+    Args:
+        event: What a worker is invoked with.
+        context: Lambda's, which knows the deadline.
+
+    Returns:
+        How the generation ended.
+
+    Raises:
+        CirrusError: The generation could not work on; the client reads its class and text from the answer.
+    """
+    logger = Logger(service=SERVICE)
+    ids = _ids(event)
+    logger.append_keys(**ids)
+    logger.info("generation begins")
+    try:
+        result = work(event, context)
+    except BaseException:
+        logger.exception("generation failed")
+        raise
+    logger.info("generation ended", extra={"result": result})
+    _emit(result, ids)
+    return result
+
+
+def _ids(event: Any) -> dict[str, Any]:
+    """Return who works on what, as far as the event says; it is checked later."""
+    if not isinstance(event, Mapping):
+        return {}
+    run = str(event.get("run_url", "")).rstrip("/").rpartition("/")[2]
+    return {
+        "run": run,
+        "role": event.get("role"),
+        "worker": event.get("worker_id"),
+        "generation": event.get("generation"),
+    }
+
+
+def _emit(result: Mapping[str, Any], ids: Mapping[str, Any]) -> None:
+    """Write the metrics of a generation to the log, from where CloudWatch takes them."""
+    metrics = EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
+    metrics.add_metric(name="Samples", unit=MetricUnit.Count, value=result["rows"])
+    metrics.add_metric(name="Updates", unit=MetricUnit.Count, value=result["steps"])
+    for field, name in _SECONDS.items():
+        milliseconds = round(1000.0 * result.get(field, 0.0), 3)
+        metrics.add_metric(name=f"{name}Milliseconds", unit=MetricUnit.Milliseconds, value=milliseconds)
+    for key, value in ids.items():
+        metrics.add_metadata(key=key, value=value)
+    metrics.flush_metrics()
