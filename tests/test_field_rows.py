@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cirrus.chunks import Block, decode_block, encode_block
-from cirrus.client_backend.field_rows import FieldRows
-from cirrus.client_backend.numbering import NO_FEATURE
+from cirrus.client_backend.field_rows import NO_FEATURE, FieldRows
 from cirrus.client_backend.pieces import RowJoiner, encode_pieces, find_piece
 from cirrus.client_backend.rows import ParsedRows, Rows, blocks_of_rows, split_rows
 from cirrus.storage import MemoryStore, drop_memory_store

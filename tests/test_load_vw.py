@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cirrus
-from cirrus.client_backend.vw import VwFormat, VwParser
+from cirrus.client_backend.vw import VwParser
+from cirrus.client_backend.vw_format import VwFormat
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.loading import load_vw_like
 from cirrus.storage import open_store

@@ -131,7 +131,7 @@ def load(
 
     Example: cirrus load docword.nips.txt.gz data/nips --format docword --vocabulary vocab.nips.txt
     """
-    from cirrus.cli import data as work
+    from cirrus.cli import loading as work
 
     work.load(
         data,

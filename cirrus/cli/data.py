@@ -14,10 +14,8 @@ from typing import TextIO
 import numpy as np
 
 from cirrus.cli.console import bytes_text, say, show
-from cirrus.cli.options import FileOptions
 from cirrus.cli.preprocessing import describe_columns
-from cirrus.cli.sources import is_dataset, load_file, load_file_like
-from cirrus.client_backend.inputs import STANDARD_INPUT
+from cirrus.cli.sources import is_dataset, load_file_like
 from cirrus.errors import ConfigError, NotFoundError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
@@ -27,18 +25,6 @@ from cirrus.frontend.prediction import ScoringEstimator
 from cirrus.frontend.preprocessing_steps import last_steps
 from cirrus.frontend.scratch import Scratch
 from cirrus.storage import open_store
-
-
-def load(data: str, url: str, options: FileOptions) -> None:
-    """Load files as a dataset."""
-    try:
-        dataset = load_file(data, url, options)
-    except KeyboardInterrupt:
-        if data != STANDARD_INPUT:
-            say("what is parsed is kept: the same command goes on with it")
-        raise
-    show(f"dataset {dataset.url}")
-    say(f"next: cirrus train {url}")
 
 
 def describe(url: str, columns: int = 0) -> None:

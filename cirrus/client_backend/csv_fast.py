@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from cirrus.client_backend import csv_kernels as kernels
 from cirrus.client_backend.csv_format import CsvFormat
 from cirrus.client_backend.csv_rows import CsvParser, LabelNames
-from cirrus.client_backend.field_rows import FieldRows
-from cirrus.client_backend.numbering import NO_FEATURE
+from cirrus.client_backend.field_rows import NO_FEATURE, FieldRows
 from cirrus.client_backend.rows import ParsedRows, SegmentFacts
 
 

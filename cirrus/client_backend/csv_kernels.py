@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus.client_backend.numbering import NO_FEATURE
+from cirrus.client_backend.field_rows import NO_FEATURE
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -238,9 +238,13 @@ def _is_line_end(text: Bytes, i: int) -> int:
 @numba.njit(cache=True, nogil=True)
 def _find_cells(text: Bytes, i: int, ends_cell: NDArray[np.bool_], ends: NDArray[np.int64]) -> int:
     """Find where the cells of a row end, and return where the next line begins, or -1."""
+    largest_end = ends_cell.size - 1
+    while not ends_cell[largest_end]:
+        largest_end -= 1
     ends[0] = i - 1
     for k in range(1, ends.size):
-        while i < text.size and not ends_cell[text[np.uintp(i)]]:
+        # Most bytes are larger than all that end a cell.
+        while i < text.size and (text[np.uintp(i)] > largest_end or not ends_cell[text[np.uintp(i)]]):
             i += 1
         ends[k] = i
         if i == text.size or _is_line_end(text, i) > 0:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from cirrus.chunks.vocabulary import MAX_ID_BYTES
 from cirrus.client_backend.csv_format import CsvColumn, CsvFormat, decode, reader_of
-from cirrus.client_backend.field_rows import FieldRows
-from cirrus.client_backend.numbering import NO_FEATURE
+from cirrus.client_backend.field_rows import NO_FEATURE, FieldRows
 from cirrus.client_backend.rows import SegmentFacts
 from cirrus.errors import DataError
 

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus.chunks import Block
-from cirrus.client_backend.numbering import number_fields
+
+#: In place of a feature where there is no entry.
+NO_FEATURE = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +68,9 @@ class FieldRows:
         Args:
             base: What feature 0 of the block is called here: always 0.
         """
+        # What compiles is loaded where rows are worked on, which often is in processes of their own.
+        from cirrus.client_backend.numbering import number_fields
+
         # Rows as they are in a file cannot be changed, to the kernel another type, compiled for itself.
         columns = np.require(self.columns, requirements="W")
         values = np.require(self.values, requirements="W")

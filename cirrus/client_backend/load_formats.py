@@ -17,10 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus.chunks.vocabulary import Vocabulary
-from cirrus.client_backend.csv_fast import FastCsvParser
 from cirrus.client_backend.csv_format import CsvFormat
 from cirrus.client_backend.csv_rows import LabelNames
-from cirrus.client_backend.parsers import SvmlightParser
 from cirrus.client_backend.rows import MAX_INDEX, ParsedRows, Parser, SegmentFacts
 from cirrus.client_backend.segments import Cut
 from cirrus.errors import ConfigError, DataError
@@ -225,6 +223,9 @@ class _SvmlightReader(ParserReader):
         self._how = how
 
     def make_parser(self, name: str, segment: Segment) -> Parser:
+        # What compiles is loaded where text is parsed, which often is in processes of their own.
+        from cirrus.client_backend.parsers import SvmlightParser
+
         return SvmlightParser(name, self._how.n_features, self._how.zero_based)
 
 
@@ -277,6 +278,8 @@ class _CsvReader(ParserReader):
         self._labels = LabelNames(how.label_names)
 
     def make_parser(self, name: str, segment: Segment) -> Parser:
+        from cirrus.client_backend.csv_fast import FastCsvParser
+
         csv = segment.csv or self._how.csv
         if self._how.is_table:
             csv = dataclasses.replace(csv, has_header=False)

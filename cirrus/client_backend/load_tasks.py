@@ -48,7 +48,7 @@ from cirrus.client_backend.pieces import (
 )
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.rows import ParsedRows, SegmentFacts, blocks_of_rows, split_rows
-from cirrus.client_backend.vw import VwFormat
+from cirrus.client_backend.vw_format import VwFormat
 from cirrus.client_backend.words import WordsFormat
 from cirrus.config import from_plain
 from cirrus.storage import open_store

@@ -48,7 +48,7 @@ from cirrus.client_backend.parquet import BATCH_ROWS, find_parquet_format, fit_p
 from cirrus.client_backend.pieces import read_names
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.segments import InputFile, Place, Segment, is_compressed, read_segments
-from cirrus.client_backend.vw import VwFormat
+from cirrus.client_backend.vw_format import VwFormat
 from cirrus.client_backend.words import find_words_format, read_words
 from cirrus.errors import ConfigError, DataError
 from cirrus.storage import MemoryStore, ObjectStore

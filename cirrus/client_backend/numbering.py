@@ -8,8 +8,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-#: In place of a feature where there is no entry.
-NO_FEATURE = 2**32 - 1
+from cirrus.client_backend.field_rows import NO_FEATURE
+
 #: Ids are sorted by this many bits at a time: counters that fit in the first-level cache.
 _DIGIT_BITS = 11
 #: Rows that are turned into columns at once: a line of the cache of each column.

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus.chunks import BLOCK_ROWS, Block
-from cirrus.client_backend.numbering import number_ids, take_entries
 
 #: Feature ids are uint32, and one more than the highest must be too.
 MAX_INDEX = 2**32 - 2
@@ -104,6 +103,9 @@ class Rows:
 
     def take(self, chosen: NDArray[np.intp]) -> Rows:
         """See :meth:`ParsedRows.take`."""
+        # What compiles is loaded where rows are worked on, which often is in processes of their own.
+        from cirrus.client_backend.numbering import take_entries
+
         lengths = self.lengths[chosen]
         n_entries = int(lengths.sum(dtype=np.int64))
         indices = np.empty(n_entries, np.uint32)
@@ -134,6 +136,8 @@ class Rows:
 
     def to_block(self, base: int) -> Block:
         """See :meth:`ParsedRows.to_block`."""
+        from cirrus.client_backend.numbering import number_ids
+
         indices = self.indices - np.uint32(base)
         return Block.from_csr(
             self.starts, indices, self.values, self.labels, self.weights, numbering=number_ids

@@ -17,7 +17,7 @@ from cirrus.client_backend.loader import (
     load_words_files,
 )
 from cirrus.client_backend.ratings import RatingsFormat
-from cirrus.client_backend.vw import VwFormat
+from cirrus.client_backend.vw_format import VwFormat
 from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset, column_list
 from cirrus.storage import open_store

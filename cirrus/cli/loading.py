@@ -1,0 +1,20 @@
+"""``cirrus load``; apart from the other commands on data, which load scikit-learn first."""
+
+from __future__ import annotations
+
+from cirrus.cli.console import say, show
+from cirrus.cli.options import FileOptions
+from cirrus.cli.sources import load_file
+from cirrus.client_backend.inputs import STANDARD_INPUT
+
+
+def load(data: str, url: str, options: FileOptions) -> None:
+    """Load files as a dataset."""
+    try:
+        dataset = load_file(data, url, options)
+    except KeyboardInterrupt:
+        if data != STANDARD_INPUT:
+            say("what is parsed is kept: the same command goes on with it")
+        raise
+    show(f"dataset {dataset.url}")
+    say(f"next: cirrus train {url}")
