@@ -101,6 +101,7 @@ class World:
         self.now = 0.0
         base = ServerPlan(
             run_id=RUN,
+            deployment="cirrus",
             launch_template_id="lt-1",
             instance_type="c7g.large",
             overrides_type=False,
@@ -168,6 +169,7 @@ def test_shards_share_a_server_to_the_end_of_the_run() -> None:
     eventually(lambda: len(world.cloud.tokens) == 2)
     assert {m.tags["cirrus:shards"] for m in world.cloud.machines.values()} == {"0-1", "2"}
     assert sorted(world.cloud.tokens) == ["r-0-1", "r-2-1"]
+    assert {m.tags["cirrus:deployment"] for m in world.cloud.machines.values()} == {"cirrus"}
     world.finish()
     world.join(threads)
     assert world.ends == {0: None, 1: None, 2: None}

@@ -431,6 +431,7 @@ def search(
             hash_features=hash_features,
             n_features=n_features,
             drop_missing_labels=drop_missing_labels,
+            interactions="",
             seed=seed,
         ),
         options,

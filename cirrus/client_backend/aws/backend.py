@@ -215,6 +215,7 @@ class AWSBackend(Backend):
         servers = Servers(
             ServerPlan(
                 run_id=config.run_id,
+                deployment=self.deployment.name,
                 launch_template_id=self.deployment.launch_template_id,
                 instance_type=self.instance_type,
                 overrides_type=self.instance_type != self.deployment.instance_type,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from cirrus.client_backend.aws.facade import (
     LIVING_STATES,
     OWNER,
+    TAG_DEPLOYMENT,
     TAG_OWNER,
     TAG_RUN,
     TAG_SHARDS,
@@ -69,6 +70,8 @@ class ServerPlan:
     """What servers a run gets."""
 
     run_id: str
+    deployment: str
+    """Its name, which the instances are tagged with."""
     launch_template_id: str
     instance_type: str
     overrides_type: bool
@@ -223,6 +226,7 @@ class _Server:
             TAG_RUN: run_id,
             TAG_SHARDS: format_shards(self._shards),
             TAG_OWNER: OWNER,
+            TAG_DEPLOYMENT: self._all.plan.deployment,
         }
 
     def _adopt(self) -> str | None:
