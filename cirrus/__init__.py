@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cirrus.frontend.search.grid import GridSearch, RandomSearch
     from cirrus.frontend.search.results import SearchResults
     from cirrus.frontend.search.schedules import AshaPruner, MedianPruner
+    from cirrus.frontend.topics import LatentDirichletAllocation
     from cirrus.metrics import MetricPoint, RunState, RunStatus
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ _HOMES = {
     "GridSearch": "cirrus.frontend.search.grid",
     "InlineBackend": "cirrus.client_backend.inline",
     "LocalBackend": "cirrus.client_backend.local",
+    "LatentDirichletAllocation": "cirrus.frontend.topics",
     "LinearRegression": "cirrus.frontend.linear",
     "LinearSVC": "cirrus.frontend.linear",
     "LogisticRegression": "cirrus.frontend.linear",
@@ -95,6 +97,7 @@ __all__ = [
     "FactorizationMachine",
     "GridSearch",
     "InlineBackend",
+    "LatentDirichletAllocation",
     "LinearRegression",
     "LinearSVC",
     "LocalBackend",

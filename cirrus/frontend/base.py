@@ -322,6 +322,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             watched = self._take_validation(validation, data, scratch)
             if goes_on:
                 self._check_goes_on(data)
+                data = dataclasses.replace(data, goes_on=True)
             start = Start(url=scratch.url("start")) if goes_on else None
             if params["resume_from"] is not None:
                 start = resume_point(str(params["resume_from"]))

@@ -17,6 +17,7 @@ from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegressi
 from cirrus.frontend.model_files import ModelCard, RunNotes, read_model_files, restored_params
 from cirrus.frontend.recommendation import MatrixFactorization
 from cirrus.frontend.starting import optimizer_names
+from cirrus.frontend.topics import LatentDirichletAllocation
 from cirrus.frontend.training import TrainingRun, check_finished, read_outcome
 from cirrus.metrics import RunStatus
 from cirrus.paramserver.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ _BUILT_IN: Mapping[str, type[Estimator]] = MappingProxyType(
         kind.__name__: kind
         for kind in (
             FactorizationMachine,
+            LatentDirichletAllocation,
             LinearRegression,
             LinearSVC,
             LogisticRegression,

@@ -68,6 +68,8 @@ class TrainingData:
     url: str
     manifest: Manifest
     target: ClassTarget | NumberTarget | NoTarget
+    goes_on: bool = False
+    """Whether a model that is there already is trained further."""
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
     """What features are called, as far as the estimator wants to know."""
 
@@ -81,6 +83,8 @@ class Wanted:
     """Whether there may be more than two classes."""
     classes: Array | None = None
     """The labels there may be; None: those there are."""
+    non_negative: bool = False
+    """Whether features must not be negative: counts."""
     vocabularies: tuple[str, ...] = ()
     """Names of the vocabularies of a dataset that it wants."""
 
@@ -194,7 +198,14 @@ def take_arrays(
         DataError: Labels or weights cannot be used (other problems raise scikit-learn's own ValueError).
     """
     if wanted.kind == "nothing":
-        X = validate_data(estimator, X, accept_sparse="csr", dtype=DTYPES, reset=reset)
+        X = validate_data(
+            estimator,
+            X,
+            accept_sparse="csr",
+            dtype=DTYPES,
+            ensure_non_negative=wanted.non_negative,
+            reset=reset,
+        )
         y = np.zeros(X.shape[0])
     else:
         numeric = wanted.kind == "numbers"

@@ -10,6 +10,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from cirrus.chunks import Manifest, cut_boundaries, plan_leases
@@ -130,6 +131,7 @@ def plan_run(
     Raises:
         ConfigError: A parameter is wrong; it is named.
     """
+    params = {**_WITHOUT_GRADIENTS, **params}
     check_params(params)
     if params["early_stopping"] and validation is None:
         raise ConfigError("early_stopping", "needs data to watch: fit(..., validation=...)")
@@ -211,6 +213,12 @@ def _per_minibatch(optimizer: OptimizerConfig, n_rows: int) -> OptimizerConfig:
     return dataclasses.replace(optimizer, l1=optimizer.l1 / n_rows, l2=optimizer.l2 / n_rows)
 
 
+#: Of estimators without gradients, which lack these parameters.
+_WITHOUT_GRADIENTS: Mapping[str, Any] = MappingProxyType(
+    {"mode": "sgd", "wire_dtype": "float32", "gradient_threshold": None}
+)
+
+
 def check_params(params: Mapping[str, Any]) -> None:
     """Check what can be checked without data, so that a mistake is found before a long load.
 
@@ -220,6 +228,7 @@ def check_params(params: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: A parameter is wrong, or comes with a later version; it is named.
     """
+    params = {**_WITHOUT_GRADIENTS, **params}
     _optimizer(params)
     _stop(params, 1, 1.0)
     _auto(params["batch_size"], "batch_size", 1)

@@ -58,6 +58,8 @@ def starting_tables(checkpoint: Checkpoint, tables: Sequence[TableConfig]) -> Ch
     before = checkpoint.extra.get(OPTIMIZERS_KEY, {})
     started = {}
     for table in tables:
+        if table.name not in checkpoint.tables:
+            continue  # it begins at its initial values
         arrays = checkpoint.tables[table.name]
         if before.get(table.name) != table.optimizer.name:
             arrays = {"weights": arrays["weights"]}
