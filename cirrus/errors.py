@@ -23,6 +23,7 @@ The tree, so that one ``except`` catches the family you mean::
     |   +-- MissingResourceError a function, a launch template or an instance is not there
     |   +-- CapacityError        the cloud has no such machine now, or not for this account
     |   +-- ThrottledError       too much was asked for at once
+    |   +-- NotReadyError        what was asked for is being made ready
     |   +-- LostResponseError    no answer came; the request may have been carried out
     +-- RunError             a run failed, was killed or cannot be started
         +-- RunInterruptedError   the run's client went away
@@ -130,6 +131,10 @@ class CapacityError(CloudError):
 
 class ThrottledError(CloudError):
     """Too much was asked for at once; later it may be granted."""
+
+
+class NotReadyError(CloudError):
+    """What was asked for is being made ready; soon it may be granted."""
 
 
 class LostResponseError(CloudError):

@@ -21,6 +21,7 @@ from cirrus.errors import (
     CredentialsError,
     LostResponseError,
     MissingResourceError,
+    NotReadyError,
     ThrottledError,
 )
 
@@ -159,6 +160,7 @@ REFUSALS: list[tuple[str, int, type[CirrusError], str]] = [
     ("AccessDeniedException", 403, AccessDeniedError, "lambda:InvokeFunction"),
     ("TooManyRequestsException", 429, ThrottledError, "throttling"),
     ("ResourceNotFoundException", 404, MissingResourceError, "cirrus deploy"),
+    ("ResourceConflictException", 409, NotReadyError, "makes it ready"),
     ("ServiceException", 500, LostResponseError, "may have carried"),
     ("InvalidParameterValueException", 400, CloudError, "about InvalidParameterValueException"),
 ]

@@ -19,7 +19,7 @@ from cirrus.client_backend.aws.invocations import Invoker
 from cirrus.client_backend.aws.tail_log import LambdaReport, parse_report
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent
 from cirrus.client_backend.status_cache import StatusCache
-from cirrus.errors import AccessDeniedError, LostResponseError, ThrottledError
+from cirrus.errors import AccessDeniedError, LostResponseError, NotReadyError, ThrottledError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.run_folder import RunFolder
 from cirrus.storage import drop_memory_store
@@ -98,6 +98,14 @@ def test_throttled_invocations_are_tried_again_and_the_user_hears_of_it_once() -
     assert len(notices) == 1
     assert "4 functions" in notices[0]
     assert "Service Quotas" in notices[0]
+
+
+def test_a_function_that_is_being_made_ready_is_waited_for() -> None:
+    """AWS takes a while to bring back what was idle for weeks."""
+    notices: list[str] = []
+    functions = Functions(NotReadyError("soon"), said(DONE))
+    assert make_invoker(functions, notice=notices.append).invoke(event()).outcome == "finished"
+    assert notices == ["the function worker is not ready yet; it is invoked again until it is"]
 
 
 def test_waiting_for_a_throttled_worker_ends_with_the_run(folder: RunFolder) -> None:

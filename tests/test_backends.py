@@ -20,11 +20,13 @@ from stand_ins import eventually, make_backend, make_config, processes
 
 from cirrus.client_backend.backend import resolve_backend
 from cirrus.client_backend.inline import InlineBackend
-from cirrus.client_backend.local import LocalBackend
+from cirrus.client_backend.local import LocalBackend, LocalLauncher
 from cirrus.client_backend.processes import child_environment
 from cirrus.client_backend.runs import new_run_id, open_run
+from cirrus.config import RunConfig
 from cirrus.errors import ConfigError, ConflictError, NotFoundError, RunError
 from cirrus.metrics import RunState
+from cirrus.run_folder import RunFolder
 
 #: A run ends within 3 s of Ctrl-C; the interpreter needs a little for itself.
 CTRL_C_SECONDS = 3.0
@@ -376,6 +378,58 @@ class TestAttaching:
         with backend.attach(first.run_id) as second:
             eventually(lambda: second.folder.store.exists("stand-ins/train-0-2000000"))
             assert second.status.state in (RunState.STARTING, RunState.RUNNING)
+
+
+class Reckoning(LocalLauncher):
+    """Knows of costs that shard 0 does not."""
+
+    correction = 0.25
+    phase = "waiting for a machine"
+    notices = ("fewer workers than wanted",)
+
+    def cost_correction(self) -> float:
+        """Return them."""
+        return self.correction
+
+
+class ReckoningBackend(LocalBackend):
+    """Runs what its launcher says more of."""
+
+    def launcher(self, folder: RunFolder, config: RunConfig) -> Reckoning:
+        """See :meth:`Backend.launcher`."""
+        return Reckoning(folder.url, self._commands)
+
+
+def test_the_launcher_puts_the_costs_right_and_says_what_it_waits_for(tmp_path: Path) -> None:
+    """What shard 0 could not know is added once, at the end; phase and notices reach the run."""
+    commands = make_backend(tmp_path)._commands
+    run = ReckoningBackend(root=tmp_path, commands=commands).start(make_config(finish_after=0.2))
+    assert run.notices == ("fewer workers than wanted",)
+    details: list[str] = []
+    status = run.wait(on_event=lambda status: details.append(status.detail))
+    assert set(details) <= {"waiting for a machine", ""}
+    assert (status.state, status.cost) == (RunState.FINISHED, 0.25)
+    run.close()
+    assert run.status.cost == 0.25
+
+
+def test_a_backend_that_cannot_run_a_config_leaves_no_run(tmp_path: Path) -> None:
+    """Where nothing can be started there is nothing to list; a run that was there is given back."""
+
+    class Unable(LocalBackend):
+        def launcher(self, folder: RunFolder, config: RunConfig) -> Reckoning:
+            raise ConfigError("worker_memory_mb", "there is no such size")
+
+    with pytest.raises(ConfigError, match="no such size"):
+        Unable(root=tmp_path).start(make_config(run_id="r"))
+    assert not list((tmp_path / "runs").glob("*/*"))
+    with make_backend(tmp_path).start(make_config(run_id="r")) as run:
+        eventually(lambda: run.status.state is RunState.RUNNING)
+    with pytest.raises(ConfigError, match="no such size"):
+        Unable(root=tmp_path).attach("r")
+    holder = run.folder.claim_holder()
+    assert holder is not None
+    assert holder.released
 
 
 class TestNames:

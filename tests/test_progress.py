@@ -48,6 +48,8 @@ def test_line_of_a_run_without_updates_says_starting():
     """Before the first update there is nothing to show but that."""
     line = status_line(RunStatus(state=RunState.STARTING), RateMeter())
     assert line.startswith("starting  0 samples/s")
+    waiting = RunStatus(state=RunState.STARTING, detail="launching a server")
+    assert status_line(waiting, RateMeter()).startswith("starting: launching a server  ")
 
 
 def test_rates_are_of_the_last_moments():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ps_runs import BATCH_ROWS, complete, make_config, make_leases
 
-from cirrus.config import PATIENCE_EPOCHS, RunConfig
+from cirrus.config import PATIENCE_EPOCHS, RunConfig, WorkerPrices
 from cirrus.errors import RegistrationError
 from cirrus.metrics import RunState
 from cirrus.paramserver import coordinator as module
@@ -340,6 +340,26 @@ def test_limits_end_a_run_in_the_middle(
     finish(run)
     status = run.coordinator.status(run.now, UNIX_NOW, {})
     assert status.updates == run.config.leases[task.lease].n_steps
+
+
+def test_the_time_of_workers_costs_and_counts_towards_the_limit() -> None:
+    """Workers that are billed by their time are, from what they say of it; a restart forgets none of it."""
+    prices = WorkerPrices(dollars_per_second=0.01, dollars_per_invocation=0.1)
+    run = desk(2, 3, 1, stop={"epochs": 50, "max_cost": 1.0}, worker_prices=prices)
+    run.coordinator.note_seconds(1, 20.0, run.now)
+    assert run.coordinator.cost(run.now) == pytest.approx(0.3)
+    task = run.lease(1)
+    run.pass_time(10.0)
+    assert run.coordinator.cost(run.now) == pytest.approx(0.4)
+    status = run.coordinator.status(run.now, UNIX_NOW, {})
+    assert (status.worker_seconds, status.invocations) == (pytest.approx(30.0), 1)
+    assert status.workers == {"1": 1}
+    after = Coordinator(run.config, 2, 0.0, UNIX_NOW)
+    after.restore(json.loads(json.dumps(run.coordinator.to_plain(run.now))))
+    assert after.cost(0.0) == pytest.approx(0.4)
+    run.marks[(0, task.lease)] = 1
+    run.pass_time(60.0)
+    assert (run.phase, run.reason) == (Phase.DRAINING, "max_cost")
 
 
 def test_a_draining_run_finishes_what_others_began() -> None:

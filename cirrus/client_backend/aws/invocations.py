@@ -6,7 +6,7 @@ What an answer says, and what the lack of one does not say, is decided here:
 what happens        what it means
 ==================  ======================================================================================
 an answer           the generation ended as it says
-throttled           nothing was started: tried again after a wait with full jitter, as long as the run lasts
+refused             nothing was started: tried again after a wait with full jitter, as long as the run lasts
 no answer           nothing: shard 0 knows whether the worker is at work. As long as it is registered, it
                     lives, and nobody is started in its place
 ==================  ======================================================================================
@@ -27,7 +27,7 @@ from cirrus.client_backend.aws.tail_log import parse_report
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.retries import RetryPolicy
 from cirrus.client_backend.status_cache import StatusCache
-from cirrus.errors import CirrusError, LostResponseError, ThrottledError
+from cirrus.errors import CirrusError, CloudError, LostResponseError, NotReadyError, ThrottledError
 
 log = logging.getLogger(__name__)
 
@@ -151,13 +151,13 @@ class Invoker:
                 self._closed.wait(self._rng.uniform(0.0, EVALUATOR_FIRST_SECONDS))
             try:
                 said = self._invoke_once(event)
-            except ThrottledError as error:
+            except (NotReadyError, ThrottledError) as error:
                 refusals += 1
                 if self._working() > 0:
                     give_up_at = time.monotonic() + THROTTLED_SECONDS
                 if time.monotonic() > give_up_at:
                     raise
-                self._say_throttled(error)
+                self._say_refused(error)
                 if evaluates:
                     self._evaluator_refused.set()
             else:
@@ -183,7 +183,10 @@ class Invoker:
         with self._lock:
             return self._at_work
 
-    def _say_throttled(self, error: ThrottledError) -> None:
+    def _say_refused(self, error: CloudError) -> None:
+        if isinstance(error, NotReadyError):
+            self._notice(f"the function {self._function} is not ready yet; it is invoked again until it is")
+            return
         with self._lock:
             if self._said_throttled:
                 return

@@ -29,6 +29,7 @@ from cirrus.errors import (
     CredentialsError,
     LostResponseError,
     MissingResourceError,
+    NotReadyError,
     ThrottledError,
 )
 
@@ -56,6 +57,8 @@ _THROTTLED = frozenset(
         "TooManyRequestsException",
     }
 )
+#: A function that was idle for weeks, or was just changed, is made ready by the first invocation of it.
+_NOT_READY = frozenset({"ResourceConflictException", "ResourceNotReadyException"})
 _CAPACITY = frozenset(
     {
         "InstanceLimitExceeded",
@@ -123,6 +126,8 @@ def translate(error: ClientError, what: str, needs: str) -> CirrusError:
         return AccessDeniedError(f"{what}: access denied: the credentials need {needs} here ({text})")
     if code in _THROTTLED:
         return ThrottledError(f"{said}: AWS is throttling")
+    if code in _NOT_READY:
+        return NotReadyError(f"{said}: AWS makes it ready")
     if code in _CAPACITY:
         return CapacityError(
             f"{said}: choose another instance type or availability zone, or on demand instead of spot"
