@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cirrus.frontend.mapping import wait
     from cirrus.frontend.recommendation import MatrixFactorization
     from cirrus.frontend.search.grid import GridSearch, RandomSearch
+    from cirrus.frontend.search.optuna_search import OptunaSearch
     from cirrus.frontend.search.results import SearchResults
     from cirrus.frontend.search.schedules import AshaPruner, MedianPruner
     from cirrus.frontend.topics import LatentDirichletAllocation
@@ -62,6 +63,7 @@ _HOMES = {
     "MedianPruner": "cirrus.frontend.search.schedules",
     "MetricPoint": "cirrus.metrics",
     "NotFoundError": "cirrus.errors",
+    "OptunaSearch": "cirrus.frontend.search.optuna_search",
     "RandomSearch": "cirrus.frontend.search.grid",
     "Run": "cirrus.client_backend.runs",
     "RunError": "cirrus.errors",
@@ -106,6 +108,7 @@ __all__ = [
     "MedianPruner",
     "MetricPoint",
     "NotFoundError",
+    "OptunaSearch",
     "RandomSearch",
     "Run",
     "RunError",

@@ -548,3 +548,91 @@ def test_twenty_experiments_at_a_time(tmp_path: Path, data: Any) -> None:
     assert all(curve[-1].updates == curves[0][-1].updates for curve in curves)
     assert len({dataclasses.astuple(curve[-1])[4:6] for curve in curves}) >= 10
     assert len({row["loss"] for row in search.results_}) >= 10
+
+
+class TestOptuna:
+    """Samplers and pruners of Optuna."""
+
+    SPACE: dict[str, Any] = {"learning_rate": [0.0001, 0.3], "l1": (0, 1)}
+
+    @pytest.fixture(autouse=True)
+    def optuna(self) -> Any:
+        """Return Optuna, quiet."""
+        optuna = pytest.importorskip("optuna")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return optuna
+
+    def test_a_sampler_says_what_to_try(self, optuna: Any, data: Any) -> None:
+        """Every trial is asked for and told; the study knows what the search knows."""
+        space = {"learning_rate": optuna.distributions.FloatDistribution(0.001, 1, log=True), "l1": [0, 1]}
+        search = cirrus.OptunaSearch(estimator(epochs=1), space, n_trials=5, random_state=0, max_concurrent=2)
+        search.fit(data[0], validation=data[1])
+        assert statuses(search) == ["finished"] * 5
+        assert search.study_.best_value == pytest.approx(search.best_score_)
+        assert search.study_.best_params == search.best_params_
+        assert all(0.001 <= row["param_learning_rate"] <= 1 for row in search.results_)
+
+    def test_any_sampler_does(self, optuna: Any, data: Any) -> None:
+        """A grid sampler tries its grid."""
+        sampler = optuna.samplers.GridSampler({"l1": [0, 1], "learning_rate": [0.0001, 0.3]}, seed=0)
+        search = cirrus.OptunaSearch(estimator(epochs=1), self.SPACE, n_trials=4, sampler=sampler)
+        search.fit(data[0])
+        tried = {(row["param_l1"], row["param_learning_rate"]) for row in search.results_}
+        assert tried == {(l1, rate) for l1 in (0, 1) for rate in (0.0001, 0.3)}
+
+    def test_its_pruners_prune(self, optuna: Any, data: Any) -> None:
+        """A pruner of Optuna hears of each epoch, and the trials that it gives up end early."""
+        pruner = optuna.pruners.ThresholdPruner(lower=-0.5)  # of minus the loss
+        search = cirrus.OptunaSearch(
+            estimator(epochs=100, batch_size=50), {"learning_rate": [1e-6]}, n_trials=1, pruner=pruner
+        )
+        search.fit(data[0])
+        assert statuses(search) == ["pruned"]
+        assert search.results_[0]["epochs"] < 100
+        assert search.study_.trials[0].state == optuna.trial.TrialState.PRUNED
+
+    def test_our_pruners_do_too(self, data: Any) -> None:
+        """Successive halving over trials that are asked for one by one."""
+        search = cirrus.OptunaSearch(estimator(), self.SPACE, n_trials=6, random_state=0, pruner="asha")
+        search.fit(data[0], validation=data[1])
+        assert "finished" in statuses(search)
+        assert "pruned" in statuses(search)
+
+    def test_the_same_program_goes_on(self, tmp_path: Path, data: Any) -> None:
+        """The study is told again what its search knows, and no more is tried than wanted."""
+
+        def make(**options: Any) -> Any:
+            return cirrus.OptunaSearch(
+                estimator(LocalBackend(root=tmp_path), epochs=1),
+                self.SPACE,
+                n_trials=3,
+                search_id="study",
+                max_concurrent=1,
+                **options,
+            )
+
+        first = make(max_seconds=0.5).fit(data[0])
+        assert len(first.status.trials) < 3
+        second = make().fit(data[0])
+        assert statuses(second).count("queued") == 0
+        assert len(second.status.trials) == len(second.study_.trials) == 3
+        with pytest.raises(ConfigError, match="run its program again"):
+            cirrus.OptunaSearch.resume("study", backend=LocalBackend(root=tmp_path))
+
+    @pytest.mark.parametrize(
+        ("field", "space", "options"),
+        [
+            ("space", {}, {}),
+            ("space", {"l1": 3}, {}),
+            ("n_trials", {"l1": [0]}, {"n_trials": 0}),
+            ("no_such", {"no_such": [0]}, {}),
+            ("pruner", {"l1": [0]}, {"pruner": "magic"}),
+        ],
+    )
+    def test_wrong_parameters_are_named(
+        self, data: Any, field: str, space: Any, options: dict[str, Any]
+    ) -> None:
+        """Before anything is started."""
+        with pytest.raises(ConfigError) as caught:
+            cirrus.OptunaSearch(estimator(), space, **options).fit(data[0])
+        assert caught.value.field == field

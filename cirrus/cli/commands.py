@@ -383,6 +383,7 @@ def search(
     interactions: InteractionsOption = "",
     n_features: NFeaturesOption = None,
     drop_missing_labels: DropOption = False,
+    interactions: InteractionsOption = "",
     seed: SeedOption = 0,
     home: HomeOption = None,
 ) -> None:
@@ -433,7 +434,7 @@ def search(
             interactions=interactions,
             n_features=n_features,
             drop_missing_labels=drop_missing_labels,
-            interactions="",
+            interactions=interactions,
             seed=seed,
         ),
         options,

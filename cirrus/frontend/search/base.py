@@ -150,8 +150,17 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
     def _reopened(cls, estimator: Estimator, config: SearchConfig, trials: Sequence[Trial]) -> Self:
         """Return the search object of a search that another process began."""
 
-    def _source(self, jobs: TrainingJobs, trials: Sequence[Trial]) -> TrialSource | None:
+    def _source(self, trials: Sequence[Trial]) -> TrialSource | None:
+        """Return where trials come from that are not known beforehand, given those there are."""
         return None
+
+    def _names(self) -> set[str]:
+        """Return the parameters that are searched over."""
+        return {name for candidate in self._candidates() for name in candidate}
+
+    def _own_schedule(self) -> Schedule:
+        """Return what ``pruner`` stands for."""
+        return resolve_pruner(self.pruner)
 
     # Life.
 
@@ -291,7 +300,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             jobs,
             state,
             etag,
-            source=self._source(jobs, state.trials),
+            source=self._source(state.trials),
             on_end=_Farewell(folder, backend),
         )
         self._forget()
@@ -551,19 +560,17 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         for name in ("resume_from", "checkpoint_url"):
             if params.get(name) is not None:
                 raise ConfigError(name, "must be None in a search: its trials would share it")
-        resolve_pruner(self.pruner)
+        self._own_schedule()
         resolve_scorer(self.scoring, self.estimator)
         self._check_params(params)
 
     def _check_params(self, params: Mapping[str, Any]) -> None:
-        for candidate in self._candidates():
-            for name in candidate:
-                if name not in params:
-                    known = ", ".join(sorted(set(params) - set(_OWN_PARAMS)))
-                    kind = type(self.estimator).__name__
-                    raise ConfigError(name, f"is no parameter of {kind}; it has {known}")
-                if name in _OWN_PARAMS:
-                    raise ConfigError(name, "cannot be searched over: the search sets it itself")
+        for name in sorted(self._names()):
+            if name not in params:
+                known = ", ".join(sorted(set(params) - set(_OWN_PARAMS)))
+                raise ConfigError(name, f"is no parameter of {type(self.estimator).__name__}; it has {known}")
+            if name in _OWN_PARAMS:
+                raise ConfigError(name, "cannot be searched over: the search sets it itself")
         check_params(params)
 
     def _check_room(self, n_workers: int, max_workers: int | None) -> None:
@@ -580,14 +587,14 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         return backend
 
     def _schedule(self, config: SearchConfig) -> Schedule:
-        return schedule_from_plain(config.pruner) if config.pruner else resolve_pruner(self.pruner)
+        return schedule_from_plain(config.pruner) if config.pruner else self._own_schedule()
 
     def _config(
         self, search_id: str, backend: Backend, rows: Dataset, held_out: Dataset | None
     ) -> SearchConfig:
         if self.scoring is not None and held_out is None:
             raise ConfigError("scoring", "needs data to score on: fit(..., validation=...)")
-        schedule = resolve_pruner(self.pruner)
+        schedule = self._own_schedule()
         limits = [limit for limit in (self.max_workers, backend.max_workers) if limit is not None]
         return SearchConfig(
             search_id=search_id,
