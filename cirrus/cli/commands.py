@@ -380,7 +380,6 @@ def search(
     categorical: CategoricalOption = "",
     sep: SepOption = None,
     hash_features: HashFeaturesOption = None,
-    interactions: InteractionsOption = "",
     n_features: NFeaturesOption = None,
     drop_missing_labels: DropOption = False,
     interactions: InteractionsOption = "",

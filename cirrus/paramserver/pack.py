@@ -68,16 +68,7 @@ class Pack:
     def _run(self, number: int, run_url: str, index: int, generation: int) -> None:
         error: BaseException | None = None
         try:
-            shard = Shard(run_url, shard=index, generation=generation)
-            shard.start()
-            with self._lock:
-                self._shards[number] = shard
-                end = self._ends.pop(number, None)
-            if end is not None:
-                _end_shard(shard, end)
-            shard.wait()
-            if shard.failed:
-                error = RunError("it failed; its log says why")
+            self._serve(number, Shard(run_url, shard=index, generation=generation))
         except SupersededError as superseded:
             log.info("%s", superseded)
         except (CirrusError, OSError) as raised:
@@ -87,10 +78,26 @@ class Pack:
             error = raised
         with self._lock:
             del self._shards[number]
+            self._ends.pop(number, None)
         report = {"id": number, "error": None, "type": ""}
         if error is not None:
             report |= {"error": str(error), "type": type(error).__name__}
         print(json.dumps(report), flush=True)
+
+    def _serve(self, number: int, shard: Shard) -> None:
+        """Run a shard to its end; one that is not wanted any more does not start."""
+        with self._lock:
+            if number in self._ends:
+                return
+        shard.start()
+        with self._lock:
+            self._shards[number] = shard
+            end = self._ends.pop(number, None)
+        if end is not None:
+            _end_shard(shard, end)
+        shard.wait()
+        if shard.failed:
+            raise RunError("it failed; its log says why")
 
     def _end(self, number: int, how: str) -> None:
         with self._lock:

@@ -324,6 +324,8 @@ class Driver:
             job = self._schedule.next_job(self._trials, more_to_come=self._more_to_come)
             if job is None or not self._has_room_for(self._trials[job.trial]):
                 return
+            if self._is_ending_elsewhere(self._trials[job.trial]):
+                return
             self._begin(job)
 
     def _ask_source(self) -> None:
@@ -341,6 +343,11 @@ class Driver:
             return True
         at_work = sum(self._jobs.n_workers(self._trials[index]) for index in self._live)
         return not self._live or at_work + self._jobs.n_workers(trial) <= limit
+
+    def _is_ending_elsewhere(self, trial: Trial) -> bool:
+        """Tell whether a trial's last run has not ended yet, such as one that was just interrupted."""
+        status = self._jobs.find(trial.runs[-1]) if trial.runs else None
+        return status is not None and not status.state.ended
 
     def _begin(self, job: Job) -> None:
         """Start or go on with a trial."""
