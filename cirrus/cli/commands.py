@@ -433,7 +433,6 @@ def search(
             interactions=interactions,
             n_features=n_features,
             drop_missing_labels=drop_missing_labels,
-            interactions=interactions,
             seed=seed,
         ),
         options,
