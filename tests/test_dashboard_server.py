@@ -294,11 +294,17 @@ class TestFolders:
         make_run(tmp_path, "a")
         make_run(tmp_path, "b", state=RunState.INTERRUPTED)
         asked: list[tuple[str, str]] = []
-        source = FolderSource(str(tmp_path), resume=lambda root, run: asked.append((root, run)))
+
+        def resume(root: str, run_id: str) -> str:
+            asked.append((root, run_id))
+            return "error: its data is gone"
+
+        source = FolderSource(str(tmp_path), resume=resume)
         source.poll()
         with pytest.raises(RunError, match="nothing to go on with"):
             source.resume("a")
         source.resume("b")
+        eventually(lambda: source.poll().records["b"].problem == "error: its data is gone")
         assert asked == [(str(tmp_path), "b")]
 
     def test_killing_an_abandoned_run_ends_it(self, tmp_path):

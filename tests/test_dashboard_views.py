@@ -237,6 +237,7 @@ class TestRecords:
             (RunState.STARTING, True, False),
             (RunState.RUNNING, True, False),
             (RunState.INTERRUPTED, True, True),
+            (RunState.KILLED, False, True),
             (RunState.FINISHED, False, False),
             (RunState.FAILED, False, False),
         ],
@@ -337,7 +338,7 @@ class TestAnalysis:
         assert "learning_rate" in texts[0]
         assert "0.1" in texts[2]
         assert "0.2" in texts[2]
-        assert "parcoords" in texts[4]
+        assert "optimizer" in texts[4]
         assert "worker 0" in texts[8]
 
 

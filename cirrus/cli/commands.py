@@ -474,14 +474,18 @@ def runs(
 
 
 @_command
-def attach(run: RunArgument, home: HomeOption = None) -> None:
+def attach(
+    run: RunArgument,
+    killed: Annotated[bool, typer.Option("--killed", help="Go on with it even if it was killed.")] = False,
+    home: HomeOption = None,
+) -> None:
     """Go on with a run whose terminal went away, to its end; its model goes where it was meant to.
 
     Example: cirrus attach 20261123-101500-ab12cd
     """
     from cirrus.cli import runs as work
 
-    work.attach(run, home)
+    work.attach(run, home, killed=killed)
 
 
 @_command

@@ -91,14 +91,14 @@ def _loss(loss: float | None) -> str:
     return "" if loss is None else f"{loss:.4f}"
 
 
-def attach(run: str, home: str | None) -> None:
+def attach(run: str, home: str | None, *, killed: bool = False) -> None:
     """Go on with a run to its end, and save its model."""
     backend = backend_at(home)
     watched = open_run(backend.root, run)
     if watched.status.state is RunState.FINISHED:
         _keep_model(watched, watched.status, backend.root)
         return
-    with backend.attach(run) as attached:
+    with backend.attach(run, killed=killed) as attached:
         say(f"attached to run {run}")
         with LiveLine() as line:
             status = attached.wait(on_event=line.show)

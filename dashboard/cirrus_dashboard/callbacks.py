@@ -13,6 +13,7 @@ from cirrus.errors import CirrusError
 from cirrus_dashboard import panels
 from cirrus_dashboard.curves import METRIC_PREFIX
 from cirrus_dashboard.exports import curves_csv, runs_csv
+from cirrus_dashboard.layout import TABS
 from cirrus_dashboard.records import RunRecord, Totals, varying
 from cirrus_dashboard.sources import Source
 from cirrus_dashboard.table import columns
@@ -175,6 +176,12 @@ def _register_drawing(app: Dash) -> None:
 
 
 def _register_panels(app: Dash, source: Source) -> None:
+    app.clientside_callback(
+        ClientsideFunction("cirrus", "tab"),
+        *(Output(f"panel-{name}", "hidden") for name, _ in TABS),
+        Input("tab", "value"),
+    )
+
     @app.callback(
         Output("detail", "children"),
         Output("drawn", "data"),
@@ -203,7 +210,7 @@ def _register_panels(app: Dash, source: Source) -> None:
     _register_panel(app, source, "importance", panels.importance)
 
     @app.callback(
-        Output("compare", "children"),
+        Output("panel-compare", "children"),
         Input("tab", "value"),
         Input("grid", "selectedRows"),
         prevent_initial_call=True,
@@ -215,7 +222,7 @@ def _register_panels(app: Dash, source: Source) -> None:
         return panels.compare([record for record in chosen if record is not None])
 
     @app.callback(
-        Output("timeline", "children"),
+        Output("panel-timeline", "children"),
         Input("tab", "value"),
         Input("selected-run", "data"),
         Input("cursors", "data"),
@@ -232,7 +239,7 @@ def _register_panel(
     app: Dash, source: Source, name: str, draw: Callable[[list[RunRecord], list[str]], Any]
 ) -> None:
     @app.callback(
-        Output(name, "children"),
+        Output(f"panel-{name}", "children"),
         Input("tab", "value"),
         Input("cursors", "data"),
         *_view_parts(State),

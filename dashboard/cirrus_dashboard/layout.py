@@ -195,22 +195,16 @@ def _charts() -> html.Section:
 
 
 def _lower() -> html.Div:
-    panels = {
-        "runs": _runs_panel(),
-        "parallel": html.Div(id="parallel"),
-        "importance": html.Div(id="importance"),
-        "compare": html.Div(id="compare"),
-        "timeline": html.Div(id="timeline"),
-    }
-    tabs = dcc.Tabs(
-        [
-            dcc.Tab(panels[name], label=title, value=name, className="tab", selected_className="tab selected")
-            for name, title in TABS
-        ],
-        id="tab",
-        value="runs",
-        parent_className="tabs",
-    )
+    # Radio buttons, as Dash's own tabs cannot be reached with the keyboard.
+    tabs = dcc.RadioItems(id="tab", options=_options(dict(TABS)), value="runs", className="tabs")
+    panels = [
+        html.Div(
+            _runs_panel() if name == "runs" else html.P("…", className="hint"),
+            id=f"panel-{name}",
+            className="panel",
+        )
+        for name, _ in TABS
+    ]
     note = html.Div(
         [
             html.Label("Note", htmlFor="note-text", className="control-label"),
@@ -223,7 +217,7 @@ def _lower() -> html.Div:
     detail = html.Aside(
         [html.Div(id="detail"), note], className="card detail", **aria(label="the chosen run")
     )
-    return html.Div([html.Section(tabs, className="card tables"), detail], className="lower")
+    return html.Div([html.Section([tabs, *panels], className="card tables"), detail], className="lower")
 
 
 def _button(name: str, text: str, kind: str = "", *, disabled: bool = True, title: str = "") -> html.Button:

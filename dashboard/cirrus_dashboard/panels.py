@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,9 +23,9 @@ from cirrus_dashboard.analysis import (
     spans,
 )
 from cirrus_dashboard.curves import step_split
-from cirrus_dashboard.records import RunRecord, Totals, config_difference
+from cirrus_dashboard.records import RunRecord, Totals, Value, config_difference
 from cirrus_dashboard.styles import QUALITATIVE, SEQUENTIAL
-from cirrus_dashboard.views import value_text
+from cirrus_dashboard.views import run_name, value_text
 
 #: Colours of a step's parts: fetch, pull, compute, push.
 _PART_COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00")
@@ -33,6 +34,8 @@ _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "
 MAX_EVENTS_LISTED = 100
 #: Whoever has a line in the timeline; more would be too thin to read.
 MAX_TIMELINE_LINES = 200
+#: Values that are written beside an axis of the parallel coordinates.
+MAX_TICKS = 8
 _LAYOUT: dict[str, Any] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
@@ -176,52 +179,97 @@ def _graph(figure: dict[str, Any], height: int) -> dcc.Graph:
 
 
 def parallel(records: Sequence[RunRecord], names: Sequence[str]) -> Any:
-    """Return parallel coordinates: one line a run, from its hyperparameters to its loss."""
+    """Return parallel coordinates: one line a run, from its hyperparameters to its loss.
+
+    Drawn as plain lines, as Plotly's own kind needs WebGL, which not every browser has.
+    """
     held = [(record, record.score) for record in records]
     scored = [(record, score) for record, score in held if score is not None and np.isfinite(score)]
     if len(scored) < 2 or not names:
         return _hint("Parallel coordinates need two runs with a loss that differ in a hyperparameter.")
-    scores = np.array([score for _, score in scored])
-    dimensions = [_dimension(name, [x.hyperparameters.get(name) for x, _ in scored]) for name in names[:12]]
-    dimensions.append({"label": "loss", "values": scores.tolist()})
+    # The best are drawn last, over all others.
+    scored.sort(key=lambda pair: -pair[1])
+    scores = [score for _, score in scored]
+    axes = [_axis(name, [x.hyperparameters.get(name) for x, _ in scored]) for name in names[:12]]
+    axes.append(_axis("loss", list(scores)))
     # Few runs that diverged must not leave one colour for all the others.
-    low, high = float(scores.min()), float(np.percentile(scores, 90))
-    scale = [[i / (len(SEQUENTIAL) - 1), color] for i, color in enumerate(SEQUENTIAL)]
-    line = {
-        "color": scores.tolist(),
-        "colorscale": scale,
-        "cmin": low,
-        "cmax": high if high > low else low + 1,
-        "showscale": True,
-        "colorbar": {"title": {"text": "loss"}, "thickness": 12, "outlinewidth": 0},
+    low, high = min(scores), float(np.percentile(scores, 90))
+    traces = []
+    for number, (record, score) in enumerate(scored):
+        share = min(1.0, (score - low) / (high - low)) if high > low else 0.0
+        title = "<br>".join(
+            [f"<b>{run_name(record)}</b>", f"loss {score:.5g}"]
+            + [f"{name} {value_text(record.hyperparameters.get(name))}" for name in names[:12]]
+        )
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": list(range(len(axes))),
+                "y": [axis.places[number] for axis in axes],
+                "line": {"color": SEQUENTIAL[int(share * (len(SEQUENTIAL) - 1))], "width": 1.8},
+                "opacity": 0.85 if len(scored) <= 60 else 0.5,
+                "name": record.run_id,
+                "hovertemplate": f"{title}<extra></extra>",
+            }
+        )
+    ticks = [
+        {"x": number, "y": place, "text": text, "showarrow": False, "xanchor": "right", "xshift": -5,
+         "font": {"size": 11, "color": "#5b6875"}, "bgcolor": "rgba(255,255,255,0.75)"}
+        for number, axis in enumerate(axes) for place, text in axis.ticks
+    ]  # fmt: skip
+    layout = {
+        **_LAYOUT,
+        "margin": {"l": 80, "r": 30, "t": 44, "b": 16},
+        "uirevision": "parallel",
+        "showlegend": False,
+        "hovermode": "closest",
+        "annotations": ticks,
+        "shapes": [
+            {"type": "line", "x0": n, "x1": n, "y0": 0, "y1": 1, "line": {"color": "#8a97a3", "width": 1}}
+            for n in range(len(axes))
+        ],
+        "xaxis": {
+            "tickvals": list(range(len(axes))),
+            "ticktext": [axis.title for axis in axes],
+            "side": "top",
+            "showgrid": False,
+            "zeroline": False,
+            "range": [-0.35, len(axes) - 0.85],
+        },
+        "yaxis": {"visible": False, "range": [-0.05, 1.05]},
     }
-    trace = {"type": "parcoords", "dimensions": dimensions, "line": line, "labelfont": {"size": 12}}
-    layout = {**_LAYOUT, "margin": {"l": 70, "r": 30, "t": 50, "b": 24}, "uirevision": "parallel"}
-    help_text = "Drag along an axis to pick a range; drag a title to move an axis."
-    inner = html.Div(_graph({"data": [trace], "layout": layout}, 420), style={"minWidth": "560px"})
+    help_text = "One line a run, dark where the loss is low; hover for its values."
+    inner = html.Div(_graph({"data": traces, "layout": layout}, 420), style={"minWidth": "560px"})
     return html.Div([html.P(help_text, className="faint"), html.Div(inner, className="scroll")])
 
 
-def _dimension(name: str, values: list[Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Axis:
+    title: str
+    places: list[float]
+    """Of each run, in [0, 1]."""
+    ticks: list[tuple[float, str]]
+
+
+def _axis(name: str, values: Sequence[Value]) -> _Axis:
+    """Place the values of a hyperparameter on an axis: numbers by size, or its logarithm; names in order."""
     numbers = as_numbers(values)
-    if all(is_number(value) for value in values):
-        if is_logarithmic(numbers):
-            ticks = sorted(set(numbers.tolist()))
-            ticks = ticks if len(ticks) <= 10 else np.geomspace(ticks[0], ticks[-1], 6).tolist()
-            return {
-                "label": f"{name} (log)",
-                "values": np.log10(numbers).tolist(),
-                "tickvals": np.log10(ticks).tolist(),
-                "ticktext": [f"{tick:.3g}" for tick in ticks],
-            }
-        return {"label": name, "values": numbers.tolist()}
-    texts = dict(sorted(zip(numbers.tolist(), (value_text(value) for value in values), strict=True)))
-    return {
-        "label": name,
-        "values": numbers.tolist(),
-        "tickvals": list(texts),
-        "ticktext": list(texts.values()),
-    }
+    logarithmic = all(is_number(value) for value in values) and is_logarithmic(numbers)
+    scaled = np.log(numbers) if logarithmic else numbers
+    span = float(np.ptp(scaled)) or 1.0
+    places = ((scaled - scaled.min()) / span).tolist()
+    texts = dict(zip(places, values, strict=True))
+    chosen = sorted(texts)
+    if len(chosen) > MAX_TICKS:
+        wanted = np.linspace(0, 1, MAX_TICKS)
+        chosen = sorted({min(chosen, key=lambda place: abs(place - want)) for want in wanted})
+    ticks = [(place, _short(texts[place])) for place in chosen]
+    return _Axis(f"{name} (log)" if logarithmic else name, places, ticks)
+
+
+def _short(value: Value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else value_text(value)
 
 
 def importance(records: Sequence[RunRecord], names: Sequence[str]) -> Any:

@@ -86,7 +86,7 @@ class RunRecord:
         """True when nobody works on the run, and it can be gone on with."""
         if self.trial_status is not None:
             return self.trial_status in _RESUMABLE_TRIALS
-        return self.is_interrupted
+        return self.is_interrupted or (self.status is not None and self.status.state is RunState.KILLED)
 
     @property
     def score(self) -> float | None:

@@ -6,9 +6,10 @@ import logging
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -84,16 +85,31 @@ class _Followed:
     problem: str | None = None
 
 
-def attach_process(root: str, run_id: str) -> None:
-    """Go on with an interrupted run in a process of its own, which outlives this one."""
-    command = [sys.executable, "-m", "cirrus", "attach", run_id, "--home", root]
-    subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def attach_process(root: str, run_id: str) -> str | None:
+    """Go on with a run in a process of its own, which outlives this one.
+
+    Args:
+        root: Object-store URL that holds ``runs/``.
+        run_id: A run that is interrupted, or was killed.
+
+    Returns:
+        When the run has ended: None, or why it could not be gone on with.
+    """
+    command = [sys.executable, "-m", "cirrus", "attach", run_id, "--killed", "--home", root]
+    # No pipe: that would end with this process, and break what the other writes.
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+        if process.wait() == 0:
+            return None
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"cirrus attach ended with exit code {process.returncode}"
 
 
 class FolderSource:
@@ -103,7 +119,7 @@ class FolderSource:
 
     Args:
         root: Object-store URL that holds ``runs/``.
-        resume: How to go on with an interrupted run, given (root, run id).
+        resume: Goes on with a run to its end, given (root, run id); returns what went wrong, or None.
         poll_seconds: How often folders are read; None: a second, less often over the network.
     """
 
@@ -111,7 +127,7 @@ class FolderSource:
         self,
         root: str,
         *,
-        resume: Callable[[str, str], None] = attach_process,
+        resume: Callable[[str, str], str | None] = attach_process,
         poll_seconds: float | None = None,
     ) -> None:
         self._root = root.rstrip("/")
@@ -125,6 +141,8 @@ class FolderSource:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self._resume_problems: dict[str, str] = {}
+        """Why runs could not be gone on with."""
         self._kills: queue.SimpleQueue[RunRecord | None] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -284,8 +302,14 @@ class FolderSource:
             search=search,
             trial=trial.index if trial is not None else (summary.trial if summary else None),
             trial_status=trial.status.value if trial is not None else None,
-            problem=next((x.problem for x in members if x.problem), trial.error if trial else None),
+            problem=next(self._problems(members), trial.error if trial else None),
         )
+
+    def _problems(self, members: Sequence[_Followed]) -> Iterator[str]:
+        for member in members:
+            problem = member.problem or self._resume_problems.get(member.summary.run_id)
+            if problem:
+                yield problem
 
     def _search_of(self, key: str, summary: RunSummary | None) -> tuple[str | None, Trial | None]:
         search, _, number = key.rpartition(":")
@@ -338,8 +362,16 @@ class FolderSource:
         if record.search is not None and record.trial is not None:
             self._overview.resume_trial(record.search, record.trial)
         else:
-            self._resume(self._root, record.runs[-1])
+            run = record.runs[-1]
+            threading.Thread(target=self._resume_now, args=(run,), name=f"resume-{run}", daemon=True).start()
         self._wake.set()
+
+    def _resume_now(self, run_id: str) -> None:
+        self._resume_problems.pop(run_id, None)
+        problem = self._resume(self._root, run_id)
+        if problem is not None:
+            self._resume_problems[run_id] = problem
+            self._wake.set()
 
     def set_note(self, run_id: str, text: str) -> None:
         """See :meth:`Source.set_note`.

@@ -34,9 +34,7 @@ def columns(names: list[str]) -> list[dict[str, Any]]:
         names: Hyperparameters that differ between runs; each gets a column.
     """
     fixed: list[dict[str, Any]] = [
-        {"field": "id", "headerName": "Run", "width": 212, "pinned": "left", "cellClass": "run-id"},
-        {"field": "show", "headerName": "Show", "width": 86, "editable": True, "cellDataType": "boolean"},
-        {"field": "pin", "headerName": "Pin", "width": 76, "editable": True, "cellDataType": "boolean"},
+        {"field": "name", "headerName": "Run", "width": 222, "pinned": "left", "cellClass": "run-id"},
         {
             "field": "state",
             "headerName": "State",
@@ -57,6 +55,8 @@ def columns(names: list[str]) -> list[dict[str, Any]]:
         },
         _number("validation", "Val. loss", ".4f", 112),
         _number("loss", "Train loss", ".4f", 116),
+        {"field": "show", "headerName": "Show", "width": 86, "editable": True, "cellDataType": "boolean"},
+        {"field": "pin", "headerName": "Pin", "width": 76, "editable": True, "cellDataType": "boolean"},
     ]
     chosen = [
         {

@@ -311,6 +311,7 @@ def row(record: RunRecord, names: Sequence[str], *, live_rate: bool) -> dict[str
     status = record.status
     line: dict[str, Any] = {
         "id": record.run_id,
+        "name": run_name(record),
         "state": record.state,
         "model": record.model,
         "search": record.search or "",

@@ -77,7 +77,7 @@
       type: "scatter",
       mode: x.length < 3 ? "lines+markers" : "lines",
       name: trace.name,
-      uid: trace.id,
+      uid: `run-${trace.id.replace(/[^\w-]/g, "_")}`, // Plotly makes CSS selectors of it
       meta: trace.id,
       x: x,
       y: y,
@@ -97,15 +97,15 @@
       const [x, mean, low, high] = band.columns.map(numbers);
       const color = palette[i % palette.length];
       const edge = { type: "scatter", mode: "lines", x: x, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
-      traces.push(Object.assign({ y: low, uid: `low ${band.name}` }, edge));
+      traces.push(Object.assign({ y: low, uid: `band-${i}-low` }, edge));
       traces.push(
-        Object.assign({ y: high, uid: `high ${band.name}`, fill: "tonexty", fillcolor: rgba(color, 0.18) }, edge)
+        Object.assign({ y: high, uid: `band-${i}-high`, fill: "tonexty", fillcolor: rgba(color, 0.18) }, edge)
       );
       traces.push({
         type: "scatter",
         mode: "lines",
         name: band.name,
-        uid: `mean ${band.name}`,
+        uid: `band-${i}-mean`,
         x: x,
         y: mean,
         line: { color: color, width: 2.5 },
@@ -143,8 +143,23 @@
       hoverlabel: { bgcolor: "#ffffff", bordercolor: "#c8d0d8", font: { color: "#1c2733" } },
       showlegend: options.legend,
       legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0, font: { size: 11 }, itemclick: false, itemdoubleclick: false },
-      dragmode: phone ? "pan" : "zoom",
+      dragmode: phone ? false : "zoom",
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: "#b4bec8", activecolor: "#33414e" },
     };
+  }
+
+  // A zoom outlives updates. (Plotly's uirevision alone does not: Dash writes zooms into the figure it holds.)
+  function zoomed(chart, next) {
+    const now = document.querySelector(`#${chart} .js-plotly-plot`);
+    if (!now || !now.layout || now.layout.uirevision !== next.uirevision) return next;
+    for (const axis of ["xaxis", "yaxis"]) {
+      const held = now.layout[axis];
+      if (held && held.autorange === false && held.range) {
+        next[axis].range = [...held.range];
+        next[axis].autorange = false;
+      }
+    }
+    return next;
   }
 
   // Which columns each chart draws: see draw() in views.py.
@@ -164,18 +179,18 @@
         const columns = held.curves[trace.id][kind];
         return curve(trace, columns[xi], columns[yi], selected, crowd, xTitle, yTitle);
       });
-    const figure = (data, xTitle, yTitle, revision, options) => ({
+    const figure = (chart, data, xTitle, yTitle, revision, options) => ({
       data: data,
-      layout: layout(xTitle, yTitle, revision, options),
+      layout: zoomed(chart, layout(xTitle, yTitle, revision, options)),
     });
     const key = held.key;
     const palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5D3A9B"];
     const main = grouped ? bands(delta.bands, palette) : each("loss", 0, 1, x, loss);
     return [
-      figure(main, x, loss, `${key}${logX}${logY}`, { logX, logY, legend }),
-      figure(each("rate", 0, 1, x, "updates/s"), x, "updates/s", `${key}${logX}`, { logX, legend: false }),
-      figure(each("loss", 2, 1, "cost ($)", loss), "cost ($)", loss, `${key}${logY}`, { logY, legend: false }),
-      figure(each("rate", 3, 2, "time (s)", "cost ($)"), "time (s)", "cost ($)", "cost", { legend: false }),
+      figure("chart-loss", main, x, loss, `${key}${logX}${logY}`, { logX, logY, legend }),
+      figure("chart-rate", each("rate", 0, 1, x, "updates/s"), x, "updates/s", `${key}${logX}`, { logX, legend: false }),
+      figure("chart-loss-cost", each("loss", 2, 1, "cost ($)", loss), "cost ($)", loss, `${key}${logY}`, { logY, legend: false }),
+      figure("chart-cost-time", each("rate", 3, 2, "time (s)", "cost ($)"), "time (s)", "cost ($)", "cost", { legend: false }),
     ];
   }
 
@@ -204,6 +219,10 @@
       if (!delta) return [none(), none(), none(), none(), none(), none()];
       const isNew = delta !== held.delta;
       const cursors = isNew ? take(delta) : none();
+      if (isNew && window.innerWidth < 640) {
+        // There, the name of a run must not keep its numbers off the screen.
+        window.dash_ag_grid.getApiAsync("grid").then((grid) => grid.setColumnsPinned(["name"], null));
+      }
       const rows = isNew || trigger().prop_id.startsWith("killing") ? table(killing, hidden, pinned) : none();
       return [...figures(logs || [], selected), rows, cursors];
     },
@@ -267,6 +286,10 @@
       document.getElementById("kill-cancel").focus();
       const names = targets.slice(0, 5).join(", ") + (targets.length > 5 ? ` and ${targets.length - 5} more` : "");
       return [targets, targets.length === 1 ? `End ${names}?` : `End ${targets.length} runs: ${names}?`];
+    },
+
+    tab: function (chosen) {
+      return ["runs", "parallel", "importance", "compare", "timeline"].map((name) => name !== chosen);
     },
 
     toast: function (text) {
