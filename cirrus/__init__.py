@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RunInterruptedError,
         StorageError,
     )
+    from cirrus.frontend.clusters import KMeans
     from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
     from cirrus.frontend.estimators import load_model
     from cirrus.frontend.factorization import FactorizationMachine
@@ -55,6 +56,7 @@ _HOMES = {
     "GridSearch": "cirrus.frontend.search.grid",
     "InlineBackend": "cirrus.client_backend.inline",
     "LocalBackend": "cirrus.client_backend.local",
+    "KMeans": "cirrus.frontend.clusters",
     "LatentDirichletAllocation": "cirrus.frontend.topics",
     "LinearRegression": "cirrus.frontend.linear",
     "LinearSVC": "cirrus.frontend.linear",
@@ -99,6 +101,7 @@ __all__ = [
     "FactorizationMachine",
     "GridSearch",
     "InlineBackend",
+    "KMeans",
     "LatentDirichletAllocation",
     "LinearRegression",
     "LinearSVC",

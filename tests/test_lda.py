@@ -110,15 +110,21 @@ def test_models_are_saved_and_go_on(documents, tmp_path):
     assert est.n_iter_ == 5
 
 
+def test_scikit_learns_object_has_the_same_topics(documents):
+    """`to_sklearn` gives a fitted object that finds the same topics in documents."""
+    est = make(n_topics=3, batch_size=50, epochs=5).fit(documents)
+    np.testing.assert_allclose(est.to_sklearn().transform(documents), est.transform(documents), atol=5e-3)
+
+
 def test_shards_and_workers(documents):
-    """In rounds, 1, 2 and 3 shards give the same topics to the bit; 3 workers count every step."""
+    """In rounds, 1, 2 and 3 shards give the same topics to the bit; 3 workers in rounds count every step."""
     models = [
         make(n_topics=3, batch_size=50, epochs=2, n_shards=n, staleness=0).fit(documents).components_
         for n in (1, 2, 3)
     ]
     np.testing.assert_array_equal(models[0], models[1])
     np.testing.assert_array_equal(models[0], models[2])
-    est = make(n_topics=3, batch_size=20, epochs=5, n_shards=2, n_workers=3).fit(documents)
+    est = make(n_topics=3, batch_size=20, epochs=5, n_shards=2, n_workers=3, staleness=0).fit(documents)
     assert est.n_updates_ == est.history_[-1].updates
 
 

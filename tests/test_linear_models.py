@@ -210,3 +210,27 @@ def test_class_weights_apply_to_several_classes(rows):
         est = make("SoftmaxRegression", epochs=60, class_weight=weight).fit(X, y)
         share[str(weight)] = np.mean(est.predict(X) == 1)
     assert share["{1: 20.0}"] > max(share["None"], share["balanced"]) + 0.2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scikit_learns_object_predicts_the_same(name, rows):
+    """`to_sklearn` gives a fitted estimator of scikit-learn's, for two classes and for more."""
+    X, numbers = rows
+    for y in (labels_for(name, numbers), numbers if name == "LinearRegression" else numbers > 3):
+        est = make(name, epochs=5).fit(X, y)
+        exact = est.to_sklearn()
+        np.testing.assert_allclose(exact.predict(X), est.predict(X), rtol=1e-6)
+        assert exact.score(X, y) == pytest.approx(est.score(X, y))
+        if hasattr(est, "predict_proba"):
+            np.testing.assert_allclose(exact.predict_proba(X), est.predict_proba(X), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rounds_give_the_same_model_on_any_shards(name, rows):
+    """With `staleness=0` and several minibatches, 1, 2 and 3 shards give the same model to the bit."""
+    X, numbers = rows
+    y = labels_for(name, numbers)
+    params = {"epochs": 2, "tol": None, "batch_size": 50, "staleness": 0}
+    models = [make(name, n_shards=n, **params).fit(X, y).coef_ for n in (1, 2, 3)]
+    np.testing.assert_array_equal(models[0], models[1])
+    np.testing.assert_array_equal(models[0], models[2])

@@ -218,6 +218,10 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
     def _check_target(self, data: TrainingData) -> None:
         """Refuse data whose labels do not go with the model so far."""
 
+    def _first_tables(self, data: TrainingData, seed: int) -> Mapping[str, Array]:
+        """Return what a run over some data begins with, where that is not in the model's tables."""
+        return {}
+
     @abc.abstractmethod
     def _take_tables(self, tables: Mapping[str, Array]) -> None:
         """Set the attributes that come from the trained weights, float32 of shape (n_rows, width) each."""
@@ -323,7 +327,11 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             if goes_on:
                 self._check_goes_on(data)
                 data = dataclasses.replace(data, goes_on=True)
-            start = Start(url=scratch.url("start")) if goes_on else None
+            model = self._model_config(data)
+            before: Checkpoint | None = self._checkpoint if goes_on else None
+            if not goes_on and params["resume_from"] is None:
+                before = self._first_checkpoint(data, seed)
+            start = None if before is None else Start(url=scratch.url("start"))
             if params["resume_from"] is not None:
                 start = resume_point(str(params["resume_from"]))
             notes = RunNotes(card=self._card(data), save_url=save_url, scratch_url=scratch_url)
@@ -331,7 +339,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             config = plan_run(
                 params,
                 run_id=new_run_id(),
-                model=self._model_config(data),
+                model=model,
                 train_url=data.url,
                 manifest=data.manifest,
                 validation=watched,
@@ -342,10 +350,8 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
                 metadata=notes.to_plain(),
                 loss_unit=target.scale**2 if isinstance(target, NumberTarget) else 1.0,
             )
-            if goes_on and start is not None:
-                write_checkpoint(
-                    open_store(start.url), starting_tables(self._checkpoint, config.shard_tables)
-                )
+            if before is not None and start is not None:
+                write_checkpoint(open_store(start.url), starting_tables(before, config.shard_tables))
             run = backend.start(config)
         except BaseException:
             scratch.close()
@@ -379,6 +385,14 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             return take_dataset(self, train, y, sample_weight, scratch=scratch, wanted=wanted, reset=reset)
         return take_arrays(
             self, train, y, sample_weight, scratch=scratch, seed=seed, wanted=wanted, reset=reset
+        )
+
+    def _first_checkpoint(self, data: TrainingData, seed: int) -> Checkpoint | None:
+        tables = self._first_tables(data, seed)
+        if not tables:
+            return None
+        return Checkpoint(
+            tables={name: {"weights": values.astype(np.float32)} for name, values in tables.items()}
         )
 
     def _take_validation(self, validation: Any, data: TrainingData, scratch: Scratch) -> Validation | None:

@@ -11,6 +11,7 @@ from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.client_backend.runs import Run
 from cirrus.errors import CorruptDataError
 from cirrus.frontend.base import Estimator
+from cirrus.frontend.clusters import KMeans
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.factorization import FactorizationMachine
 from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
@@ -30,6 +31,7 @@ _BUILT_IN: Mapping[str, type[Estimator]] = MappingProxyType(
         kind.__name__: kind
         for kind in (
             FactorizationMachine,
+            KMeans,
             LatentDirichletAllocation,
             LinearRegression,
             LinearSVC,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
+from sklearn import linear_model, svm
+from sklearn.utils.validation import check_is_fitted
 
 from cirrus.chunks import Block
 from cirrus.config import ModelConfig
@@ -69,6 +71,16 @@ class _Linear(ScoringEstimator):
         return scores
 
 
+def given_weights(estimator: _Linear, exact: Any) -> Any:
+    """Give weights and the names of columns to a scikit-learn estimator, and return it."""
+    exact.coef_ = estimator.coef_.copy()
+    exact.intercept_ = estimator.intercept_.copy()
+    exact.n_features_in_ = estimator.n_features_in_
+    if hasattr(estimator, "feature_names_in_"):
+        exact.feature_names_in_ = estimator.feature_names_in_
+    return exact
+
+
 class _LinearClassifier(_Linear, Classifier):
     def __init__(
         self,
@@ -87,6 +99,13 @@ class _LinearClassifier(_Linear, Classifier):
             "fit_intercept": bool(self.fit_intercept),
             "class_weight": self._factors(data),
         }
+
+    def _given_to(self, exact: Any) -> Any:
+        """Give what was learned to a scikit-learn estimator of the same form."""
+        check_is_fitted(self)
+        exact.classes_ = self.classes_.copy()
+        exact.n_iter_ = np.array([self.n_iter_], np.int32)
+        return given_weights(self, exact)
 
     def _check_shape(self) -> None:
         n_classes = len(self.classes_)
@@ -132,6 +151,13 @@ class LogisticRegression(_LinearClassifier, ProbabilityClassifier):
         name = LogisticModel.name if len(class_target(data).classes) == 2 else SoftmaxModel.name
         return ModelConfig(name=name, params=self._linear_params(data))
 
+    def to_sklearn(self) -> linear_model.LogisticRegression:
+        """Return a fitted ``sklearn.linear_model.LogisticRegression`` that predicts the same.
+
+        It takes columns as this model was trained on them: preprocessing is not part of it.
+        """
+        return self._given_to(linear_model.LogisticRegression(fit_intercept=self.fit_intercept))
+
 
 class SoftmaxRegression(_LinearClassifier, ProbabilityClassifier):
     """Multinomial logistic regression: weights for each class, also where there are just two.
@@ -160,6 +186,10 @@ class SoftmaxRegression(_LinearClassifier, ProbabilityClassifier):
 
     def _model_config(self, data: TrainingData) -> ModelConfig:
         return ModelConfig(name=SoftmaxModel.name, params=self._linear_params(data))
+
+    def to_sklearn(self) -> linear_model.LogisticRegression:
+        """Return a fitted ``sklearn.linear_model.LogisticRegression`` that predicts the same."""
+        return self._given_to(linear_model.LogisticRegression(fit_intercept=self.fit_intercept))
 
     def _check_shape(self) -> None:
         if len(self.classes_) == 2 and len(self.coef_) == 2:
@@ -197,6 +227,10 @@ class LinearSVC(_LinearClassifier):
         if self.loss not in LOSSES:
             raise ConfigError("loss", f"must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         return ModelConfig(name=SvmModel.name, params={**self._linear_params(data), "loss": self.loss})
+
+    def to_sklearn(self) -> svm.LinearSVC:
+        """Return a fitted ``sklearn.svm.LinearSVC`` that predicts the same."""
+        return self._given_to(svm.LinearSVC(loss=self.loss, fit_intercept=self.fit_intercept))
 
 
 class LinearRegression(_Linear, Regressor):
@@ -241,6 +275,11 @@ class LinearRegression(_Linear, Regressor):
                 "feature_scale": target.feature_scale,
             },
         )
+
+    def to_sklearn(self) -> linear_model.LinearRegression:
+        """Return a fitted ``sklearn.linear_model.LinearRegression`` that predicts the same."""
+        check_is_fitted(self)
+        return given_weights(self, linear_model.LinearRegression(fit_intercept=self.fit_intercept))
 
     def _check_shape(self) -> None:
         if len(self.coef_) != 1:

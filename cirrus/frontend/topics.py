@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import scipy.sparse
+from sklearn import decomposition
 from sklearn.base import TransformerMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cirrus.chunks import Block
@@ -199,6 +201,22 @@ class LatentDirichletAllocation(TransformerMixin, Estimator):  # type: ignore[mi
             raise DataError(f"the vocabulary has {len(names)} words, the model {self.n_features_in_}")
         best = np.argsort(-self.components_, axis=1, kind="stable")[:, :n]
         return [[str(names[word]) for word in topic] for topic in best.tolist()]
+
+    def to_sklearn(self) -> decomposition.LatentDirichletAllocation:
+        """Return a fitted ``sklearn.decomposition.LatentDirichletAllocation`` with the same topics."""
+        check_is_fitted(self)
+        alpha, eta = self._priors()
+        found = decomposition.LatentDirichletAllocation(
+            self.n_topics, doc_topic_prior=alpha, topic_word_prior=eta, learning_method="online"
+        )
+        found.doc_topic_prior_, found.topic_word_prior_ = alpha, eta
+        found.components_ = self.components_.copy()
+        words = expected_words(self.components_.T, self.components_.sum(axis=1))
+        found.exp_dirichlet_component_ = np.ascontiguousarray(words.T)
+        found.random_state_ = check_random_state(0)
+        found.n_features_in_ = self.n_features_in_
+        found.n_batch_iter_, found.n_iter_ = self.n_updates_ + 1, self.n_iter_
+        return found
 
     def _infer(self, X: Any) -> list[Documents]:
         check_is_fitted(self)

@@ -24,6 +24,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "svm": "cirrus.models.svm:SvmModel",
         "factorization_machine": "cirrus.models.factorization_machine:FactorizationMachineModel",
         "matrix_factorization": "cirrus.models.matrix_factorization:MatrixFactorizationModel",
+        "kmeans": "cirrus.models.kmeans:KMeansModel",
         "lda": "cirrus.models.lda:LdaModel",
         "linear": "cirrus.models.linear_regression:LinearRegressionModel",
     }
