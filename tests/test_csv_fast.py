@@ -60,14 +60,25 @@ def parsed(parser: CsvParser | FastCsvParser, data: bytes, first_line: int) -> B
     st.sampled_from([1, 7]),
     st.sampled_from(["\n", "\r\n", "\n\n"]),
     st.booleans(),
+    st.booleans(),
 )
 def test_both_paths_read_the_same_rows(
-    table: list[list[str]], label_above: float | None, drop: bool, first_line: int, end: str, plain: bool
+    table: list[list[str]],
+    label_above: float | None,
+    drop: bool,
+    first_line: int,
+    end: str,
+    plain: bool,
+    text: bool,
 ) -> None:
     """Whatever the text, the compiled path gives the rows, or the error, that Python gives."""
     if plain:  # otherwise nearly every table has something in it that Python has to read
         table = [
-            [str(i % 3), *(c if c.strip().isalnum() else "" for c in row[1:3]), "0.25"]
+            [
+                ("red", " 7 ", "NA")[i % 3] if text else str(i % 3),
+                *(c if c.strip().isalnum() else "" for c in row[1:3]),
+                "0.25",
+            ]
             for i, row in enumerate(table)
         ]
     file_format = CsvFormat(
@@ -77,7 +88,8 @@ def test_both_paths_read_the_same_rows(
         numeric=(CsvColumn(index=3, name="n"),),
         categorical=(CsvColumn(index=1, name="ä"), CsvColumn(index=2, name="c")),
         hash_features=7,
-        label_above=label_above,
+        label_above=None if text else label_above,
+        text_labels=text,
         drop_missing_labels=drop,
         na_values=("", "NA", "nan", "-999"),
     )

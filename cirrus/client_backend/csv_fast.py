@@ -6,6 +6,7 @@ quotation marks or other characters than ASCII, and those with something wrong i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from cirrus.client_backend import csv_kernels as kernels
 from cirrus.client_backend.csv_format import CsvFormat
-from cirrus.client_backend.csv_rows import CsvParser, LabelNames
+from cirrus.client_backend.csv_rows import MAX_LABEL_NAMES, CsvParser, LabelNames, is_label_name
 from cirrus.client_backend.field_rows import NO_FEATURE, FieldRows
 from cirrus.client_backend.rows import ParsedRows, SegmentFacts
 
@@ -45,7 +46,8 @@ class FastCsvParser:
         )
         self._missing = _missing(file_format.na_values)
         self._label_column = -1 if file_format.label is None else file_format.label.index
-        self._is_simple = file_format.sep.isascii() and not file_format.text_labels
+        self._label_names = label_names
+        self._is_simple = file_format.sep.isascii()
         self._ends_cell = np.zeros(256, np.bool_)
         self._ends_cell[list(f"{file_format.sep}\r\n".encode() if self._is_simple else b"")] = True
 
@@ -65,6 +67,7 @@ class FastCsvParser:
         columns = np.empty((n_lines, self._fields.columns.size), np.uint32)
         values = np.empty((n_lines, n_numeric), np.float32)
         labels = np.zeros(n_lines)
+        label_cells = np.empty((n_lines, 2), np.int64)
         hard = np.empty((n_lines * n_numeric, 4), np.int64)
         n_rows, n_hard = kernels.read_rows(
             np.frombuffer(data, np.uint8),
@@ -77,11 +80,14 @@ class FastCsvParser:
             columns,
             values,
             labels,
+            label_cells,
             hard,
         )
         if n_rows < 0 or not _read_hard(data, hard[:n_hard], columns, values):
             return None
         columns, values, labels = columns[:n_rows], values[:n_rows], labels[:n_rows]
+        if self._format.label is not None and self._format.text_labels:
+            labels = self._codes(data, label_cells[:n_rows])
         if self._format.label_above is None:
             narrow = labels.astype(np.float32)
         else:
@@ -90,6 +96,27 @@ class FastCsvParser:
         if not np.isfinite(narrow).all() or not np.isfinite(values).all():
             return None
         return FieldRows(columns=columns, values=values, labels=narrow)
+
+    def _codes(self, data: bytes, cells: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the numbers of labels that are text, NaN for those that Python has to judge."""
+        known: dict[bytes, float] = {}
+        codes = []
+        for begin, end in cells.tolist():
+            label = data[begin:end]
+            code = known.get(label)
+            if code is None:
+                code = known[label] = self._code(label.decode())
+            codes.append(code)
+        return np.array(codes, np.float64)
+
+    def _code(self, label: str) -> float:
+        names = self._label_names
+        if label in self._format.na_values or not is_label_name(label) or len(names.names) >= MAX_LABEL_NAMES:
+            return math.nan
+        try:
+            return names.code(label)
+        except KeyError:
+            return math.nan
 
 
 def _read_hard(

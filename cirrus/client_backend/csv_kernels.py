@@ -157,6 +157,7 @@ def read_rows(
     columns: NDArray[np.uint32],
     values: NDArray[np.float32],
     labels: NDArray[np.float64],
+    label_cells: NDArray[np.int64],
     hard: NDArray[np.int64],
 ) -> tuple[int, int]:
     """Turn the rows that are not blank into entries.
@@ -173,6 +174,7 @@ def read_rows(
             (at least n_lines, n_fields).
         values: Takes the numbers, 1 where one is missing. Shape (at least n_lines, n_numeric).
         labels: Takes the labels; NaN where one is left to Python. Shape (at least n_lines,).
+        label_cells: Takes where each label begins and ends. Shape (at least n_lines, 2).
         hard: Takes the numbers that are left to Python: row, field, where the cell begins and ends. Shape
             (at least n_lines * n_numeric, 4).
 
@@ -201,6 +203,7 @@ def read_rows(
             number, is_plain = _plain_number(text, begin, end)
             is_known = is_plain and not _is_missing(text, begin, end, missing)
             labels[n_rows] = number if is_known else np.nan
+            label_cells[n_rows, 0], label_cells[n_rows, 1] = begin, end
         for k in range(fields.columns.size):
             column = fields.columns[k]
             begin, end = _strip(text, ends[column] + 1, ends[column + 1])

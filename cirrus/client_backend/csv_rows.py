@@ -63,6 +63,11 @@ class LabelNames:
         return code
 
 
+def is_label_name(text: str) -> bool:
+    """Return whether a text can be the name of a class."""
+    return bool(text) and "\0" not in text and len(text.encode()) <= MAX_ID_BYTES
+
+
 class CsvParser:
     """Parses CSV text.
 
@@ -149,7 +154,7 @@ class CsvParser:
     def _text_labels(self, cells: list[str], column: CsvColumn, where: _Where) -> NDArray[np.float32]:
         codes = []
         for i, cell in enumerate(cells):
-            if not cell or "\0" in cell or len(cell.encode()) > MAX_ID_BYTES:
+            if not is_label_name(cell):
                 where.refuse(
                     i, f"{column.name}: {_shown(cell)} is no name: 1 to {MAX_ID_BYTES} bytes of text"
                 )
