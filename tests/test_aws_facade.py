@@ -10,8 +10,10 @@ from typing import Any
 import boto3
 import pytest
 from aws_services import Answer, Request, answering, json_error, moto_services, use_services, xml_error
+from test_aws_deployment import make_deployment
 
 from cirrus.client_backend.aws import facade as facades
+from cirrus.client_backend.aws.backend import AWSBackend
 from cirrus.client_backend.aws.facade import OWNER, TAG_OWNER, TAG_RUN, TAG_SHARDS, AwsFacade
 from cirrus.errors import (
     AccessDeniedError,
@@ -295,3 +297,19 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(CredentialsError, match="aws sso login"):
         make_facade().instances()
+
+
+def test_a_search_hears_what_aws_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend's limit of workers is the least that any function may do; None where that is secret."""
+
+    def answer(request: Request) -> Answer:
+        if "account-settings" in request.path:
+            return Answer(body=b'{"AccountLimit": {"UnreservedConcurrentExecutions": 93}}')
+        return Answer(body=b"{}")
+
+    with answering(answer) as url:
+        use_services(monkeypatch, url)
+        assert AWSBackend(make_deployment()).max_workers == 93
+    with answering(lambda _: json_error("AccessDeniedException", 403)) as url:
+        use_services(monkeypatch, url)
+        assert AWSBackend(make_deployment()).max_workers is None

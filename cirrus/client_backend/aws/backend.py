@@ -169,6 +169,20 @@ class AWSBackend(Backend):
 
     # Places.
 
+    @property
+    def max_workers(self) -> int | None:
+        """See :attr:`Backend.max_workers`: the least that AWS lets any worker function do at a time.
+
+        Raises:
+            CloudError: AWS refuses.
+        """
+        facade = self._facade(1)
+        try:
+            limits = [facade.concurrency(name) for name in self.deployment.worker_functions.values()]
+        finally:
+            facade.close()
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def scratch_url(self) -> str:
         """See :meth:`Backend.scratch_url`."""
         return f"{self.root}/{TEMPORARY_PREFIX}/{secrets.token_hex(8)}"

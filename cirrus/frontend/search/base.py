@@ -266,7 +266,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             if state is None or any(not trial.status.ended for trial in state[0].trials):
                 rows = _open_data(config.train_url, config.train_fingerprint)
                 held_out = _open_data(config.validation_url) if config.validation_url else None
-            self._drive(folder, claim, self._with_budgets(config), backend, rows, held_out)
+            self._drive(folder, claim, self._with_budgets(config, backend), backend, rows, held_out)
         except BaseException:
             folder.renew_claim(dataclasses.replace(claim, released=True))
             backend.close_shared()
@@ -291,7 +291,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         else:
             state, etag = found
         for trial in state.trials:
-            self._check_room(jobs.n_workers(trial), config.max_workers)
+            self._check_room(jobs.n_workers(trial))
         driver = Driver(
             folder,
             claim,
@@ -573,10 +573,11 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
                 raise ConfigError(name, "cannot be searched over: the search sets it itself")
         check_params(params)
 
-    def _check_room(self, n_workers: int, max_workers: int | None) -> None:
-        if max_workers is not None and n_workers > max_workers:
+    def _check_room(self, n_workers: int) -> None:
+        # What the backend allows is no reason to refuse: a trial alone goes on with what it gets.
+        if self.max_workers is not None and n_workers > self.max_workers:
             raise ConfigError(
-                "max_workers", f"is {max_workers}, but one trial needs n_workers={n_workers} alone"
+                "max_workers", f"is {self.max_workers}, but one trial needs n_workers={n_workers} alone"
             )
 
     def _own_backend(self) -> Backend:
@@ -595,8 +596,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         if self.scoring is not None and held_out is None:
             raise ConfigError("scoring", "needs data to score on: fit(..., validation=...)")
         schedule = self._own_schedule()
-        limits = [limit for limit in (self.max_workers, backend.max_workers) if limit is not None]
-        return SearchConfig(
+        config = SearchConfig(
             search_id=search_id,
             estimator=type(self.estimator).__name__,
             params=portable_params(self.estimator.get_params(deep=False)),
@@ -605,18 +605,18 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             scoring=scoring_name(self.scoring),
             refit=bool(self.refit),
             pruner=schedule.to_plain(),
-            max_concurrent=self.max_concurrent,
-            max_workers=min(limits, default=None),
-            max_seconds=self.max_seconds,
-            max_cost=self.max_cost,
             train_url=rows.url,
             train_fingerprint=rows.manifest.fingerprint,
             validation_url=None if held_out is None else held_out.url,
             created_at=time.time(),
         )
+        return self._with_budgets(config, backend)
 
-    def _with_budgets(self, config: SearchConfig) -> SearchConfig:
-        return dataclasses.replace(config, **{name: getattr(self, name) for name in _budgets(config)})
+    def _with_budgets(self, config: SearchConfig, backend: Backend) -> SearchConfig:
+        """Return a config with the budgets of this object and the limit of its backend as it is now."""
+        budgets = {name: getattr(self, name) for name in _budgets(config)}
+        limits = [limit for limit in (self.max_workers, backend.max_workers) if limit is not None]
+        return dataclasses.replace(config, **{**budgets, "max_workers": min(limits, default=None)})
 
     def _check_same(self, known: SearchConfig, mine: SearchConfig) -> None:
         """Refuse to go on with a search of this name that was another one."""
