@@ -175,6 +175,7 @@ class StopConfig:
         for name in ("tol", "target_loss"):
             value = getattr(self, name)
             _check(value is None or _is_finite(value), name, f"must be a number, got {value!r}")
+        _check(self.tol is None or self.tol >= 0, "tol", f"must be >= 0 or None, got {self.tol!r}")
         updates = self.max_updates
         _check(
             updates is None or (isinstance(updates, int) and updates >= 1),

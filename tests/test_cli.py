@@ -274,10 +274,25 @@ def test_datasets_are_loaded_once_and_described(home, svmlight, tmp_path):
         (["train", "empty.svm"], "empty.svm"),
         (["train", "bad.svm"], "bad.svm:2"),
         (["train", "good.csv"], "--categorical"),
-        (["train", "good.svm", "--batch-size", "0"], "batch_size"),
-        (["train", "good.svm", "--epochs", "few"], "epochs"),
-        (["train", "good.svm", "--workers", "0"], "n_workers"),
-        (["train", "good.svm", "--validation-split", "1.5"], "validation-split"),
+        (["train", "good.svm", "--batch-size", "0"], "--batch-size: must be"),
+        (["train", "good.svm", "--epochs", "few"], "--epochs: must be"),
+        (["train", "good.svm", "--workers", "0"], "--workers: must be"),
+        (["train", "good.svm", "--validation-split", "1.5"], "--validation-split: must be"),
+        (["train", "good.svm", "--tol", "-1"], "--tol: must be >= 0"),
+        (["train", "good.svm", "--tol", "little"], "--tol: must be a number or none, got 'little'"),
+        (["train", "good.svm", "--early-stopping", "--validation-split", "0"], "--early-stopping: needs"),
+        (["train", "good.svm", "--model", "good.csv"], "good.csv: is a file"),
+        (["train", "good.svm", "--model", "good.csv/model"], "good.csv is a file"),
+        (["train", "good.svm", "--label", "y"], "--label: does not apply to --format svmlight"),
+        (["load", "good.svm", "out", "--hash-features", "8"], "--hash-features: does not apply"),
+        (["load", "good.svm", "out", "--sep", ""], "--sep: does not apply"),
+        (["load", "good.csv", "out", "--numeric", "a", "--sep", ""], "--sep: must be one character"),
+        (["load", "good.csv", "out", "--numeric", "a", "--n-features", "3"], "--n-features: does not apply"),
+        (
+            ["train", "one.svm"],
+            "one.svm: needs samples of at least 2 classes, but the data holds one class: 1",
+        ),
+        (["train", "good.svm", "--n-features", "1"], "beyond --n-features 1"),
         (["train", "good.svm", "--validation", "missing.svm"], "missing.svm"),
         (["train", "good.svm", "--resume-from", "nowhere"], "nowhere"),
         (["load", ".", "out"], "folder"),
@@ -292,6 +307,7 @@ def test_errors_are_one_line_and_exit_code_one(home, tmp_path, monkeypatch, argu
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.svm").touch()
     (tmp_path / "good.svm").write_text("1 1:1\n0 2:1\n" * 20)
+    (tmp_path / "one.svm").write_text("1 1:1\n" * 20)
     (tmp_path / "good.csv").write_text("a,b\n1,2\n")
     (tmp_path / "bad.svm").write_text("1 1:1\n0 2:x\n")
     before = sorted(tmp_path.iterdir())
@@ -302,6 +318,43 @@ def test_errors_are_one_line_and_exit_code_one(home, tmp_path, monkeypatch, argu
     assert problem in last
     assert [path for path in sorted(tmp_path.iterdir()) if path != home] == before
     assert not (home / "scratch").exists() or list((home / "scratch").iterdir()) == []
+
+
+def test_file_options_do_not_apply_to_a_dataset(home, svmlight, tmp_path):
+    """Nothing that was typed is ignored."""
+    run("load", svmlight, tmp_path / "rows")
+    code, _, err = run("train", tmp_path / "rows", "--label", "y")
+    assert code == 1
+    assert "--label: does not apply" in err
+
+
+def test_the_next_step_can_be_pasted(home, svmlight, tmp_path):
+    """Paths with spaces are quoted."""
+    target = tmp_path / "my rows"
+    code, _, err = run("load", svmlight, target)
+    assert code == 0
+    assert f"next: cirrus train '{target}'" in err
+
+
+def test_the_version_is_told(home):
+    """In one line."""
+    assert run("--version") == (0, f"cirrus {cirrus.__version__}\n", "")
+
+
+def test_ctrl_c_while_processes_start_is_as_quick(home, svmlight, start):
+    """Shards that have done nothing yet have nothing to save, and are not waited for."""
+    seconds = []
+    while not seconds or (seconds[-1] >= CTRL_C_SECONDS and len(seconds) < 3):
+        process = start("train", svmlight, "--epochs", 100_000, "--tol", 0, "--shards", 3, "--workers", 3)
+        run_id_of(process)
+        begun_at = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
+        seconds.append(time.monotonic() - begun_at)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        wait_until(lambda: not processes_of(home))
+    assert min(seconds) < CTRL_C_SECONDS
 
 
 def test_an_empty_home_has_no_runs(home):
@@ -360,7 +413,7 @@ def test_another_terminal_kills_a_run(home, svmlight, start):
 def test_a_run_whose_terminal_died_is_attached_and_finished(home, svmlight, tmp_path, start):
     """After SIGKILL of the command, `cirrus attach` ends the run and saves its model."""
     model = tmp_path / "model"
-    process = start("train", svmlight, "--epochs", 1000, "--tol", -1, "--model", model)
+    process = start("train", svmlight, "--epochs", 1000, "--tol", "none", "--model", model)
     run_id = run_id_of(process)
     wait_until(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
     process.kill()

@@ -232,6 +232,17 @@ def test_a_question_to_one_shard_holds_up_no_other(tmp_path: Path) -> None:
 # Checkpoints.
 
 
+def test_checkpoints_without_a_pause_do_not_stop_the_run(tmp_path: Path) -> None:
+    """However often they are wanted, workers get on between two."""
+    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 4}, checkpoint_seconds=1e-6)
+    with running(tmp_path / "run", config) as shards, Workers(shards.url):
+        status = shards.wait(30.0)
+        assert (status.state, status.epoch) == (RunState.FINISHED, 4)
+        cut = open_store(f"{shards.url}/checkpoints").folders()
+        assert len(cut) > 3
+        assert len({resolve(f"{shards.url}/checkpoints"), *cut}) == len(cut) + 1
+
+
 def resumed(old: Shards, url: str, n_shards: int, *, epochs: int, **options: Any) -> RunConfig:
     """Return the config of a run that goes on where a checkpoint was cut."""
     return make_config(

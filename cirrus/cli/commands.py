@@ -52,12 +52,28 @@ P = ParamSpec("P")
 
 app = typer.Typer(
     name="cirrus",
-    help="Train sparse models on stateless workers and a parameter server.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from cirrus import __version__
+
+        print(f"cirrus {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train sparse models on stateless workers and a parameter server."""
 
 
 def _command(function: Callable[P, None]) -> Callable[P, None]:
@@ -74,7 +90,9 @@ def _command(function: Callable[P, None]) -> Callable[P, None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ERROR_EXIT_CODE) from None
         except CirrusError as error:
-            _end(f"error: {error}", ERROR_EXIT_CODE)
+            from cirrus.cli.wording import error_line
+
+            _end(f"error: {error_line(error, function)}", ERROR_EXIT_CODE)
         except OSError as error:
             _end(f"error: {error.filename or 'input or output'}: {error.strerror}", ERROR_EXIT_CODE)
 
@@ -249,8 +267,8 @@ def train(
     l2: Annotated[float | None, typer.Option(help="Penalty on squares; default: 0.")] = None,
     batch_size: Annotated[str, typer.Option(help='Rows of a minibatch, or "auto".')] = "auto",
     tol: Annotated[
-        float | None,
-        typer.Option(help="End when the loss improves by less, for 5 epochs; default: the model's."),
+        str | None,
+        typer.Option(help="End when the loss improves by less, for 5 epochs, or none; default: the model's."),
     ] = None,
     balanced: Annotated[bool, typer.Option("--balanced", help="Weigh the two classes alike.")] = False,
     target_loss: Annotated[float | None, typer.Option(help="End at this loss.")] = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from cirrus.cli.console import say, show
 from cirrus.cli.options import FileOptions
 from cirrus.cli.sources import load_file
@@ -17,4 +19,4 @@ def load(data: str, url: str, options: FileOptions) -> None:
             say("what is parsed is kept: the same command goes on with it")
         raise
     show(f"dataset {dataset.url}")
-    say(f"next: cirrus train {url}")
+    say(f"next: cirrus train {shlex.quote(url)}")

@@ -180,7 +180,7 @@ class TrainOptions:
     l1: float | None
     l2: float | None
     batch_size: str
-    tol: float | None
+    tol: str | None
     balanced: bool
     target_loss: float | None
     max_seconds: float | None

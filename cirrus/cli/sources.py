@@ -192,12 +192,22 @@ def _check_options(written: Format, options: FileOptions) -> None:
     """Refuse options that say nothing about files of this format."""
     for name in sorted(set().union(*_OPTIONS.values()) - _OPTIONS[written]):
         if getattr(options, name) != _NOT_GIVEN.get(name):
-            field = name.replace("_", "-")
-            raise ConfigError(field, f"does not apply to --format {written.value}: leave it out")
+            raise ConfigError(name, f"does not apply to --format {written.value}: leave it out")
+
+
+def refuse_file_options(data: str, options: FileOptions) -> None:
+    """Refuse options that say how a file is read, where DATA is a dataset.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
+    for name in ("format", *sorted(set().union(*_OPTIONS.values()))):
+        if getattr(options, name) != (Format.AUTO if name == "format" else _NOT_GIVEN.get(name)):
+            raise ConfigError(name, f"does not apply to {data}, which is a dataset already: leave it out")
 
 
 def _separator(data: str, options: FileOptions) -> str:
-    sep = options.sep or ("\t" if ".tsv" in data.lower() else ",")
+    sep = options.sep if options.sep is not None else "\t" if ".tsv" in data.lower() else ","
     return "\t" if sep in ("tab", "\\t") else sep
 
 

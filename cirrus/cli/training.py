@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+import re
 import secrets
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from cirrus.chunks import DERIVED_FOLDER
 from cirrus.cli.console import say, show
 from cirrus.cli.options import FileOptions, ModelType, TrainOptions
-from cirrus.cli.sources import is_dataset, load_file, load_file_like
+from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_file_options
 from cirrus.client_backend.backend import Backend, backend_at
-from cirrus.errors import ConfigError
+from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import start_job
 from cirrus.frontend.factorization import FactorizationMachine
 from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
+from cirrus.frontend.model_files import check_model_place
 from cirrus.frontend.planning import check_params
 from cirrus.frontend.prediction import ScoringEstimator
 from cirrus.frontend.scoring import score_dataset, scores_table
@@ -30,14 +34,20 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
     """Train a model, and compare it on rows held out with one that knows no features."""
     if not 0 <= options.validation_split < 1:
         raise ConfigError(
-            "validation-split", f"must be at least 0 and below 1, got {options.validation_split}"
+            "validation_split", f"must be at least 0 and below 1, got {options.validation_split}"
         )
+    if options.early_stopping and options.validation is None and options.validation_split == 0:
+        raise ConfigError("early_stopping", "needs rows to watch: hold some out, or name others")
     backend = backend_at(options.home)
     estimator = _estimator(options, backend)
     check_params(estimator.get_params(deep=False))
     for source in (data, options.validation):
         if source is not None:
             is_dataset(source)
+    if options.model is not None:
+        check_model_place(options.model)
+    if is_dataset(data):
+        refuse_file_options(data, file_options)
     job = _Job(estimator, backend.root, options.model)
     try:
         if is_dataset(data):
@@ -46,6 +56,8 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
             dataset = load_file(data, job.scratch("data"), file_options)
         rows, held_out = job.hold_out(dataset, options.validation, options.validation_split)
         model = job.fit(rows, held_out)
+    except DataError as error:
+        raise type(error)(job.in_user_words(str(error), data, options.validation)) from error
     finally:
         job.clean_up()
     show(f"model {model}")
@@ -71,13 +83,14 @@ def _estimator(options: TrainOptions, backend: Backend) -> ScoringEstimator:
         "learning_rate": options.learning_rate,
         "l1": options.l1,
         "l2": options.l2,
-        "tol": options.tol,
         "class_weight": "balanced" if options.balanced else None,
     }
     kind = ESTIMATORS[options.model_type]
     given = {name: value for name, value in params.items() if value is not None}
     if strange := sorted(given.keys() - kind().get_params().keys()):
         raise ConfigError(strange[0], f"does not apply to --model-type {options.model_type.value}")
+    if options.tol is not None:
+        given["tol"] = _tol(options.tol)
     return kind(
         **given,
         batch_size=number_or_auto(options.batch_size),
@@ -116,6 +129,16 @@ class _Job:
         """Return a place for data that is needed as long as the run lasts."""
         self._uses_scratch = True
         return f"{self._scratch_url}/{name}"
+
+    def in_user_words(self, text: str, data: str, validation: str | None) -> str:
+        """Return a text that names what the user named, where it names what was made of that on the way."""
+        places = {self._scratch_url + "/data": data, self._scratch_url + "/validation": validation}
+        if "://" not in data:
+            places[str(Path(data).absolute())] = data
+        for place, name in places.items():
+            parts = rf"{re.escape(place)}(?:/{DERIVED_FOLDER}/[^:\s]*)?(?=[:\s,;]|$)"
+            text = name.join(re.split(parts, text)) if name is not None else text
+        return text
 
     def clean_up(self) -> None:
         """Remove what the run needed."""
@@ -162,6 +185,15 @@ class _Job:
         if held_out is not None:
             show("\n".join(scores_table(score_dataset(estimator, held_out))))
         return self._shown_model
+
+
+def _tol(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError("tol", f"must be a number or none, got {text!r}") from error
 
 
 def _count(number: int, what: str) -> str:

@@ -51,7 +51,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End all workers, then all shards, who snapshot; takes 2.5 s at most and may be called again."""
+        """End all workers and shards, who snapshot; takes 2.5 s at most and may be called again."""
 
     @abstractmethod
     def kill(self) -> None:

@@ -190,9 +190,25 @@ class LocalLauncher(Launcher):
             raise AttemptError(f"{name} ended without a result; its last line was {text!r}") from error
 
     def close(self) -> None:
-        """See :meth:`Launcher.close`."""
+        """See :meth:`Launcher.close`.
+
+        Shards save while the workers end; one that has not announced itself has done nothing yet.
+        """
+        self.shards.close_inputs()
         self.workers.close(WORKER_GRACE_SECONDS)
+        if self.shards.pids:
+            announced = self._announced_pids()
+            self.shards.kill_some(lambda pid: announced is not None and pid not in announced)
         self.shards.close(SHARD_GRACE_SECONDS)
+
+    def _announced_pids(self) -> set[int] | None:
+        """Return the process ids of the shards that serve, or None where that cannot be read."""
+        folder = RunFolder(self._run_url)
+        try:
+            addresses = [folder.shard_address(shard) for shard in range(folder.config().n_shards)]
+        except CirrusError:
+            return None
+        return {address.pid for address in addresses if address is not None}
 
     def kill(self) -> None:
         """See :meth:`Launcher.kill`."""

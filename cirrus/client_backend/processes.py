@@ -198,6 +198,20 @@ class ChildSet:
         with self._lock:
             return sorted(child.pid for child in self._children)
 
+    def close_inputs(self) -> None:
+        """Ask all children to end, and start no more; does not wait."""
+        with self._lock:
+            self._closed = True
+            for child in self._children:
+                child.close_input()
+
+    def kill_some(self, has_nothing_to_save: Callable[[int], bool]) -> None:
+        """Kill those children of whose process id something is true; does not wait."""
+        with self._lock:
+            for child in self._children:
+                if has_nothing_to_save(child.pid):
+                    child.kill()
+
     def close(self, grace_seconds: float) -> None:
         """End all children, and any that is started later.
 

@@ -41,7 +41,8 @@ def check_classes(classes: Array, where: str, *, several: bool = False) -> None:
     """
     if len(classes) == 1:
         raise DataError(
-            f"{where}: needs samples of at least 2 classes, but the data holds one class: {classes[0]!r}"
+            f"{where}: needs samples of at least 2 classes, "
+            f"but the data holds one class: {classes.tolist()[0]!r}"
         )
     if len(classes) != 2 and not several:
         raise DataError(
@@ -66,11 +67,13 @@ def encode(y: Array, classes: Array, codes: Codes, where: str) -> npt.NDArray[np
         DataError: A label is of no class.
     """
     if (y.dtype.kind in "biuf") != (classes.dtype.kind in "biuf"):
-        raise DataError(f"{where}: label {y[0]!r} is none of the classes {classes.tolist()}")
+        raise DataError(f"{where}: label {y.tolist()[0]!r} is none of the classes {classes.tolist()}")
     place = np.searchsorted(classes, y).clip(max=len(classes) - 1)
     strange = classes[place] != y
     if np.any(strange):
-        raise DataError(f"{where}: label {y[strange][0]!r} is none of the classes {classes.tolist()}")
+        raise DataError(
+            f"{where}: label {y[strange].tolist()[0]!r} is none of the classes {classes.tolist()}"
+        )
     coded: npt.NDArray[np.float32] = np.array(codes, np.float32)[place]
     return coded
 
@@ -144,7 +147,15 @@ def class_factors(class_weight: Any, classes: Array, totals: tuple[float, ...]) 
         return tuple(sum(totals) / (len(totals) * total) if total > 0 else 1.0 for total in totals)
     if not isinstance(class_weight, Mapping):
         raise ConfigError("class_weight", f'must be None, "balanced" or a dict, got {class_weight!r}')
-    factors = tuple(float(class_weight.get(label, 1.0)) for label in classes.tolist())
+    known = classes.tolist()
+    unknown = [label for label in class_weight if label not in known]
+    unweighted = [label for label in known if label not in class_weight]
+    if unknown and unweighted:  # more labels than the data has are no mistake, another name for one is
+        raise ConfigError(
+            "class_weight",
+            f"has a factor for {unknown[0]!r}, but the classes are {known}: {unweighted} have none",
+        )
+    factors = tuple(float(class_weight.get(label, 1.0)) for label in known)
     if not all(factor >= 0 and np.isfinite(factor) for factor in factors):
         raise ConfigError("class_weight", f"must not be negative, got {class_weight!r}")
     return factors

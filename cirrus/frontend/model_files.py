@@ -169,6 +169,28 @@ def save_model_files(
         store.delete_prefix(replaced + "/")
 
 
+def check_model_place(url: str | os.PathLike[str]) -> None:
+    """Find out whether a model could be written to a URL, and leave nothing there.
+
+    Raises:
+        StorageError: It could not.
+    """
+    store = open_store(url)
+    if "://" in store.url:
+        probe = f"{_PARAMETERS_PREFIX}{secrets.token_hex(4)}"
+        store.put(probe, b"")
+        store.delete(probe)
+        return
+    place = Path(store.url)
+    if place.exists() and not place.is_dir():
+        raise StorageError(f"{place}: is a file: a model needs a folder of its own")
+    above = next(path for path in (place, *place.parents) if path.exists())
+    if not above.is_dir():
+        raise StorageError(f"{place}: {above} is a file, not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise StorageError(f"{place}: {above} cannot be written to")
+
+
 def may_hold_model(url: str) -> bool:
     """Return whether a model can go to a URL and harm nothing: a model is there already, or nothing is.
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from cirrus.chunks import Manifest, cut_boundaries, plan_leases
 from cirrus.config import (
     ADAPTIVE_OPTIMIZERS,
@@ -229,6 +231,9 @@ def check_params(params: Mapping[str, Any]) -> None:
         ConfigError: A parameter is wrong, or comes with a later version; it is named.
     """
     params = {**_WITHOUT_GRADIENTS, **params}
+    for name in ("fit_intercept", "warm_start", "early_stopping"):
+        if name in params and not isinstance(params[name], (bool, np.bool_)):
+            raise ConfigError(name, f"must be True or False, got {params[name]!r}")
     _optimizer(params)
     _stop(params, 1, 1.0)
     _auto(params["batch_size"], "batch_size", 1)

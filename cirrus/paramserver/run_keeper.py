@@ -309,6 +309,7 @@ class RunKeeper:
         peer_counts = _Timer(PEER_COUNTS_SECONDS)
         every = self._config.checkpoint_seconds
         checkpoints = None if every is None else _Timer(every)
+        cut_at = self.coordinator.updates
         self._report()
         while not self._shard.stopping.is_set():
             phase = self._tick()
@@ -319,7 +320,9 @@ class RunKeeper:
                 self._save_model()
             elif self._checkpoint_due:
                 self._cut_checkpoint()
-            if checkpoints is not None and checkpoints.is_due():
+            # Not twice at one moment: workers who wait for the first have to get on before the second.
+            if checkpoints is not None and self.coordinator.updates > cut_at and checkpoints.is_due():
+                cut_at = self.coordinator.updates
                 with self.work:
                     self.coordinator.checkpoint_wanted = True
             if control.is_due():
