@@ -52,6 +52,12 @@ $(VENV)/.kernels: $(VENV)/.installed $(shell grep -rl numba.njit cirrus)
 	@$(BIN)/python -c "import cirrus; cirrus.load_svmlight('$(VENV)/two-rows.svm', 'memory://two/svm')"
 	@$(BIN)/python -c "import cirrus; \
 	    cirrus.load_csv('$(VENV)/two-rows.csv', 'memory://two/csv', label='label', categorical=['colour'])"
+	@printf '1 |a x |b y\n0 |a z\n' > $(VENV)/two-rows.vw
+	@printf '1 0:1\n1 1:2\n' > $(VENV)/two-rows.ldac
+	@printf '2\n2\n2\n1 1 1\n2 2 2\n' > $(VENV)/two-rows.docword
+	@$(BIN)/python -c "import cirrus; cirrus.load_vw('$(VENV)/two-rows.vw', 'memory://two/vw', ['ab']); \
+	    cirrus.load_bag_of_words('$(VENV)/two-rows.ldac', 'memory://two/ldac'); \
+	    cirrus.load_bag_of_words('$(VENV)/two-rows.docword', 'memory://two/docword', 'docword')"
 	@touch $@
 
 install: $(VENV)/.installed $(VENV)/.kernels

@@ -19,7 +19,13 @@ from cirrus.client_backend.inputs import open_inputs
 from cirrus.client_backend.load_job import LOAD_EXPIRY_SECONDS, LOADING_FOLDER
 from cirrus.client_backend.load_tasks import LoadSizes
 from cirrus.client_backend.load_team import TaskQueue
-from cirrus.client_backend.loader import LoadOptions, LoadProgress, load_svmlight_file
+from cirrus.client_backend.loader import (
+    MAX_PIECE_REQUESTS,
+    LoadOptions,
+    LoadProgress,
+    _piece_requests,
+    load_svmlight_file,
+)
 from cirrus.client_backend.segments import read_segments
 from cirrus.errors import ConflictError, DataError, NotFoundError, StorageError
 from cirrus.frontend.datasets import Dataset, load_csv, load_svmlight
@@ -424,3 +430,30 @@ def test_segments_can_be_read_from_any_of_them_on(tmp_path: Path) -> None:
                     assert [(s.number, s.first_line, s.data) for s in rest] == [
                         (s.number, s.first_line, s.data) for s in whole[k + 1 :]
                     ]
+
+
+def test_many_pieces_lie_on_this_machine(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of a large load into S3 lie in the home folder, where it goes on, and which is empty after."""
+    monkeypatch.setenv("CIRRUS_HOME", str(tmp_path / "home"))
+    path = tmp_path / "x.svm"
+    assert _piece_requests(10**9, LoadSizes()) < MAX_PIECE_REQUESTS < _piece_requests(3 * 10**9, LoadSizes())
+    home, store = open_store(tmp_path / "home"), open_store(f"s3://{bucket}/ds")
+    sizes = LoadSizes(segment_bytes=2000, bucket_text_bytes=250, bucket_bytes=100_000)
+
+    def once(progress: Callable[[LoadProgress], None]) -> Dataset:
+        options = LoadOptions(sizes=sizes, shuffle=False, n_processes=1, progress=progress)
+        return Dataset(store.url, load_svmlight_file(str(path), store, options=options))
+
+    path.write_bytes(lines(0, 5000))
+    assert _piece_requests(path.stat().st_size, sizes) > MAX_PIECE_REQUESTS
+    with pytest.raises(KeyboardInterrupt):
+        once(progress=interrupt_when(lambda p: p.rows > 2000))
+    assert store.list() == []
+    assert len(home.list(LOADING_FOLDER)) > 10
+    seen: list[LoadProgress] = []
+    dataset = once(progress=seen.append)
+    assert seen[-1].rows_found > 2000
+    assert dataset.to_csr()[1].tolist() == list(range(5000))
+    assert home.list() == []

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import secrets
 import tempfile
 import threading
@@ -20,7 +21,8 @@ from types import TracebackType
 from typing import Any
 
 from cirrus.chunks import MANIFEST_KEY, Manifest, discard_chunks, new_chunk_prefix, read_manifest
-from cirrus.client_backend.claims import is_held, is_known_dead, new_claim
+from cirrus.chunks.writer import CHUNK_PREFIX
+from cirrus.client_backend.claims import is_known_dead, new_claim
 from cirrus.config import from_plain
 from cirrus.errors import (
     CirrusError,
@@ -37,7 +39,7 @@ from cirrus.storage import ObjectStore, open_store
 #: Loads have their folders below this one of the dataset.
 LOADING_FOLDER = "loading"
 #: Part of every load's identity: raised when pieces are written or rows are spread in another way.
-LOAD_VERSION = 1
+LOAD_VERSION = 2
 #: A load that nobody went on with for this long is removed by the next one to the same place.
 LOAD_EXPIRY_SECONDS = 24 * 3600.0
 RENEW_SECONDS = CLAIM_SECONDS / 4
@@ -49,10 +51,17 @@ class LoadState:
     """What is decided once for a load, however often it is interrupted."""
 
     seed: int
+    url: str
+    """The dataset's."""
     prefix: str
     """Of the keys of its chunks."""
     created_at: float
     """Unix time."""
+
+    def __post_init__(self) -> None:
+        """Check that nothing but chunks can be below the prefix."""
+        if not re.fullmatch(rf"{CHUNK_PREFIX}[0-9a-f]+/", self.prefix):
+            raise ConfigError("prefix", f"{self.prefix!r} is not one of chunks")
 
 
 def load_identity(arguments: dict[str, Any]) -> str:
@@ -69,14 +78,18 @@ class LoadJob:
         name: :func:`load_identity`; None: nobody can go on with this load, and its folder is a temporary
             one of this machine.
         seed: Of everything random; None: any.
+        root: Where folders of loads are; None: beside the dataset.
 
     Raises:
         ConflictError: Another client works on the same load.
         StorageError: The object store refused or failed.
     """
 
-    def __init__(self, store: ObjectStore, name: str | None, seed: int | None) -> None:
+    def __init__(
+        self, store: ObjectStore, name: str | None, seed: int | None, root: ObjectStore | None = None
+    ) -> None:
         self._store = store
+        self._root = store if root is None else root
         self._name = name
         self._seed = secrets.randbits(64) if seed is None else int(seed)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -95,10 +108,10 @@ class LoadJob:
             self.folder = open_store(self._temporary.name)
             self.state = self._fresh_state()
             return self
-        self.folder = self._store.child(f"{LOADING_FOLDER}/{self._name}")
+        self.folder = self._root.child(f"{LOADING_FOLDER}/{self._name}")
         self._claim = _Claim(self.folder.url, self._store.url)
         try:
-            remove_loads(self._store, older_than_seconds=LOAD_EXPIRY_SECONDS, but=self._name)
+            self._remove_others(LOAD_EXPIRY_SECONDS)
             self.state = self._found_state() or self._begin()
         except BaseException:
             self._claim.release()
@@ -106,7 +119,9 @@ class LoadJob:
         return self
 
     def _fresh_state(self) -> LoadState:
-        return LoadState(seed=self._seed, prefix=new_chunk_prefix(), created_at=time.time())
+        return LoadState(
+            seed=self._seed, url=self._store.url, prefix=new_chunk_prefix(), created_at=time.time()
+        )
 
     def _found_state(self) -> LoadState | None:
         try:
@@ -128,16 +143,34 @@ class LoadJob:
             assert self._claim is not None
             self._claim.release()
             return
-        if error is not None:
+        is_lost = self._claim is not None and self._claim.is_lost
+        if error is not None and not is_lost:
             discard_chunks(self._store, self.state.prefix)
         if self._temporary is not None:
             self._temporary.cleanup()
-        elif self._claim is not None and not self._claim.is_lost:
+        elif not is_lost:
             # What cannot be removed now, a later load removes.
             with contextlib.suppress(StorageError):
-                self._store.delete_prefix(f"{LOADING_FOLDER}/{self._name}")
+                self._root.delete_prefix(f"{LOADING_FOLDER}/{self._name}")
                 if error is None:
-                    remove_loads(self._store, older_than_seconds=0.0, but=None)
+                    self._remove_others(0.0)
+
+    def _remove_others(self, older_than_seconds: float) -> None:
+        """Remove what loads have left that nobody works on, and that were begun so long ago."""
+        keys = self._root.list(f"{LOADING_FOLDER}/")
+        for name in {key.split("/")[1] for key in keys if key.count("/") > 1} - {self._name}:
+            folder = self._root.child(f"{LOADING_FOLDER}/{name}")
+            try:
+                state = _state_of(folder)
+                is_other = self._root is not self._store and state.url != self._store.url
+                age_seconds = LOAD_EXPIRY_SECONDS if is_other else older_than_seconds
+                if time.time() - state.created_at < age_seconds:
+                    continue
+                with _Claim(folder.url, state.url):
+                    discard_chunks(open_store(state.url) if is_other else self._store, state.prefix)
+                    self._root.delete_prefix(f"{LOADING_FOLDER}/{name}")
+            except (NotFoundError, CorruptDataError, ConfigError, ConflictError):
+                continue  # it is just begun, being removed, or somebody works on it
 
     def check(self) -> None:
         """Raise a ConflictError if another client has taken this load over meanwhile."""
@@ -160,31 +193,6 @@ def _can_go_on(error: BaseException) -> bool:
     if isinstance(error, Exception):
         return isinstance(error, (StorageError, RunError)) and not isinstance(error, ConflictError)
     return True
-
-
-def remove_loads(store: ObjectStore, *, older_than_seconds: float, but: str | None) -> None:
-    """Remove what loads have left that nobody works on.
-
-    Args:
-        store: The store at a dataset's URL.
-        older_than_seconds: Only those that were begun so long ago.
-        but: The name of a load that is left alone.
-
-    Raises:
-        StorageError: The object store refused or failed.
-    """
-    names = {key.split("/")[1] for key in store.list(f"{LOADING_FOLDER}/") if key.count("/") > 1}
-    for name in names - {but}:
-        folder = store.child(f"{LOADING_FOLDER}/{name}")
-        try:
-            state = _state_of(folder)
-            holder = RunFolder(folder.url).claim_holder()
-        except (NotFoundError, CorruptDataError, ConfigError):
-            continue  # it is just begun, or being removed
-        now = time.time()
-        if now - state.created_at >= older_than_seconds and not is_held(holder, now):
-            discard_chunks(store, state.prefix)
-            store.delete_prefix(f"{LOADING_FOLDER}/{name}")
 
 
 def _state_of(folder: ObjectStore) -> LoadState:
@@ -236,6 +244,14 @@ class _Claim:
             raise ConflictError(
                 f"{self._dataset_url}: another process went on with this load, as this one seemed to be dead"
             ) from self._lost
+
+    def __enter__(self) -> None:
+        """Hold the claim for as long as the context lasts."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def stop(self) -> None:
         self._stop.set()

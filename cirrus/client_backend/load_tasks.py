@@ -42,8 +42,10 @@ from cirrus.client_backend.pieces import (
     Piece,
     RowJoiner,
     encode_pieces,
+    find_all,
     find_piece,
     n_groups_of,
+    read_all,
     read_names,
 )
 from cirrus.client_backend.ratings import RatingsFormat
@@ -296,8 +298,8 @@ class LoadWorker:
         pieces = self._pieces(task)
         if not plan.shuffle:
             builder = BlockBuilder(writer)
-            for piece in pieces:
-                for block in blocks_of_rows(piece.read(self._folder), None, task.base):
+            for rows in read_all(self._folder, pieces):
+                for block in blocks_of_rows(rows, None, task.base):
                     builder.add(block)
             builder.flush()
         elif pieces:
@@ -317,22 +319,19 @@ class LoadWorker:
         plan = self._plan
         folder = NUMBERED if self._format.names else PIECES
         group = task.bucket if plan.shuffle and plan.n_buckets > 1 else 0
-        found = (
-            find_piece(self._folder, segment_key(folder, file, number), group, (file, number))
-            for file, number in task.segments
-        )
-        return [piece for piece in found if piece is not None]
+        keys = [(segment_key(folder, file, number), (file, number)) for file, number in task.segments]
+        return [piece for piece in find_all(self._folder, keys, group) if piece is not None]
 
     def _read_split(self, pieces: list[Piece], bucket: int, split: int, n_splits: int) -> ParsedRows:
         """Return one of ``n_splits`` random parts of a bucket that is too large to be read whole."""
         joiner = RowJoiner(pieces)
-        for piece in pieces:
-            rows = piece.read(self._folder)
+        for piece, rows in zip(pieces, read_all(self._folder, pieces), strict=True):
             if n_splits > 1:
                 rng = self._rng(_SPLIT, bucket, *piece.segment)
                 group = rng.integers(n_splits, size=rows.n_rows, dtype=np.intp)
-                rows = rows.take(np.flatnonzero(group == split))
-            joiner.add(rows)
+                joiner.add(rows.take(np.flatnonzero(group == split)))
+            else:
+                joiner.add(rows)
         return joiner.rows()
 
 

@@ -14,7 +14,8 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cirrus.chunks import DatasetSummary, Manifest, commit_dataset
@@ -44,14 +45,15 @@ from cirrus.client_backend.load_tasks import (
     segment_key,
 )
 from cirrus.client_backend.load_team import Team, Worker
+from cirrus.client_backend.local import default_home
 from cirrus.client_backend.parquet import BATCH_ROWS, find_parquet_format, fit_parquet_format
-from cirrus.client_backend.pieces import read_names
+from cirrus.client_backend.pieces import REQUESTS_AT_ONCE, get_all, read_names
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.segments import InputFile, Place, Segment, is_compressed, read_segments
 from cirrus.client_backend.vw_format import VwFormat
 from cirrus.client_backend.words import find_words_format, read_words
 from cirrus.errors import ConfigError, DataError
-from cirrus.storage import MemoryStore, ObjectStore
+from cirrus.storage import FolderStore, MemoryStore, ObjectStore, open_store
 
 #: How much larger text is than its compressed file, at a guess; too large a bucket is scattered again.
 COMPRESSION_RATIO = 5
@@ -61,6 +63,8 @@ MIN_PROCESS_BYTES = 16 * 2**20
 MAX_PROCESSES = 16
 #: Where features are paired, so much less text is worked on at once.
 PAIRED_RATIO = 8
+#: In a store that is no folder, pieces that take more requests than this lie on this machine instead.
+MAX_PIECE_REQUESTS = 20_000
 #: How much of a file is looked at for its header.
 HEADER_BYTES = 2**16
 
@@ -348,11 +352,20 @@ def load_inputs(
                 "sizes": dataclasses.asdict(options.sizes),
             }
         )
-    with LoadJob(store, name, options.random_state) as job:
+    packed = _are_packed(inputs, is_table=source is not None)
+    root = None
+    if name is not None and not isinstance(store, FolderStore):
+        sizes = [
+            file.n_bytes * _ratio(is_packed) for file, is_packed in zip(inputs.files, packed, strict=True)
+        ]
+        if _piece_requests(sum(sizes), options.sizes) > MAX_PIECE_REQUESTS:
+            root = open_store(default_home())
+            name = load_identity({"url": store.url, "load": name})
+    with LoadJob(store, name, options.random_state, root) as job:
         done = job.committed()
         if done is not None:  # all that an earlier client did not come to was to remove the folder
             return done
-        load = _Load(inputs, store, how, options, job, source)
+        load = _Load(inputs, store, how, options, job, source, packed)
         load.run()
         inputs.check_unchanged()
         return load.commit(replaces, vocabularies or {})
@@ -369,6 +382,7 @@ class _Load:
         options: LoadOptions,
         job: LoadJob,
         source: SegmentSource | None,
+        packed: Sequence[bool],
     ) -> None:
         self._inputs = inputs
         self._store = store
@@ -379,8 +393,7 @@ class _Load:
         self._progress = options.progress
         self._sizes = sizes = options.sizes
         # A compressed file counts for as much text as it may hold.
-        packed = [source is not None or is_compressed(file) for file in inputs.files]
-        self._ratios = [COMPRESSION_RATIO if is_packed else 1 for is_packed in packed]
+        self._ratios = [_ratio(is_packed) for is_packed in packed]
         sizes_of_text = [file.n_bytes * k for file, k in zip(inputs.files, self._ratios, strict=True)]
         self._text_before = list(itertools.accumulate(sizes_of_text, initial=0))
         text_bytes = self._text_before[-1]
@@ -427,14 +440,14 @@ class _Load:
         if self._plan.is_temporary:
             return
         there = {key.removeprefix(PIECES) for key in self._folder.list(PIECES)}
-        for key in self._folder.list(PARSED):
-            result = scatter_result_from(json.loads(self._folder.get(key)))
+        for key, data in get_all(self._folder, self._folder.list(PARSED)):
+            result = scatter_result_from(json.loads(data))
             if result.facts.n_rows and key.removeprefix(PARSED) not in there:
                 continue
             self._take_in(result)
-        for key in self._folder.list(FILES):
+        for key, data in get_all(self._folder, self._folder.list(FILES)):
             file = int(key.removeprefix(FILES))
-            self._n_segments[file] = int(self._folder.get(key))
+            self._n_segments[file] = int(data)
             self._kept_files.add(file)
         self._rows_found = self._facts.n_rows
         if self._rows_found:
@@ -575,8 +588,8 @@ class _Load:
         if self._plan.is_temporary:
             return
         there = set(self._store.list(self._plan.prefix))
-        for key in self._folder.list(BUCKETS):
-            result = BucketResult.from_bytes(self._folder.get(key))
+        for _, data in get_all(self._folder, self._folder.list(BUCKETS)):
+            result = BucketResult.from_bytes(data)
             if all(chunk.key in there for chunk in result.chunks):
                 self._buckets[result.bucket] = result
 
@@ -614,6 +627,23 @@ class _Load:
         )
         self._report(self._inputs.n_bytes)
         return manifest
+
+
+def _are_packed(inputs: Inputs, *, is_table: bool) -> list[bool]:
+    """Return which files hold more text than they have bytes."""
+    if is_table:
+        return [True] * len(inputs.files)
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(is_compressed, inputs.files))
+
+
+def _piece_requests(text_bytes: int, sizes: LoadSizes) -> float:
+    """Return how many requests the pieces take: two for each segment and bucket."""
+    return 2 * (text_bytes / sizes.segment_bytes) * (text_bytes / sizes.bucket_text_bytes)
+
+
+def _ratio(is_packed: bool) -> int:
+    return COMPRESSION_RATIO if is_packed else 1
 
 
 def _n_workers(n_processes: int | None, text_bytes: int, store: ObjectStore) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,9 +21,15 @@ from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.client_backend.field_rows import FieldRows
 from cirrus.client_backend.rows import ParsedRows, Rows
 from cirrus.errors import CorruptDataError
-from cirrus.storage import ObjectStore
+from cirrus.storage import FolderStore, ObjectStore
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Scalar = TypeVar("Scalar", np.float32, np.uint32)
+
+#: An object store answers so many requests at a time, each after a while; a folder answers at once.
+REQUESTS_AT_ONCE = 16
 
 #: magic, version, number of vocabularies, number of groups
 _HEADER = struct.Struct("<4sHHI")
@@ -233,3 +240,29 @@ def n_groups_of(store: ObjectStore, key: str) -> int:
     """Return the number of groups of an object of pieces."""
     n_groups: int = _HEADER.unpack(store.get_range(key, 0, _HEADER.size))[3]
     return n_groups
+
+
+def read_all(store: ObjectStore, pieces: Sequence[Piece]) -> Iterator[ParsedRows]:
+    """Yield the rows of some pieces, in order; from a store that is no folder several at a time."""
+    return _all(store, lambda piece: piece.read(store), pieces)
+
+
+def find_all(
+    store: ObjectStore, keys: Sequence[tuple[str, tuple[int, int]]], group: int
+) -> Iterator[Piece | None]:
+    """Yield what :func:`find_piece` returns for each (key, segment), in order."""
+    return _all(store, lambda at: find_piece(store, at[0], group, at[1]), keys)
+
+
+def get_all(store: ObjectStore, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield each key and its object, in order."""
+    return _all(store, lambda key: (key, store.get(key)), keys)
+
+
+def _all(store: ObjectStore, get: Callable[[T], R], things: Sequence[T]) -> Iterator[R]:
+    if isinstance(store, FolderStore) or len(things) < 2:
+        yield from map(get, things)
+        return
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        for first in range(0, len(things), REQUESTS_AT_ONCE):  # so that few wait in memory
+            yield from pool.map(get, things[first : first + REQUESTS_AT_ONCE])

@@ -110,7 +110,7 @@ def file_size(path: str, name: str) -> int:
 
 def is_compressed(file: InputFile) -> bool:
     """Return whether a file is compressed, by its first bytes."""
-    with open_file(file) as stream, _reading_errors(file.name, 1):
+    with open_file(file, 4) as stream, _reading_errors(file.name, 1):
         return stream.read(4).startswith((_GZIP_MAGIC, _ZIP_MAGIC, _LZ4_MAGIC))
 
 
@@ -138,7 +138,7 @@ def read_segments(
     """
     path = file.name
     place = Place()
-    with open_file(file) as raw, _decompressed(raw, path) as stream:
+    with open_file(file, min(segment_bytes, OBJECT_READ_BYTES)) as raw, _decompressed(raw, path) as stream:
         with _reading_errors(path, 1):
             rest = stream.read(len(_BYTE_ORDER_MARK)).removeprefix(_BYTE_ORDER_MARK)
             if start is not None:
@@ -171,15 +171,19 @@ def _skip(stream: IO[bytes], n_bytes: int, *, plain: bool) -> None:
         n_bytes -= read
 
 
-def open_file(file: InputFile) -> IO[bytes]:
+def open_file(file: InputFile, buffer_bytes: int = OBJECT_READ_BYTES) -> IO[bytes]:
     """Open a file or object for reading, as it is.
+
+    Args:
+        file: The file.
+        buffer_bytes: How much of an object is asked for at once, at least.
 
     Raises:
         NotFoundError: There is none.
         StorageError: It cannot be read.
     """
     if file.store is not None:
-        return cast(IO[bytes], io.BufferedReader(_ObjectReader(file), OBJECT_READ_BYTES))
+        return cast(IO[bytes], io.BufferedReader(_ObjectReader(file), buffer_bytes))
     try:
         return open(file.path, "rb")
     except FileNotFoundError as error:
