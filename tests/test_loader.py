@@ -641,7 +641,7 @@ def test_a_load_that_dies_goes_on(tmp_path: Path, how: signal.Signals, quarter: 
     assert parsed
     seen: list[LoadProgress] = []
     again = load(path, tmp_path / "d", random_state=3, progress=seen.append)
-    assert 0 < seen[0].rows_found == seen[0].rows < 3000 or quarter == 3
+    assert 0 < seen[0].rows_found == seen[0].rows <= 3000
     assert again.manifest.fingerprint == load(path, tmp_path / "e", random_state=3).manifest.fingerprint
     keys = {"manifest.json", *(chunk.key for chunk in again.chunks)}
     assert set(open_store(tmp_path / "d").list()) == keys
