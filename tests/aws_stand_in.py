@@ -9,13 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +22,7 @@ from typing import Any
 import boto3
 import pytest
 from aws_services import moto_services, use_services
+from aws_stack import ACCOUNT, ministack
 
 from cirrus.client_backend.aws.deployment import Deployment
 from cirrus.client_backend.aws.facade import TAG_OWNER, TAG_RUN, TAG_SHARDS
@@ -42,11 +40,9 @@ from cirrus.run_folder import RunFolder
 from cirrus.storage import open_store
 
 ROOT = Path(__file__).parents[1]
-ACCOUNT = "123456789012"
 BUCKET = "cirrus-stand-in"
 FUNCTION = "cirrus-worker-1769"
 POLL_SECONDS = 0.3
-START_SECONDS = 20.0
 #: Of a shard that is asked to end.
 GRACE_SECONDS = 3.0
 
@@ -70,8 +66,6 @@ class Host:
     ended: threading.Event = field(default_factory=threading.Event)
     shards: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     served: list[str] = field(default_factory=list)
-    mute: bool = False
-    """Start nothing again that dies."""
 
     def run(self, run_id: str, shards: tuple[int, ...]) -> None:
         """Live until the instance ends, or nobody wants it any more."""
@@ -92,7 +86,8 @@ class Host:
                 break
             for shard in shards:
                 process = self.shards.get(shard)
-                if process is None or (process.poll() is not None and not self.mute):
+                if process is None or process.poll() is not None:
+                    self._unleash(process)
                     self.shards[shard] = self._start(folder, shard)
         self._stop()
         self._report(reports, HostPhase.INTERRUPTED if self.ended.is_set() else HostPhase.ENDED, shards)
@@ -110,15 +105,19 @@ class Host:
             str(shard),
             "--generation",
             str(generation),
-            "--no-leash",
         ]
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "cirrus.paramserver", *words],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # the leash: shards end with these tests, however those end
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=child_environment(os.environ),
         )
+
+    @staticmethod
+    def _unleash(process: subprocess.Popen[bytes] | None) -> None:
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
 
     def _stop(self) -> None:
         for process in self.shards.values():
@@ -129,6 +128,7 @@ class Host:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            self._unleash(process)
         self.shards.clear()
 
     def _await_claim(self, shards: tuple[int, ...]) -> tuple[str, tuple[int, ...]] | None:
@@ -193,13 +193,6 @@ class Hosts:
         """Return the instances that EC2 takes for living."""
         return [i["InstanceId"] for i in self._instances() if i["State"]["Name"] in ("pending", "running")]
 
-    def host_of(self, run_id: str) -> Host:
-        """Return the host that serves a run."""
-        (found,) = [
-            host for host in self.hosts.values() if host.served[-1:] == [run_id] and not host.ended.is_set()
-        ]
-        return found
-
     def end_all(self) -> None:
         """End every instance, and wait for that."""
         for name in self.living():
@@ -236,62 +229,8 @@ class Stack:
         client.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @contextlib.contextmanager
-def ministack() -> Iterator[str]:
-    """Run MiniStack as a process; yield its URL."""
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    # Functions get this environment, too.
-    environment = {
-        **child_environment(os.environ),
-        "AWS_ENDPOINT_URL": url,
-        "BIND_HOST": "127.0.0.1",
-        "GATEWAY_PORT": str(port),
-        "IOT_MTLS_ENABLED": "0",
-        "LAMBDA_EXECUTOR": "local",
-        "MINISTACK_ACCOUNT_ID": ACCOUNT,
-    }
-    environment.pop("PYTHONPATH")  # the worker is imported from its zip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ministack"],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/_ministack/health", timeout=1.0).close()
-                break
-            except OSError as error:
-                if isinstance(error, urllib.error.HTTPError):
-                    error.close()
-                    break
-                assert process.poll() is None, "MiniStack ended"
-                assert time.monotonic() < end, "MiniStack did not come up"
-                time.sleep(POLL_SECONDS)
-        yield url
-    finally:
-        # The processes of functions are its children, in its session.
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@contextlib.contextmanager
-def aws_stack(home: Path, *, warm_seconds: float = 0.0) -> Iterator[Stack]:
+def stand_in(home: Path, *, warm_seconds: float = 0.0) -> Iterator[Stack]:
     """Make a deployment on emulators, and leave nothing of it.
 
     Args:
@@ -300,7 +239,7 @@ def aws_stack(home: Path, *, warm_seconds: float = 0.0) -> Iterator[Stack]:
     """
     with pytest.MonkeyPatch.context() as patch, moto_services() as ec2_url:
         use_services(patch, ec2_url)
-        with ministack() as url:
+        with ministack(home) as url:
             use_services(patch, url, ec2=ec2_url)
             patch.setenv("CIRRUS_HOME", str(home))
             session = boto3.session.Session()

@@ -1,0 +1,268 @@
+"""Runs on AWS, end to end: functions executed by an emulator, shards on instances, one bucket."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import real_runs
+import stand_ins
+from aws_services import Answer, Request, answering, forward
+from aws_stand_in import BUCKET, FUNCTION, Stack, stand_in
+
+import cirrus
+from cirrus.client_backend.aws.backend import AWSBackend
+from cirrus.client_backend.backend import backend_at
+from cirrus.client_backend.processes import child_environment
+from cirrus.client_backend.runs import Run, open_run
+from cirrus.errors import ConfigError
+from cirrus.metrics import RunState
+from cirrus.preprocessing import MinMaxScaler
+from cirrus.storage import open_store
+
+ROOT = f"s3://{BUCKET}"
+#: Emulated services, functions and shards share the processors of one machine.
+PATIENCE_SECONDS = 60.0
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    """Wait for a condition, longer than where there are no services between."""
+    return stand_ins.eventually(condition, PATIENCE_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A deployment whose servers wait for another run."""
+    with stand_in(tmp_path_factory.mktemp("home"), warm_seconds=60.0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def rows(stack: Stack) -> cirrus.Dataset:
+    """Rows in the bucket."""
+    return real_runs.make_dataset(f"{ROOT}/data/rows")
+
+
+@pytest.fixture
+def no_servers(stack: Stack) -> Iterator[None]:
+    """Begin and end without a server."""
+    stack.hosts.end_all()
+    yield
+    stack.hosts.end_all()
+
+
+def backend(**options: Any) -> AWSBackend:
+    """Return the backend as a user names it by the bucket alone."""
+    return AWSBackend(BUCKET, **{"generation_seconds": 30.0, **options})
+
+
+def works(run: Run) -> bool:
+    """Tell whether a run has made progress."""
+    return run.status.updates > 0
+
+
+def test_a_second_run_finds_a_warm_server(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
+    """The server of a run that has finished is used again, at once, and is tagged with the new run."""
+    first = backend().start(real_runs.plan(rows, epochs=1, n_shards=2))
+    assert first.wait(200.0).state is RunState.FINISHED
+    (name,) = stack.hosts.living()
+    eventually(lambda: f"servers/{name}.json" in cirrus_keys("servers/"))
+    second = backend().start(real_runs.plan(rows, epochs=1, n_shards=1))
+    assert second.wait(200.0).state is RunState.FINISHED
+    assert stack.hosts.living() == [name]
+    assert stack.hosts.hosts[name].served == [first.run_id, second.run_id]
+    assert backend().end_leftovers(first.run_id) == ()
+    assert backend().end_leftovers(second.run_id) == (name,)
+    eventually(lambda: stack.hosts.living() == [])
+
+
+def cirrus_keys(prefix: str) -> list[str]:
+    """Return the bucket's keys below a prefix."""
+    return open_store(ROOT).list(prefix)
+
+
+def test_generations_follow_each_other_exactly(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
+    """Functions that live for a few seconds leave no step out and do none twice."""
+    config = real_runs.plan(rows, epochs=4, n_workers=2)
+    with backend(generation_seconds=3.0).start(config) as run:
+        status = run.wait(200.0)
+        assert run.supervisor is not None
+        assert max(run.supervisor.fleet.generations) >= 2
+    real_runs.assert_exact(config, status)
+    assert status.invocations >= 3
+    assert real_runs.accuracy(run) > 0.9
+    assert status.cost == pytest.approx(
+        status.worker_seconds * config.worker_prices.dollars_per_second
+        + status.invocations * config.worker_prices.dollars_per_invocation,
+        abs=0.01,
+    )
+
+
+def test_a_worker_is_invoked_twice(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
+    """The same worker and generation a second time is refused, and the first goes on."""
+    with backend().start(real_runs.plan(rows)) as run:
+        eventually(lambda: works(run))
+        generation = run.status.workers["0"]
+        event = {"role": "train", "run_url": run.url, "worker_id": 0, "generation": generation}
+        client = boto3.session.Session().client("lambda")
+        said = client.invoke(FunctionName=FUNCTION, Payload=json.dumps({**event, "deadline_seconds": 20}))
+        assert json.loads(said["Payload"].read())["outcome"] == "duplicate"
+        client.close()
+        assert run.status.workers["0"] == generation
+    # A client that leaves a run that has not finished leaves nothing that is billed, and it can be resumed.
+    assert stack.hosts.living() == []
+    eventually(lambda: run.status.state is RunState.INTERRUPTED)
+
+
+def test_half_of_the_functions_are_throttled(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
+    """AWS allows two of four: the run goes on with two, to its end, and says so."""
+    stack.limit_concurrency(2)
+    try:
+        config = real_runs.plan(rows, epochs=2, n_workers=4)
+        with backend(generation_seconds=10.0).start(config) as run:
+            status = run.wait(200.0)
+            notices = " ".join(run.notices)
+    finally:
+        stack.limit_concurrency(None)
+    real_runs.assert_exact(config, status)
+    assert f"wants 4 functions at once, but AWS allows 2 ({FUNCTION})" in notices
+    assert "Service Quotas" in notices
+
+
+def test_connections_that_break_at_once_change_nothing(
+    stack: Stack, no_servers: None, rows: cirrus.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the client has no answer, shard 0's registrations say that the worker lives: it is left alone."""
+    events: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as resources:
+        pool = resources.enter_context(concurrent.futures.ThreadPoolExecutor(4))
+
+        def answer(request: Request) -> Answer:
+            if request.path.endswith("/invocations"):
+                events.append(json.loads(request.body))
+                if len(events) <= 2:
+                    pool.submit(forward, stack.lambda_url, request)
+                    return Answer(lost=True)
+            return forward(stack.lambda_url, request)
+
+        monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", resources.enter_context(answering(answer)))
+        config = real_runs.plan(rows, epochs=4, n_workers=2)
+        with backend(generation_seconds=60.0).start(config) as run:
+            eventually(lambda: len(run.status.workers) == 2)
+            status = run.wait(200.0)
+    real_runs.assert_exact(config, status)
+    assert len(events) == 2
+
+
+def test_an_instance_that_is_lost_is_replaced(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
+    """Its shards come back elsewhere under new generations, and the counts are exact."""
+    config = real_runs.plan(rows, epochs=12, n_workers=2)
+    with backend().start(config) as run:
+        eventually(lambda: run.folder.store.list("snapshots/0") and works(run))
+        (first,) = stack.hosts.living()
+        boto3.session.Session().client("ec2").terminate_instances(InstanceIds=[first])
+        eventually(lambda: first not in stack.hosts.living() and stack.hosts.living())
+        status = run.wait(200.0)
+        assert any(first in text and "replaces" in text for text in run.notices), run.notices
+    address = run.folder.shard_address(0)
+    assert address is not None
+    assert address.generation >= 2
+    real_runs.assert_exact(config, status)
+
+
+CLIENT = """
+import sys, cirrus
+from cirrus.config import RunConfig
+from pathlib import Path
+config = RunConfig.from_json(Path(sys.argv[2]).read_bytes())
+run = cirrus.AWSBackend(sys.argv[1], generation_seconds=30.0).start(config)
+run.wait(on_event=lambda status: print(status.updates, flush=True) if status.updates else None)
+"""
+
+
+def cli(*words: str, home: Path) -> str:
+    """Run the command line as another machine would: with a user's folder of its own."""
+    environment = {**child_environment(os.environ), "CIRRUS_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-m", "cirrus", *words], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_client_is_killed_and_another_machine_goes_on(
+    stack: Stack, no_servers: None, rows: cirrus.Dataset, tmp_path: Path
+) -> None:
+    """Who knows the bucket alone sees the run, resumes it, and ends it; nothing is left that is billed."""
+    config = real_runs.plan(rows, n_workers=2)
+    path = tmp_path / "config.json"
+    path.write_bytes(config.to_json())
+    environment = child_environment(os.environ)
+    client = subprocess.Popen(
+        [sys.executable, "-c", CLIENT, BUCKET, str(path)], env=environment, stdout=subprocess.PIPE
+    )
+    assert client.stdout is not None
+    assert int(client.stdout.readline()) > 0
+    client.send_signal(signal.SIGKILL)
+    client.communicate()
+    servers = stack.hosts.living()
+    assert len(servers) == 1
+    assert config.run_id in cli("runs", "--home", ROOT, home=tmp_path)
+    found = backend_at(ROOT)
+    assert isinstance(found, AWSBackend)
+    eventually(lambda: not found_alive(config.run_id))
+    with found.attach(config.run_id) as attached:
+        # The functions of the dead client are replaced by those of the new one.
+        eventually(lambda: [g // 1_000_000 for g in attached.status.workers.values()] == [2, 2])
+        assert stack.hosts.living() == servers
+        said = cli("kill", config.run_id, "--home", ROOT, home=tmp_path)
+        assert f"killed {config.run_id}" in said
+    assert open_run(ROOT, config.run_id).status.state is RunState.KILLED
+    assert stack.hosts.living() == []
+
+
+def found_alive(run_id: str) -> bool:
+    """Tell whether the claim on a run is fresh."""
+    holder = open_run(ROOT, run_id).folder.claim_holder()
+    return holder is not None and time.time() - holder.renewed_at < 10.0
+
+
+def test_jobs_over_chunks_run_as_functions(stack: Stack, rows: cirrus.Dataset) -> None:
+    """Statistics and a rewrite of a dataset are the same from functions as from threads."""
+    there = rows.describe(backend=backend(), n_workers=2)
+    here = rows.describe(backend="inline")
+    assert (there.n_rows, there.n_entries) == (here.n_rows, here.n_entries)
+    assert (there.maximum == here.maximum).all()
+    scaled = MinMaxScaler().fit_transform(rows, f"{ROOT}/data/scaled", backend=backend(), n_workers=2)
+    assert scaled.n_rows == rows.n_rows
+    assert cirrus_keys("jobs/") == []
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    stack: Stack, rows: cirrus.Dataset, tmp_path: Path
+) -> None:
+    """A size without a function, too long a lifetime, data out of reach: each names its field."""
+    runs = len(cirrus_keys("runs/"))
+    with pytest.raises(ConfigError, match="worker_memory_mb"):
+        backend().start(real_runs.plan(rows, worker_memory_mb=512))
+    with pytest.raises(ConfigError, match="train: .*cannot be reached from AWS"):
+        backend().start(real_runs.plan(real_runs.make_dataset(str(tmp_path / "here"))))
+    with pytest.raises(ConfigError, match="generation_seconds"):
+        backend(generation_seconds=900.0).start(real_runs.plan(rows))
+    with pytest.raises(ConfigError, match="does not reach"):
+        real_runs.make_dataset(str(tmp_path / "there")).describe(backend=backend())
+    assert len(cirrus_keys("runs/")) == runs
+    assert stack.hosts.living() == []
