@@ -131,6 +131,7 @@ resource "aws_security_group" "server" {
   tags        = { Name = "${var.name}-server" }
 }
 
+# Amazon Linux' package repositories are in S3 too.
 resource "aws_vpc_security_group_egress_rule" "s3" {
   for_each          = { worker = aws_security_group.worker.id, server = aws_security_group.server.id }
   description       = "S3"
@@ -139,16 +140,6 @@ resource "aws_vpc_security_group_egress_rule" "s3" {
   ip_protocol       = "tcp"
   from_port         = 443
   to_port           = 443
-}
-
-# Amazon Linux fetches its packages over plain HTTP (they are signed).
-resource "aws_vpc_security_group_egress_rule" "packages" {
-  description       = "Amazon Linux packages"
-  security_group_id = aws_security_group.server.id
-  prefix_list_id    = data.aws_prefix_list.s3.id
-  ip_protocol       = "tcp"
-  from_port         = 80
-  to_port           = 80
 }
 
 resource "aws_vpc_security_group_egress_rule" "shards" {

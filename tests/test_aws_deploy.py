@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -93,6 +92,19 @@ def test_errors_of_terraform_are_told_without_frames(tmp_path, fake_terraform):
     with pytest.raises(CloudError) as caught:
         Terraform(tmp_path).initialise()
     assert str(caught.value) == "terraform init failed:\nError: no bucket\nIt is taken."
+
+
+def test_applying_tells_what_is_done(tmp_path, fake_terraform):
+    """Each thing is told as it is made; an error ends it with Terraform's own words."""
+    version = """case "$*" in *version*) echo '{"terraform_version": "1.11.4"}'; exit;; esac\n"""
+    lines = "aws_vpc.this: Creating...\\naws_vpc.this: Creation complete after 2s [id=vpc-1]\\n"
+    fake_terraform(f"{version}printf '{lines}'")
+    said = []
+    Terraform(tmp_path).apply(said.append)
+    assert said == ["  aws_vpc.this: Creation complete after 2s [id=vpc-1]"]
+    fake_terraform(f"{version}echo 'Error: quota' >&2; exit 1")
+    with pytest.raises(CloudError, match="terraform apply failed:\nError: quota"):
+        Terraform(tmp_path).apply(said.append)
 
 
 def test_without_credentials_nothing_is_made(home, monkeypatch, fake_terraform):
@@ -210,4 +222,4 @@ def test_an_installed_package_carries_what_a_deployment_is_made_from():
     wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     places = {"lambda_package", "terraform"}
     assert wheel["force-include"] == {name: f"cirrus/client_backend/aws/{name}" for name in places}
-    assert json.dumps(wheel["packages"]) == '["cirrus"]'
+    assert "cirrus" in wheel["packages"]

@@ -151,7 +151,7 @@ def deploy(
         return None
     else:
         progress("carrying out the plan; this takes some minutes")
-        terraform.apply()
+        terraform.apply(progress)
     deployment = read_deployment(terraform.outputs())
     deployment.save()
     return deployment
@@ -209,7 +209,7 @@ def destroy(
         deployment.forget()
     if plan is not None:
         progress("removing the rest; network interfaces of functions can take AWS up to 45 minutes")
-        terraform.apply()
+        terraform.apply(progress)
     shutil.rmtree(folder)
     return True
 

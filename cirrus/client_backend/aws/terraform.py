@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ PLAN_FILE = "planned.tfplan"
 STATE_FILE = "terraform.tfstate"
 _NO_CHANGES, _CHANGES = 0, 2
 _ERROR_LINES = 25
+#: Lines of Terraform's that say that something is done, or has taken long.
+_TELLING = re.compile(r": (\w+ complete after|Still \w+)")
 
 
 class Terraform:
@@ -119,13 +124,42 @@ class Terraform:
             self._check(done)
         return done.stdout
 
-    def apply(self) -> None:
+    def apply(self, progress: Callable[[str], None]) -> None:
         """Carry out the plan.
+
+        Args:
+            progress: Told of each thing when it is made, changed or gone.
 
         Raises:
             CloudError: That failed half-way; doing it again goes on.
         """
-        self._check(self._run(["apply", "-input=false", "-no-color", PLAN_FILE], seconds=APPLY_SECONDS))
+        command = self._command(["apply", "-input=false", "-no-color", PLAN_FILE])
+        with tempfile.TemporaryFile("w+") as errors:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env=self._environment(),
+                )
+            except OSError as error:
+                raise ConfigError("terraform", f"{self._program} cannot be started: {error}") from error
+            # Terraform ends in order when it is interrupted; what it had begun is in its state then.
+            timer = threading.Timer(APPLY_SECONDS, process.send_signal, [signal.SIGINT])
+            timer.start()
+            try:
+                with process:
+                    assert process.stdout is not None
+                    for line in process.stdout:
+                        if _TELLING.search(line):
+                            progress(f"  {line.strip()}")
+            finally:
+                timer.cancel()
+            errors.seek(0)
+            done = subprocess.CompletedProcess(command, process.returncode, "", errors.read())
+        self._check(done)
 
     def outputs(self) -> dict[str, Any]:
         """Return the outputs by name.
@@ -136,22 +170,27 @@ class Terraform:
         done = self._check(self._run(["output", "-json", "-no-color"]))
         return {name: output["value"] for name, output in json.loads(done.stdout or "{}").items()}
 
-    def _run(
-        self, arguments: Sequence[str], *, seconds: float = COMMAND_SECONDS, chdir: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        command = [self._program, *([f"-chdir={self.folder}"] if chdir else []), *arguments]
+    def _command(self, arguments: Sequence[str], *, chdir: bool = True) -> list[str]:
+        return [self._program, *([f"-chdir={self.folder}"] if chdir else []), *arguments]
+
+    def _environment(self) -> dict[str, str]:
         environment = {**os.environ, "TF_IN_AUTOMATION": "1", "CHECKPOINT_DISABLE": "1"}
         # With a provider from a folder, nobody shall ask a registry, nor stumble over how to find one.
         if self._plugin_folder is not None:
             environment["TF_CLI_CONFIG_FILE"] = os.devnull
+        return environment
+
+    def _run(
+        self, arguments: Sequence[str], *, seconds: float = COMMAND_SECONDS, chdir: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         try:
             return subprocess.run(
-                command,
+                self._command(arguments, chdir=chdir),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 timeout=seconds,
-                env=environment,
+                env=self._environment(),
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
