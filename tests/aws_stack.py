@@ -23,11 +23,15 @@ from typing import Any
 import pytest
 from terraform_tool import need_terraform
 
+from cirrus.client_backend.aws.host import compile_kernels
+
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
 START_SECONDS = 60.0
 POLL_SECONDS = 0.1
-STOP_SECONDS = 10.0
+STOP_SECONDS = 20.0
+#: Ends a server when whoever started it closes its standard input, or dies.
+LEASH = Path(__file__).with_name("leash.py")
 #: Of the servers: short enough to wait for.
 KEEP_WARM_SECONDS = 20
 CLIENT_LOST_SECONDS = 15
@@ -65,6 +69,7 @@ def client(environment: Mapping[str, str], service: str) -> Any:
 def aws_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsStack]:
     """Deploy to emulators; in the end destroy, and check that nothing is left."""
     plugins = need_terraform()
+    compile_kernels()
     folder = tmp_path_factory.mktemp("aws")
     with contextlib.ExitStack() as stack:
         everything = stack.enter_context(ministack(folder))
@@ -237,9 +242,9 @@ def _server(command: list[str], settings: Mapping[str, str], url: str, log: Path
     kept = {k: v for k, v in os.environ.items() if not re.match(r"(AWS|TF|CIRRUS|PYTEST)_", k)}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command,
+            [sys.executable, str(LEASH), *command],
             env={**kept, **settings},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
             start_new_session=True,
@@ -252,7 +257,7 @@ def _server(command: list[str], settings: Mapping[str, str], url: str, log: Path
             time.sleep(POLL_SECONDS)
         yield url
     finally:
-        _end_group(process)
+        process.communicate(timeout=STOP_SECONDS)  # closes the leash
 
 
 def _answers(url: str) -> bool:
@@ -264,19 +269,3 @@ def _answers(url: str) -> bool:
         return True
     except OSError:
         return False
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a server and whatever it has started."""
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        family = [*parent.children(recursive=True), parent]
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-    process.wait(STOP_SECONDS)

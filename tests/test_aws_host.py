@@ -18,7 +18,9 @@ from stand_ins import eventually, make_config, shard_command
 
 from cirrus.client_backend.aws.host import Host, HostOptions, compile_kernels
 from cirrus.client_backend.aws.instance import Instance, InstanceMetadata
+from cirrus.client_backend.aws.run_service import LONGEST_LOOK_SECONDS, RunService
 from cirrus.client_backend.claims import new_claim, process_exists
+from cirrus.client_backend.local import LocalCommands
 from cirrus.errors import ConfigError, RunError
 from cirrus.metrics import RunState
 from cirrus.paramserver.host_records import HostPhase, HostReports, ServerClaim, WarmServers
@@ -175,6 +177,24 @@ def test_a_lost_client_ends_the_instance(machine):
     assert machine.phase(run) is HostPhase.INTERRUPTED
     assert run.status().state is RunState.INTERRUPTED
     assert open_store(machine.root).list("servers/") == []
+
+
+def test_time_in_which_the_host_stood_still_is_no_silence(machine):
+    """A host program that was stopped for longer than the limit does not take its client for lost."""
+    run = machine.new_run()
+    service = RunService(
+        run, (0,), LocalCommands(shard=shard_command), client_lost_seconds=LONGEST_LOOK_SECONDS + 1
+    )
+    service.start()
+    try:
+        assert service.look() is None
+        service._looked_at -= 3600.0  # an hour in which nobody looked
+        assert service.look() is None
+        service._looked_at -= 3600.0
+        assert service.look() is HostPhase.INTERRUPTED
+        assert service.client_lost
+    finally:
+        service.end()
 
 
 def test_a_sign_of_life_counts_whatever_the_client_s_clock_says(machine):
