@@ -225,6 +225,38 @@ def test_other_models_train_and_predict(home, tmp_path, model_type, label, figur
     assert set(columns) <= rows[0].keys()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "file_format", "figure", "columns"),
+    [
+        ("mf", "ratings", "RMSE", {"prediction"}),
+        ("lda", "ldac", "perplexity", {"label", "topic_0", "topic_1"}),
+        ("kmeans", "svmlight", "mean squared distance", {"label", "distance"}),
+    ],
+)
+def test_models_without_labels_train_and_predict(home, tmp_path, model_type, file_format, figure, columns):
+    """Ratings, documents and rows: each model beats one that knows no features, and describes rows."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 2, 300)
+    lines = {
+        "ratings": [f"u{i % 20},m{k * 5 + i % 5},{1 + 3 * k}" for i, k in enumerate(kinds)],
+        "ldac": [f"3 {4 * k}:5 {4 * k + 1}:3 {4 * k + 2 + i % 2}:2" for i, k in enumerate(kinds)],
+        "svmlight": [f"0 {1 + k}:{5 + i % 3} 3:1" for i, k in enumerate(kinds)],
+    }[file_format]
+    data, model = tmp_path / "data.txt", tmp_path / "model"
+    data.write_text("\n".join(lines) + "\n")
+    assert run("load", data, tmp_path / "ds", "--format", file_format)[0] == 0
+    arguments = ("--model-type", model_type, "--size", 2, "--epochs", 5, "--model", model)
+    code, out, err = run("train", tmp_path / "ds", *arguments)
+    assert code == 0, err
+    value, base = map(float, re.search(rf"{figure}\s+([\d.]+)\s+([\d.]+)", out).groups())
+    assert value < base
+    assert run("describe", model)[0] == 0
+    code, out, err = run("predict", model, tmp_path / "ds")
+    assert code == 0, err
+    rows = list(csv.DictReader(out.splitlines()))
+    assert (len(rows), rows[0].keys() >= columns) == (300, True)
+
+
 def test_options_have_to_apply_to_the_model(home, svmlight):
     """An option that a model has no use for is an error, not ignored."""
     code, _, err = run("train", svmlight, "--model-type", "linear", "--balanced")

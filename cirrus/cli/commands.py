@@ -257,6 +257,10 @@ def train(
         ModelType,
         typer.Option(help="What to train; linear, fm-regression: numbers, all others: classes."),
     ] = ModelType.LOGISTIC,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Factors (fm, mf), topics (lda) or clusters (kmeans); default: the model's."),
+    ] = None,
     optimizer: Annotated[
         Optimizer | None, typer.Option(help="How gradients become updates; default: the model's.")
     ] = None,
@@ -297,6 +301,8 @@ def train(
     Example: cirrus train clicks.svm --epochs 3 --workers 2 --model out/clicks
 
     Example: cirrus train houses.csv --model-type linear --label price --numeric rooms,area
+
+    Example: cirrus train ratings.csv --format ratings --model-type mf --size 20
     """
     from cirrus.cli import training
 
@@ -318,6 +324,7 @@ def train(
         TrainOptions(
             model=model,
             model_type=model_type,
+            size=size,
             epochs=epochs,
             workers=workers,
             shards=shards,

@@ -21,6 +21,7 @@ from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import load_model
 from cirrus.frontend.model_files import MODEL_KEY
+from cirrus.frontend.outputs import iter_columns
 from cirrus.frontend.prediction import ScoringEstimator
 from cirrus.frontend.preprocessing_steps import last_steps
 from cirrus.frontend.scratch import Scratch
@@ -82,8 +83,8 @@ def _describe_model(url: str, estimator: Estimator) -> None:
 def predict(model: str, data: str, out: str) -> None:
     """Predict the label of each row, as CSV."""
     estimator = load_model(model)
-    if not isinstance(estimator, ScoringEstimator):
-        raise ConfigError("model", f"{model} is a {type(estimator).__name__}, which does not score rows")
+    if not isinstance(estimator, ScoringEstimator) and not is_dataset(data):
+        raise ConfigError("data", f"must be a dataset for a {type(estimator).__name__}: load it first")
     scratch = Scratch()
     try:
         if is_dataset(data):
@@ -99,18 +100,17 @@ def predict(model: str, data: str, out: str) -> None:
     say(f"predicted {n_rows:,} rows" + ("" if out == "-" else f" into {out}"))
 
 
-def _write_predictions(file: TextIO, estimator: ScoringEstimator, dataset: Dataset) -> int:
+def _write_predictions(file: TextIO, estimator: Estimator, dataset: Dataset) -> int:
     writer = csv.writer(file, lineterminator="\n")
     n_rows = 0
-    for block, scores in estimator.iter_decisions(dataset):
-        columns = estimator.prediction_columns(scores)
+    for columns in iter_columns(estimator, dataset):
         if n_rows == 0:
             writer.writerow(columns)
-        n_rows += block.n_rows
         written = [
             [f"{value:.6g}" for value in values.tolist()] if name != "label" else values.tolist()
             for name, values in columns.items()
         ]
+        n_rows += len(written[0])
         writer.writerows(zip(*written, strict=True))
     return n_rows
 

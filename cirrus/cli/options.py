@@ -43,6 +43,9 @@ class ModelType(enum.StrEnum):
     LINEAR = "linear"
     FM = "fm"
     FM_REGRESSION = "fm-regression"
+    MF = "mf"
+    LDA = "lda"
+    KMEANS = "kmeans"
 
 
 class Pruner(enum.StrEnum):
@@ -170,6 +173,7 @@ class TrainOptions:
 
     model: str | None
     model_type: ModelType
+    size: int | None
     epochs: str
     workers: int
     shards: int

@@ -10,7 +10,7 @@ from scipy.stats import loguniform, uniform
 from cirrus.cli.console import say, show, table
 from cirrus.cli.options import FileOptions, Pruner, SearchOptions
 from cirrus.cli.sources import is_dataset, load_file, load_file_like
-from cirrus.cli.training import ESTIMATORS, number_or_auto
+from cirrus.cli.training import ESTIMATORS, WITHOUT_LABELS, number_or_auto
 from cirrus.client_backend.backend import Backend, backend_at
 from cirrus.client_backend.overview import Overview
 from cirrus.client_backend.search_folder import CONFIG_KEY, SearchFolder, new_search_id, search_url
@@ -128,6 +128,10 @@ def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
     for name in ("backend", "progress", "n_workers", "epochs", "random_state"):
         if name in fixed:
             raise ConfigError("set", f"{name} has an option of its own, or is set by the search")
+    if options.model_type in WITHOUT_LABELS:
+        raise ConfigError(
+            "model-type", f"{options.model_type.value} cannot be searched from the command line"
+        )
     kind = ESTIMATORS[options.model_type]
     known = kind().get_params().keys()
     for name in fixed:

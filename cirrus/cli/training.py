@@ -17,15 +17,19 @@ from cirrus.cli.options import FileOptions, ModelType, TrainOptions
 from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_file_options
 from cirrus.client_backend.backend import Backend, backend_at
 from cirrus.errors import ConfigError, DataError
+from cirrus.frontend.base import Estimator
+from cirrus.frontend.clusters import KMeans
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import start_job
 from cirrus.frontend.factorization import FactorizationMachine
 from cirrus.frontend.linear import LinearRegression, LinearSVC, LogisticRegression, SoftmaxRegression
 from cirrus.frontend.model_files import check_model_place
+from cirrus.frontend.outputs import score_any
 from cirrus.frontend.planning import check_params
-from cirrus.frontend.prediction import ScoringEstimator
-from cirrus.frontend.scoring import score_dataset, scores_table
+from cirrus.frontend.recommendation import MatrixFactorization
+from cirrus.frontend.scoring import scores_table
 from cirrus.frontend.scratch import new_scratch_url, remove_below
+from cirrus.frontend.topics import LatentDirichletAllocation
 from cirrus.frontend.training import check_finished
 from cirrus.storage import open_store
 
@@ -65,7 +69,7 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
 
 
 #: What each model type trains.
-ESTIMATORS: Mapping[ModelType, Callable[..., ScoringEstimator]] = MappingProxyType(
+ESTIMATORS: Mapping[ModelType, Callable[..., Estimator]] = MappingProxyType(
     {
         ModelType.LOGISTIC: LogisticRegression,
         ModelType.SOFTMAX: SoftmaxRegression,
@@ -73,17 +77,34 @@ ESTIMATORS: Mapping[ModelType, Callable[..., ScoringEstimator]] = MappingProxyTy
         ModelType.LINEAR: LinearRegression,
         ModelType.FM: FactorizationMachine,
         ModelType.FM_REGRESSION: functools.partial(FactorizationMachine, task="regression"),
+        ModelType.MF: MatrixFactorization,
+        ModelType.LDA: LatentDirichletAllocation,
+        ModelType.KMEANS: KMeans,
+    }
+)
+#: These are compared by other figures than those of labels.
+WITHOUT_LABELS = frozenset({ModelType.MF, ModelType.LDA, ModelType.KMEANS})
+#: What --size is called, of those that have it.
+SIZES: Mapping[ModelType, str] = MappingProxyType(
+    {
+        ModelType.FM: "n_factors",
+        ModelType.FM_REGRESSION: "n_factors",
+        ModelType.MF: "n_factors",
+        ModelType.LDA: "n_topics",
+        ModelType.KMEANS: "n_clusters",
     }
 )
 
 
-def _estimator(options: TrainOptions, backend: Backend) -> ScoringEstimator:
+def _estimator(options: TrainOptions, backend: Backend) -> Estimator:
     params: dict[str, Any] = {
         "optimizer": None if options.optimizer is None else options.optimizer.value,
         "learning_rate": options.learning_rate,
         "l1": options.l1,
         "l2": options.l2,
         "class_weight": "balanced" if options.balanced else None,
+        "batch_size": None if options.batch_size == "auto" else number_or_auto(options.batch_size),
+        SIZES.get(options.model_type, "size"): options.size,
     }
     kind = ESTIMATORS[options.model_type]
     given = {name: value for name, value in params.items() if value is not None}
@@ -93,7 +114,6 @@ def _estimator(options: TrainOptions, backend: Backend) -> ScoringEstimator:
         given["tol"] = _tol(options.tol)
     return kind(
         **given,
-        batch_size=number_or_auto(options.batch_size),
         epochs=number_or_auto(options.epochs),
         n_workers=options.workers,
         n_shards=options.shards,
@@ -118,7 +138,7 @@ class _Job:
         model: Where the model goes; None: into the root.
     """
 
-    def __init__(self, estimator: ScoringEstimator, root: str, model: str | None) -> None:
+    def __init__(self, estimator: Estimator, root: str, model: str | None) -> None:
         self._estimator = estimator
         self._scratch_url = new_scratch_url(root)
         self._uses_scratch = False
@@ -183,7 +203,7 @@ class _Job:
                 raise
         estimator.save(self._model)
         if held_out is not None:
-            show("\n".join(scores_table(score_dataset(estimator, held_out))))
+            show("\n".join(scores_table(score_any(estimator, held_out))))
         return self._shown_model
 
 

@@ -283,14 +283,15 @@ class MatrixFactorization(SgdEstimator):
         if isinstance(users, Dataset):
             if items is not None:
                 raise ConfigError("items", "must be None: a Dataset has its own")
-            return self._predict_dataset(users)[0]
+            return self.predict_dataset(users)[0]
         user_numbers, item_numbers = self.users_.codes(users), self.items_.codes(items)
         if user_numbers.shape != item_numbers.shape:
             shapes = f"{user_numbers.shape} and {item_numbers.shape}"
             raise DataError(f"users and items must be arrays of one length, got shapes {shapes}")
         return self._predict_numbers(user_numbers, item_numbers)
 
-    def _predict_dataset(self, dataset: Dataset) -> tuple[Array, Array, Array | None]:
+    def predict_dataset(self, dataset: Dataset) -> tuple[Array, Array, Array | None]:
+        """Return a dataset's predicted ratings, its ratings, and its weights or None: each of shape (n,)."""
         users, items, ratings, weights = ratings_of(dataset)
         numbers = [
             recoded(codes, dataset.vocabulary(name), ours, name=name, strict=False)
@@ -333,7 +334,7 @@ class MatrixFactorization(SgdEstimator):
         """Return R2 of predicted ratings; arguments as in :meth:`fit`."""
         check_is_fitted(self)
         if isinstance(users, Dataset):
-            predicted, truth, weights = self._predict_dataset(users)
+            predicted, truth, weights = self.predict_dataset(users)
             return float(r2_score(truth, predicted, sample_weight=weights))
         users, items, ratings = check_triples(users, items, ratings)
         return float(r2_score(ratings, self.predict(users, items)))
