@@ -35,6 +35,8 @@ WORKER_GRACE_SECONDS = 0.3
 SHARD_GRACE_SECONDS = 1.5
 #: What processes that run the shards of many runs are called in a process list, below the root.
 HOSTS_NAME = "searches"
+#: Where those processes log, below the root.
+HOSTS_LOG = "logs/shard-hosts.log"
 #: Shards of this many processes keep any machine's workers busy.
 MAX_HOSTS = 8
 
@@ -132,7 +134,12 @@ class LocalBackend(Backend):
         """See :meth:`Backend.for_many_runs`: shards of all runs share a process for each core."""
         shared = super().for_many_runs()
         if self._commands.shard is shard_command:
-            shared._hosts = ShardHosts(min(os.cpu_count() or 1, MAX_HOSTS), f"{self.root}/{HOSTS_NAME}")
+            folder = local_folder(self.root)
+            shared._hosts = ShardHosts(
+                min(os.cpu_count() or 1, MAX_HOSTS),
+                f"{self.root}/{HOSTS_NAME}",
+                None if folder is None else folder / HOSTS_LOG,
+            )
             shared._hosts.warm_up()
         return shared
 

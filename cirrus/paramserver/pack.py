@@ -45,6 +45,10 @@ class Pack:
         """How those are to end who were asked to while they started."""
         self._threads: list[threading.Thread] = []
 
+    def ready(self) -> None:
+        """Say that orders are welcome."""
+        self._say({"ready": True})
+
     def obey(self, order: Mapping[str, Any]) -> None:
         """Carry out one order; does not wait for it.
 
@@ -59,11 +63,11 @@ class Pack:
             arguments = (number, str(order["run_url"]), int(order["shard"]), int(order["generation"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError("order", f"is none: {error!r}") from error
+        thread = threading.Thread(target=self._run, args=arguments, name=f"pack-{number}", daemon=True)
         with self._lock:
             self._shards[number] = None
-        thread = threading.Thread(target=self._run, args=arguments, name=f"pack-{number}", daemon=True)
-        self._threads = [known for known in self._threads if known.is_alive()] + [thread]
-        thread.start()
+            self._threads = [known for known in self._threads if known.is_alive()] + [thread]
+            thread.start()
 
     def _run(self, number: int, run_url: str, index: int, generation: int) -> None:
         error: BaseException | None = None
@@ -82,7 +86,13 @@ class Pack:
         report = {"id": number, "error": None, "type": ""}
         if error is not None:
             report |= {"error": str(error), "type": type(error).__name__}
-        print(json.dumps(report), flush=True)
+        self._say(report)
+
+    def _say(self, report: Mapping[str, Any]) -> None:
+        """Print a line, whole: shards end at the same time, and print() writes text and line end apart."""
+        with self._lock:
+            sys.stdout.write(json.dumps(report) + "\n")
+            sys.stdout.flush()
 
     def _serve(self, number: int, shard: Shard) -> None:
         """Run a shard to its end; one that is not wanted any more does not start."""
@@ -113,10 +123,10 @@ class Pack:
     def close(self) -> None:
         """End all shards in order, and wait for that."""
         with self._lock:
-            numbers = list(self._shards)
+            numbers, threads = list(self._shards), list(self._threads)
         for number in numbers:
             self._end(number, "stop")
-        for thread in self._threads:
+        for thread in threads:
             thread.join(FAREWELL_SECONDS)
 
 
@@ -132,7 +142,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     pack = Pack()
     kernels.compile_all()
-    print(json.dumps({"ready": True}), flush=True)
+    pack.ready()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
