@@ -51,6 +51,7 @@ def browser() -> Iterator[Browser]:
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip(f"needs a browser ({', '.join(BROWSERS)}): apt-get install chromium")
+    expect.set_options(timeout=PATIENCE_MILLISECONDS)
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=found, headless=True, args=list(FLAGS))
         yield running

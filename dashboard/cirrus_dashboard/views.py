@@ -36,6 +36,8 @@ SHOW_MODES = ("all", "best", "worst")
 MAX_SMOOTHING = 0.99
 #: Groups that are drawn as bands; those with the lowest mean loss.
 MAX_GROUPS = 10
+#: Hyperparameters that are named with a curve, of those that differ between runs.
+MAX_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +225,7 @@ def delta(
     return {
         "keep": bool(held_curves),
         "curves": curves,
-        "traces": [_trace(record, styles.by_run[record.run_id], view) for record in shown],
+        "traces": [_trace(record, styles.by_run[record.run_id], view, names) for record in shown],
         "bands": _bands(shown, view, cache) if view.group_by else [],
         "legend": styles.legend,
         "rows": rows,
@@ -259,10 +261,12 @@ def _curves(
     return new, cursors
 
 
-def _trace(record: RunRecord, style: Style, view: View) -> dict[str, Any]:
+def _trace(record: RunRecord, style: Style, view: View, names: Sequence[str]) -> dict[str, Any]:
+    chosen = [f"{name} {value_text(record.hyperparameters.get(name))}" for name in names[:MAX_NAMED]]
     return {
         "id": record.run_id,
         "name": run_name(record),
+        "chosen": ", ".join(chosen),
         "color": style.color,
         "dash": style.dash,
         "live": record.is_live,

@@ -72,22 +72,23 @@
   function curve(trace, x, y, selected, crowd, xTitle, yTitle) {
     const chosen = trace.id === selected;
     const faint = selected && !chosen;
-    const alpha = faint ? 0.35 : crowd ? 0.6 : 1;
+    const alpha = faint ? 0.45 : crowd ? 0.6 : 1;
     return {
       type: "scatter",
       mode: x.length < 3 ? "lines+markers" : "lines",
-      name: trace.name,
+      name: trace.chosen || trace.name,
       uid: `run-${trace.id.replace(/[^\w-]/g, "_")}`, // Plotly makes CSS selectors of it
       meta: trace.id,
       x: x,
       y: y,
+      legendrank: trace.rank,
       line: {
         color: rgba(trace.color, alpha),
         dash: trace.dash,
         width: chosen ? 3.5 : trace.pinned ? 3 : crowd ? 1.1 : 2,
         simplify: true,
       },
-      hovertemplate: `<b>${trace.name}</b><br>${xTitle} %{x:.6~g}<br>${yTitle} %{y:.5~g}<extra></extra>`,
+      hovertemplate: `<b>${trace.name}</b>${trace.chosen ? "<br>" + trace.chosen : ""}<br>${xTitle} %{x:.6~g}<br>${yTitle} %{y:.5~g}<extra></extra>`,
     };
   }
 
@@ -130,7 +131,7 @@
     };
     return {
       uirevision: revision,
-      margin: { l: 52, r: 14, t: 8, b: 42 },
+      margin: { l: 52, r: 14, t: options.legend ? 30 : 8, b: 42 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 12, color: "#33414e" },
@@ -142,7 +143,7 @@
       hoverdistance: 30,
       hoverlabel: { bgcolor: "#ffffff", bordercolor: "#c8d0d8", font: { color: "#1c2733" } },
       showlegend: options.legend,
-      legend: { orientation: "h", y: -0.22, yanchor: "top", x: 0, font: { size: 11 }, itemclick: false, itemdoubleclick: false },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 }, itemclick: false, itemdoubleclick: false },
       dragmode: phone ? false : "zoom",
       modebar: { bgcolor: "rgba(0,0,0,0)", color: "#b4bec8", activecolor: "#33414e" },
     };
@@ -166,6 +167,7 @@
   function figures(logs, selected) {
     const delta = held.delta;
     const traces = delta.traces.filter((trace) => held.curves[trace.id]);
+    traces.forEach((trace, i) => (trace.rank = i));
     // The chosen one is drawn last, over all others.
     traces.sort((a, b) => (a.id === selected) - (b.id === selected));
     const crowd = traces.length > CROWDED;
