@@ -126,7 +126,7 @@ def test_options_of_other_formats_are_refused(
     """An option that says nothing about files of this format is an error, not passed over."""
     code, out, err = run("load", write(tmp_path / name, "1 1:1\n"), tmp_path / "ds", *options)
     assert (code, out) == (1, "")
-    assert f"error: {field}: does not apply to --format" in err.splitlines()[-1]
+    assert f"error: --{field}: does not apply to --format" in err.splitlines()[-1]
 
 
 def test_formats_are_known_by_name() -> None:
