@@ -16,7 +16,7 @@ from typing import Any
 import lz4.block
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cirrus.chunks import (
@@ -266,6 +266,8 @@ def test_columns_of_values_read_back_to_the_bit(
 
 @settings(max_examples=300)
 @given(st.binary(max_size=60), st.integers(0, 5), st.integers(0, 8), st.booleans())
+@example(b"\0\1", 2, 0, True)
+@example(b"\1\3", 2, 0, False)
 def test_columns_that_are_none_are_corrupt_data_or_harmless(
     raw: bytes, n_columns: int, length: int, some_ones: bool
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import io
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,17 +147,43 @@ def load_or_be_refused(kind: str, path: Path) -> None:
     assert np.isfinite(y).all()
 
 
+ZIP_METHODS = {
+    "zip": zipfile.ZIP_DEFLATED,
+    "zip of bzip2": zipfile.ZIP_BZIP2,
+    "zip of LZMA": zipfile.ZIP_LZMA,
+}
+
+
+def zipped(data: bytes, method: int) -> bytes:
+    """A zip archive of one file."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        archive.writestr("x", data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", sorted(ZIP_METHODS))
+def test_damaged_zip_files(tmp_path: Path, name: str) -> None:
+    """A byte of a zip archive that is wrong is one error that names the file, whatever packed it."""
+    packed = zipped(TEXT["svmlight"], ZIP_METHODS[name])
+    path = tmp_path / "x.zip"
+    for at in range(30, packed.index(b"PK\x01\x02")):
+        path.write_bytes(packed[:at] + bytes([packed[at] ^ 0xFF]) + packed[at + 1 :])
+        load_or_be_refused("svmlight", path)
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     st.sampled_from(sorted(LOADERS)),
-    st.sampled_from(["plain", "gzip", "lz4"]),
+    st.sampled_from(["plain", "gzip", "lz4", *ZIP_METHODS]),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 3), bits), min_size=1, max_size=4),
 )
 def test_damaged_files_load_or_are_refused_by_place(
     tmp_path_factory: Any, kind: str, packing: str, damages: list[tuple[float, int, bytes]]
 ) -> None:
     """A good file with bytes put in, left out or changed, before or after packing, is no surprise."""
-    pack = {"plain": bytes, "gzip": gzip.compress, "lz4": lz4.frame.compress}[packing]
+    zips = {name: functools.partial(zipped, method=method) for name, method in ZIP_METHODS.items()}
+    pack = {"plain": bytes, "gzip": gzip.compress, "lz4": lz4.frame.compress, **zips}[packing]
     for damaged_first in (True, False):
         data = TEXT[kind] if damaged_first else pack(TEXT[kind])
         for where, n_removed, inserted in damages:

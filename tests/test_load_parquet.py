@@ -99,6 +99,25 @@ def test_any_cells_are_those_of_the_same_csv(tmp_path_factory: Any, rows: list[t
     assert same(text, columnar)
 
 
+@pytest.mark.parametrize(
+    "cells", [["a", None, "b", "", "c", None], ["a", " ", "b\nb", ""], [1.5, None, 2.5], [1, None]]
+)
+def test_of_a_single_column_no_row_is_lost(tmp_path: Path, cells: list[Any]) -> None:
+    """Rows of nothing but a missing cell are rows: the categories of one column, or labels to be dropped."""
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": cells}), path)
+    how = CsvRequest(label=None, numeric=(), categorical=("x",), hash_features=1000)
+    options = LoadOptions(shuffle=False)
+    store = open_store(tmp_path / "d")
+    assert load_parquet_files(str(path), store, request=how, options=options).n_rows == len(cells)
+    pq.write_table(pa.table({"x": cells, "y": [0] * len(cells)}), path)
+    two = CsvRequest(label="y", numeric=(), categorical=("x",), hash_features=1000)
+    other = open_store(tmp_path / "e")
+    load_parquet_files(str(path), other, request=two, options=options)
+    X, Z = (Dataset.open(s.url).to_csr()[0] for s in (store, other))
+    assert (X != Z).nnz == 0
+
+
 def test_kinds_of_columns(tmp_path: Path) -> None:
     """Dictionaries, truth values, small and large numbers, decimals and times are cells."""
     columns = {

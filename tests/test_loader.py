@@ -218,6 +218,7 @@ BAD_LINES = {
     "1,2 1:1": "label '1,2' is not a number",
     "nan 1:1": "label 'nan' is not finite",
     "1e999 1:1": "label '1e999' is not finite",
+    "16777217 1:1": "label '16777217' is a whole number beyond 2**24",
     "1 1:1 1:2": "occurs twice",
     "1 2:1 1:2": "lower than the one before",
     "1 1": "'1' is not INDEX:VALUE",
@@ -706,3 +707,15 @@ def test_memory_stays_below_300_mb(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, timeout=100, check=True)
     peaks_mb = [int(kilobytes) / 1000 for kilobytes in done.stdout.split()]
     assert max(peaks_mb) < 300, peaks_mb
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_labels_are_never_merged(tmp_path: Path, quoted: bool) -> None:
+    """Whole numbers that float32 cannot tell apart are refused by line; others, and thresholds, are not."""
+    path = tmp_path / "x.csv"
+    cell = '"2"' if quoted else "2"
+    path.write_text(f"y,a\n16777216,1\n0.1,1\n16777217,{cell}\n")
+    with pytest.raises(DataError, match=r"x\.csv:4: y: label '16777217' is a whole number beyond 2\*\*24"):
+        load_csv(path, tmp_path / "d", label="y", numeric=["a"])
+    above = load_csv(path, tmp_path / "d", "y", ["a"], label_above=16777216, shuffle=False)
+    assert above.to_csr()[1].tolist() == [0, 0, 1]

@@ -21,8 +21,10 @@ import cirrus
 from cirrus.chunks import BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
 from cirrus.errors import ConfigError, CorruptDataError, DataError
 from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.preprocessing_steps import Step
 from cirrus.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler, load_preprocessing
 from cirrus.storage import open_store
+from cirrus.worker_runtime.column_map import ColumnMap
 from cirrus.worker_runtime.column_statistics import ColumnStatistics
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
@@ -223,6 +225,26 @@ def test_fitted_ones_are_cloned_saved_and_loaded(made: Any, tmp_path: Path) -> N
     (tmp_path / "preprocessing.npz").write_bytes(b"something else")
     with pytest.raises(CorruptDataError, match="damaged"):
         load_preprocessing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "target"),
+    [
+        ({}, [0, 8, 1]),
+        ({}, [0, 2**32 - 1, 1]),
+        ({"n_features_out": 0}, [0, 1, 2]),
+        ({"n_features_out": 2**40}, [0, 1, 2]),
+        ({"n_features_out": float("inf")}, [0, 1, 2]),
+        ({"n_features_in": 0}, []),
+        ({"n_features_out": 2}, None),
+    ],
+)
+def test_a_damaged_step_writes_nowhere(change: dict[str, Any], target: list[int] | None) -> None:
+    """A step whose targets are beyond the rows it makes is refused when it is read, not when it is done."""
+    columns = ColumnMap(target=None if target is None else np.array(target, np.uint32))
+    plain = Step.of(columns, "FeatureHasher", 3, 8 if target is not None else 3).to_plain()
+    with pytest.raises(CorruptDataError, match="preprocessing"):
+        Step.from_plain(plain | change)
 
 
 def test_a_model_of_preprocessed_rows_predicts_raw_ones(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def decode_values(
     matrix = np.ones((n_columns, length), np.float32)
     of_column = np.frombuffer(kinds, np.uint8)
     for kind, numbers in found:
-        matrix[of_column == kind] = numbers.reshape(-1, length)
+        matrix[of_column == kind] = numbers.reshape(counts[kind], length)
     return matrix
 
 

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from cirrus.client_backend import csv_kernels as kernels
 from cirrus.client_backend.csv_format import CsvFormat
-from cirrus.client_backend.csv_rows import MAX_LABEL_NAMES, CsvParser, LabelNames, is_label_name
+from cirrus.client_backend.csv_rows import (
+    MAX_LABEL_NAMES,
+    CsvParser,
+    LabelNames,
+    is_label_name,
+    narrows_whole_numbers,
+)
 from cirrus.client_backend.field_rows import NO_FEATURE, FieldRows
 from cirrus.client_backend.rows import ParsedRows, SegmentFacts
 
@@ -90,6 +96,8 @@ class FastCsvParser:
             labels = self._codes(data, label_cells[:n_rows])
         if self._format.label_above is None:
             narrow = labels.astype(np.float32)
+            if narrows_whole_numbers(labels, narrow).any():
+                return None  # for Python to name the line
         else:
             narrow = np.where(np.isnan(labels), np.nan, labels > self._format.label_above).astype(np.float32)
         # Labels that are missing or unusual, and values too large for float32, are for Python to judge.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cirrus.chunks.vocabulary import MAX_ID_BYTES
 from cirrus.client_backend.csv_format import CsvColumn, CsvFormat, decode, reader_of
 from cirrus.client_backend.field_rows import NO_FEATURE, FieldRows
-from cirrus.client_backend.rows import SegmentFacts
+from cirrus.client_backend.rows import NARROWED_LABEL, SegmentFacts
 from cirrus.errors import DataError
 
 #: A column's cache of hashed categories is emptied when it has grown to this.
@@ -66,6 +66,12 @@ class LabelNames:
 def is_label_name(text: str) -> bool:
     """Return whether a text can be the name of a class."""
     return bool(text) and "\0" not in text and len(text.encode()) <= MAX_ID_BYTES
+
+
+def narrows_whole_numbers(labels: NDArray[np.float64], narrow: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return where a whole number is another one in float32; shape (n,)."""
+    narrowed: NDArray[np.bool_] = (narrow != labels) & (np.floor(labels) == labels)
+    return narrowed
 
 
 class CsvParser:
@@ -149,7 +155,10 @@ class CsvParser:
         numbers, _ = self._numbers(cells, column, where)
         if self._format.label_above is not None:
             return table, (numbers > self._format.label_above).astype(np.float32)
-        return table, numbers.astype(np.float32)
+        narrow = numbers.astype(np.float32)
+        for i in np.flatnonzero(narrows_whole_numbers(numbers, narrow))[:1].tolist():
+            where.refuse(i, f"{column.name}: label {_shown(cells[i])} {NARROWED_LABEL}")
+        return table, narrow
 
     def _text_labels(self, cells: list[str], column: CsvColumn, where: _Where) -> NDArray[np.float32]:
         codes = []

@@ -78,14 +78,19 @@ class ParquetSource:
         import pyarrow.csv
 
         columns = [self._cells(batch.column(name), name) for name in self.columns]
+        # A blank line is no row: where it is all there would be of one, what is missing is quoted.
+        blank = len(columns) == 1 and _has_blanks(columns[0])
+        if blank:
+            columns = [columns[0].cast(pa.string()).fill_null("")]
         table = pa.table(columns, names=list(self.columns))
-        for quoting in ("none", "needed"):  # text that needs no quotation marks is parsed many times faster
+        # Text that needs no quotation marks is parsed many times faster.
+        for quoting in ("all_valid",) if blank else ("none", "needed"):
             out = io.BytesIO()
             options = pa.csv.WriteOptions(include_header=False, quoting_style=quoting)
             try:
                 pa.csv.write_csv(table, out, options)
             except pa.ArrowInvalid:
-                if quoting == "needed":
+                if quoting != "none":
                     raise
                 continue
             return out.getvalue()
@@ -102,6 +107,16 @@ class ParquetSource:
         if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
             return column.cast(pa.float32()) if kind == pa.float16() else column
         return column.cast(pa.string())
+
+
+def _has_blanks(column: Any) -> bool:
+    """Return whether a cell would be written as nothing or as blanks."""
+    import pyarrow as pa
+    import pyarrow.compute
+
+    if column.null_count or not pa.types.is_string(column.type):
+        return bool(column.null_count)
+    return bool(pa.compute.any(pa.compute.equal(pa.compute.utf8_trim_whitespace(column), "")).as_py())
 
 
 def find_parquet_format(request: CsvRequest, files: Sequence[InputFile]) -> tuple[CsvFormat, ParquetSource]:

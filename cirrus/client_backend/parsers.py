@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus.client_backend.rows import MAX_INDEX, Rows, SegmentFacts
+from cirrus.client_backend.rows import MAX_INDEX, NARROWED_LABEL, Rows, SegmentFacts
 from cirrus.errors import DataError
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -35,9 +35,11 @@ _REPEATS = 7
 _INDEX_TOO_LARGE = 8
 _BEYOND_FEATURES = 9
 _QUERY = 10
+_NARROWED_LABEL = 11
 
 _PROBLEMS = {
     _BAD_LABEL: "label {token!r} is not a number: labels of svmlight files must be numbers",
+    _NARROWED_LABEL: f"label {{token!r}} {NARROWED_LABEL}",
     _BAD_INDEX: "{token!r} is not INDEX:VALUE: correct the line",
     _BAD_VALUE: "the value in {token!r} is not a number: correct the line",
     _INFINITE_LABEL: "label {token!r} is not finite: remove or correct the row",
@@ -190,6 +192,8 @@ def _parse_label(text: Bytes, start: int) -> tuple[int, int, float]:
         return _BAD_LABEL, start, 0.0
     if not np.isfinite(np.float32(label)):
         return _INFINITE_LABEL, start, 0.0
+    if np.float32(label) != label and np.floor(label) == label:
+        return _NARROWED_LABEL, start, 0.0
     return _OK, end, label
 
 

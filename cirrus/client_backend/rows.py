@@ -13,6 +13,8 @@ from cirrus.chunks import BLOCK_ROWS, Block
 
 #: Feature ids are uint32, and one more than the highest must be too.
 MAX_INDEX = 2**32 - 2
+#: What is wrong with a whole number as a label that would become another one in float32.
+NARROWED_LABEL = "is a whole number beyond 2**24, which float32 cannot hold: use text or scale"
 
 
 #: Lengths, entries, values, labels, weights, as far as there are any.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,6 +32,17 @@ OBJECT_READ_BYTES = 8 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
+#: Also names and positions in a zip archive are numbers and text that may be wrong.
+_DAMAGES = (
+    EOFError,
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    ValueError,
+    OverflowError,
+)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -252,11 +266,13 @@ def _reading_errors(path: str, line: int) -> Iterator[None]:
     """Translate what reading a compressed file may raise."""
     try:
         yield
-    except StorageError:  # from an object store: it says already what is wrong, though it may be an OSError
+    except (StorageError, DataError):  # which say already what is wrong, though they may be OSErrors
         raise
-    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGES as error:
         raise _damaged(path, line, error) from error
     except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # of a zip archive: bzip2, or a position before its beginning
+            raise _damaged(path, line, error) from error
         raise StorageError(f"{path}: {error.strerror}") from error
     except (NotImplementedError, RuntimeError) as error:
         if str(error).startswith("LZ4"):

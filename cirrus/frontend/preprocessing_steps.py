@@ -20,6 +20,9 @@ from cirrus.worker_runtime.column_map import BlockRewriter, ColumnMap
 
 Array = npt.NDArray[Any]
 
+#: Feature ids have 32 bits.
+MAX_FEATURES = 2**32
+
 _DTYPES = {"factor": "<f8", "offset": "<f8", "target": "<u4", "clip": "<f8"}
 
 
@@ -63,12 +66,25 @@ class Step:
                 int(raw["n_features_in"]),
                 int(raw["n_features_out"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
             raise CorruptDataError(f"preprocessing: is not what Cirrus wrote: {error}") from error
         for name in ("factor", "offset", "target"):
             if name in arrays and arrays[name].shape != (step.n_features_in,):
                 raise CorruptDataError(f"preprocessing: {name} is not of {step.n_features_in} columns")
+        step._check_targets()
         return step
+
+    def _check_targets(self) -> None:
+        """Refuse entries that would be written beyond the rows' end."""
+        target = self.columns.target
+        if not (1 <= self.n_features_in <= MAX_FEATURES and 1 <= self.n_features_out <= MAX_FEATURES):
+            raise CorruptDataError(
+                f"preprocessing: {self.n_features_in} columns cannot become {self.n_features_out}"
+            )
+        if target is None and self.n_features_in != self.n_features_out:
+            raise CorruptDataError("preprocessing: there is no target, but the number of columns changes")
+        if target is not None and int(target.max()) >= self.n_features_out:
+            raise CorruptDataError(f"preprocessing: a target is beyond {self.n_features_out} columns")
 
     @functools.cached_property
     def _filled(self) -> Array:
