@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from cirrus.chunks import MANIFEST_KEY
 from cirrus.cli.commands import app
-from cirrus.cli.console import LoadingLine
 from cirrus.cli.options import Format
 from cirrus.cli.sources import format_of
 from cirrus.client_backend.loader import LoadProgress
 from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.load_progress import LoadingLine
 from cirrus.storage import open_store
 
 
@@ -174,10 +174,10 @@ def test_a_pattern_can_be_trained_on_and_predicted_from(tmp_path: Path) -> None:
 
 INTERRUPTED = """
 import signal, sys
-from cirrus.cli import console
+from cirrus.frontend import load_progress
 from cirrus.cli.commands import app
 
-class Slow(console.LoadingLine):
+class Slow(load_progress.LoadingLine):
     def show(self, progress):
         if progress.rows > 10_000 and len(sys.argv) > 4:
             signal.raise_signal(signal.SIGINT)

@@ -153,3 +153,29 @@ def test_progress_and_processes_act(tmp_path: Path, name: str) -> None:
     assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
     assert not dataset.manifest.has_weights
     assert np.isfinite(dataset.to_csr()[0].data).all()
+
+
+@pytest.mark.parametrize("name", sorted(LOADERS))
+def test_progress_may_be_a_switch(tmp_path: Path, name: str) -> None:
+    """True shows a live line, as it does everywhere else; False nothing; what is no function is refused."""
+    path = write(name, tmp_path)
+    for progress in (True, False):
+        assert loader(name)(path, tmp_path / "d", **LOADERS[name][1], progress=progress).n_rows > 0
+    with pytest.raises(cirrus.ConfigError, match="progress"):
+        loader(name)(path, tmp_path / "d", **LOADERS[name][1], progress=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("load_svmlight", {"n_processes": 1.5}),
+        ("load_svmlight", {"random_state": 1.5}),
+        ("load_svmlight", {"n_features": "9"}),
+        ("load_csv", {"na_values": "NA"}),
+    ],
+)
+def test_values_of_another_kind_are_refused(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    """A value that a parameter cannot take is one error that names the parameter."""
+    path = write(name, tmp_path)
+    with pytest.raises(cirrus.ConfigError, match=next(iter(options))):
+        loader(name)(path, tmp_path / "d", **LOADERS[name][1] | options)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cirrus.chunks import MANIFEST_KEY
-from cirrus.cli.console import LoadingLine, say
+from cirrus.cli.console import say
 from cirrus.cli.options import FileOptions, Format
 from cirrus.client_backend.inputs import STANDARD_INPUT, open_inputs
 from cirrus.errors import ConfigError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset, load_csv, load_csv_like, load_svmlight
+from cirrus.frontend.load_progress import LoadingLine
 from cirrus.frontend.loading import (
     load_bag_of_words,
     load_parquet,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import numbers
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,9 +100,10 @@ class LoadOptions:
     def __post_init__(self) -> None:
         """Check every option."""
         n = self.n_processes
-        if n is not None and (isinstance(n, bool) or n < 1):
+        if n is not None and (isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1):
             raise ConfigError("n_processes", f"must be a whole number >= 1 or None, got {n!r}")
-        if self.random_state is not None and self.random_state < 0:
+        seed = self.random_state
+        if seed is not None and (not isinstance(seed, numbers.Integral) or seed < 0):
             raise ConfigError(
                 "random_state", f"must be a whole number >= 0 or None, got {self.random_state!r}"
             )

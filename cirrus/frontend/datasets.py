@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -33,12 +33,12 @@ from cirrus.client_backend.arrays import store_arrays
 from cirrus.client_backend.csv_format import NA_VALUES, CsvFormat, CsvRequest
 from cirrus.client_backend.loader import (
     LoadOptions,
-    LoadProgress,
     load_csv_file,
     load_csv_file_like,
     load_svmlight_file,
 )
 from cirrus.errors import ConfigError, ConflictError
+from cirrus.frontend.load_progress import LoadListener, listening_to_load
 from cirrus.frontend.mapping import ChunkOperations
 from cirrus.frontend.scratch import Scratch, memory_scratch_url
 from cirrus.storage import ObjectStore, open_store
@@ -283,7 +283,7 @@ def load_svmlight(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
-    progress: Callable[[LoadProgress], None] | None = None,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load svmlight files: lines of ``LABEL INDEX:VALUE INDEX:VALUE ...``.
 
@@ -303,7 +303,8 @@ def load_svmlight(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the file suggest.
-        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
 
     Raises:
         DataError: A line is wrong (the message names it and a remedy), or there are no rows.
@@ -313,19 +314,22 @@ def load_svmlight(
     Example:
         >>> cirrus.load_svmlight("a9a.gz", "data/a9a")  # doctest: +SKIP
     """
-    if zero_based not in ("auto", True, False):
-        raise ConfigError("zero_based", f'must be "auto", True or False, got {zero_based!r}')
-    store = open_store(url)
-    manifest = load_svmlight_file(
-        os.fspath(path),
-        store,
-        n_features=n_features,
-        zero_based=None if zero_based == "auto" else bool(zero_based),
-        options=LoadOptions(
-            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
-        ),
-    )
-    return Dataset(store.url, manifest)
+    with listening_to_load(progress) as listener:
+        if zero_based not in ("auto", True, False):
+            raise ConfigError("zero_based", f'must be "auto", True or False, got {zero_based!r}')
+        if n_features is not None and not isinstance(n_features, (int, np.integer)):
+            raise ConfigError("n_features", f"must be a whole number or None, got {n_features!r}")
+        store = open_store(url)
+        manifest = load_svmlight_file(
+            os.fspath(path),
+            store,
+            n_features=n_features,
+            zero_based=None if zero_based == "auto" else bool(zero_based),
+            options=LoadOptions(
+                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
+            ),
+        )
+        return Dataset(store.url, manifest)
 
 
 def load_csv(
@@ -344,7 +348,7 @@ def load_csv(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
-    progress: Callable[[LoadProgress], None] | None = None,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load CSV files. Columns are named as in the header, or numbered from 0.
 
@@ -369,7 +373,8 @@ def load_csv(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the file suggest.
-        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
 
     Raises:
         ConfigError: A parameter cannot work.
@@ -382,22 +387,23 @@ def load_csv(
         >>> cirrus.load_csv("flights.csv", "data/flights", label="arr_delay", label_above=15,
         ...                 numeric=["distance"], categorical=["carrier", "origin"])  # doctest: +SKIP
     """
-    request = CsvRequest(
-        label=label,
-        numeric=column_list(numeric, "numeric"),
-        categorical=column_list(categorical, "categorical"),
-        sep=sep,
-        hash_features=hash_features,
-        header=header,
-        label_above=label_above,
-        missing_label=missing_label,
-        na_values=tuple(na_values),
-    )
-    options = LoadOptions(
-        shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
-    )
-    store = open_store(url)
-    return Dataset(store.url, load_csv_file(os.fspath(path), store, request=request, options=options))
+    with listening_to_load(progress) as listener:
+        request = CsvRequest(
+            label=label,
+            numeric=column_list(numeric, "numeric"),
+            categorical=column_list(categorical, "categorical"),
+            sep=sep,
+            hash_features=hash_features,
+            header=header,
+            label_above=label_above,
+            missing_label=missing_label,
+            na_values=na_list(na_values),
+        )
+        options = LoadOptions(
+            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
+        )
+        store = open_store(url)
+        return Dataset(store.url, load_csv_file(os.fspath(path), store, request=request, options=options))
 
 
 def load_csv_like(
@@ -410,7 +416,7 @@ def load_csv_like(
     shuffle: bool = False,
     random_state: int | None = None,
     n_processes: int | None = None,
-    progress: Callable[[LoadProgress], None] | None = None,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load a CSV file in the way another one was loaded, to predict or score its rows.
 
@@ -425,7 +431,8 @@ def load_csv_like(
         shuffle: Spread the rows; the default keeps their order.
         random_state: Seed of that.
         n_processes: None: as many as the machine and the file suggest.
-        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
 
     Raises:
         ConfigError: The encoding is not that of a CSV file.
@@ -433,18 +440,19 @@ def load_csv_like(
         NotFoundError: There is no such file.
         StorageError: The file or the object store cannot be read or written.
     """
-    store = open_store(url)
-    manifest = load_csv_file_like(
-        os.fspath(path),
-        store,
-        csv=CsvFormat.from_encoding(encoding),
-        label_names=label_names,
-        with_labels=with_labels,
-        options=LoadOptions(
-            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
-        ),
-    )
-    return Dataset(store.url, manifest)
+    with listening_to_load(progress) as listener:
+        store = open_store(url)
+        manifest = load_csv_file_like(
+            os.fspath(path),
+            store,
+            csv=CsvFormat.from_encoding(encoding),
+            label_names=label_names,
+            with_labels=with_labels,
+            options=LoadOptions(
+                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
+            ),
+        )
+        return Dataset(store.url, manifest)
 
 
 def column_list(columns: Sequence[str | int], name: str) -> tuple[str | int, ...]:
@@ -452,3 +460,10 @@ def column_list(columns: Sequence[str | int], name: str) -> tuple[str | int, ...
     if isinstance(columns, str):
         raise ConfigError(name, f"must be a list of columns, got the text {columns!r}")
     return tuple(columns)
+
+
+def na_list(values: Sequence[str]) -> tuple[str, ...]:
+    """Return ``na_values`` as the user gave them, or raise a ConfigError."""
+    if isinstance(values, str):
+        raise ConfigError("na_values", f"must be a list such as ['NA'], got the text {values!r}")
+    return tuple(values)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from cirrus.client_backend.csv_format import NA_VALUES, CsvFormat, CsvRequest
 from cirrus.client_backend.loader import (
     LoadOptions,
-    LoadProgress,
     load_parquet_files,
     load_parquet_files_like,
     load_ratings_files,
@@ -19,7 +18,8 @@ from cirrus.client_backend.loader import (
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.vw_format import VwFormat
 from cirrus.errors import ConfigError
-from cirrus.frontend.datasets import Dataset, column_list
+from cirrus.frontend.datasets import Dataset, column_list, na_list
+from cirrus.frontend.load_progress import LoadListener, listening_to_load
 from cirrus.storage import open_store
 
 
@@ -32,7 +32,7 @@ def load_ratings(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
-    progress: Callable[[LoadProgress], None] | None = None,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     r"""Load ratings: lines of user, item, rating and perhaps a timestamp, which is read over.
 
@@ -50,7 +50,8 @@ def load_ratings(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the files suggest.
-        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
 
     Raises:
         ConfigError: A parameter cannot work.
@@ -61,18 +62,19 @@ def load_ratings(
     Example:
         >>> cirrus.load_ratings("ml-100k/u.data", "data/ratings", sep="\\t")  # doctest: +SKIP
     """
-    if header not in ("infer", True, False):
-        raise ConfigError("header", f'must be "infer", True or False, got {header!r}')
-    store = open_store(url)
-    manifest = load_ratings_files(
-        os.fspath(path),
-        store,
-        how=RatingsFormat(sep=sep, header="infer" if header == "infer" else "yes" if header else "no"),
-        options=LoadOptions(
-            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
-        ),
-    )
-    return Dataset(store.url, manifest)
+    with listening_to_load(progress) as listener:
+        if header not in ("infer", True, False):
+            raise ConfigError("header", f'must be "infer", True or False, got {header!r}')
+        store = open_store(url)
+        manifest = load_ratings_files(
+            os.fspath(path),
+            store,
+            how=RatingsFormat(sep=sep, header="infer" if header == "infer" else "yes" if header else "no"),
+            options=LoadOptions(
+                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
+            ),
+        )
+        return Dataset(store.url, manifest)
 
 
 def load_bag_of_words(
@@ -84,7 +86,7 @@ def load_bag_of_words(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
-    progress: Callable[[LoadProgress], None] | None = None,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load documents as counts of words, for topic models. A row is a document; labels are 0.
 
@@ -99,7 +101,8 @@ def load_bag_of_words(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the files suggest.
-        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
 
     Raises:
         ConfigError: A parameter cannot work.
@@ -111,17 +114,18 @@ def load_bag_of_words(
     Example:
         >>> cirrus.load_bag_of_words("reuters.ldac", "data/reuters", vocabulary="words")  # doctest: +SKIP
     """
-    store = open_store(url)
-    manifest = load_words_files(
-        os.fspath(path),
-        store,
-        kind=format,
-        vocabulary=None if vocabulary is None else os.fspath(vocabulary),
-        options=LoadOptions(
-            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
-        ),
-    )
-    return Dataset(store.url, manifest)
+    with listening_to_load(progress) as listener:
+        store = open_store(url)
+        manifest = load_words_files(
+            os.fspath(path),
+            store,
+            kind=format,
+            vocabulary=None if vocabulary is None else os.fspath(vocabulary),
+            options=LoadOptions(
+                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
+            ),
+        )
+        return Dataset(store.url, manifest)
 
 
 def load_vw(
@@ -134,7 +138,7 @@ def load_vw(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
-    progress: Callable[[LoadProgress], None] | None = None,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load text for Vowpal Wabbit: ``LABEL [WEIGHT] ['TAG]|NAMESPACE[:SCALE] FEATURE[:VALUE] ... |...``.
 
@@ -152,7 +156,8 @@ def load_vw(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the files suggest.
-        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
 
     Raises:
         ConfigError: A parameter cannot work.
@@ -163,22 +168,23 @@ def load_vw(
     Example:
         >>> cirrus.load_vw("clicks.vw.gz", "data/clicks", interactions=["ua"])  # doctest: +SKIP
     """
-    if isinstance(interactions, str):
-        raise ConfigError("interactions", f"must be a list such as ['ab'], got the text {interactions!r}")
-    if missing_label not in ("error", "drop"):
-        raise ConfigError("missing_label", f'must be "error" or "drop", got {missing_label!r}')
-    store = open_store(url)
-    manifest = load_vw_files(
-        os.fspath(path),
-        store,
-        how=VwFormat(
-            hash_features=hash_features, interactions=tuple(interactions), missing_label=missing_label
-        ),
-        options=LoadOptions(
-            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
-        ),
-    )
-    return Dataset(store.url, manifest)
+    with listening_to_load(progress) as listener:
+        if isinstance(interactions, str):
+            raise ConfigError("interactions", f"must be a list such as ['ab'], got the text {interactions!r}")
+        if missing_label not in ("error", "drop"):
+            raise ConfigError("missing_label", f'must be "error" or "drop", got {missing_label!r}')
+        store = open_store(url)
+        manifest = load_vw_files(
+            os.fspath(path),
+            store,
+            how=VwFormat(
+                hash_features=hash_features, interactions=tuple(interactions), missing_label=missing_label
+            ),
+            options=LoadOptions(
+                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
+            ),
+        )
+        return Dataset(store.url, manifest)
 
 
 def load_vw_like(
@@ -187,7 +193,7 @@ def load_vw_like(
     encoding: Mapping[str, Any],
     *,
     with_labels: bool = False,
-    progress: Callable[[LoadProgress], None] | None = None,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load text for Vowpal Wabbit in the way other such text was loaded, in its own order.
 
@@ -196,7 +202,8 @@ def load_vw_like(
         url: Where the dataset goes.
         encoding: ``manifest.encoding`` of the other dataset.
         with_labels: Every row must have a label; otherwise those without one get 0.
-        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
 
     Raises:
         ConfigError: The encoding is not that of such text.
@@ -204,16 +211,19 @@ def load_vw_like(
         NotFoundError: There is no such file.
         StorageError: A file or the object store cannot be read or written.
     """
-    if encoding.get("format") != "vw":
-        raise ConfigError("encoding", "is not that of a dataset that was loaded from text for Vowpal Wabbit")
-    store = open_store(url)
-    how = VwFormat(
-        hash_features=encoding["hash_features"],
-        interactions=tuple(encoding["interactions"]),
-        missing_label="error" if with_labels else "zero",
-    )
-    options = LoadOptions(shuffle=False, progress=progress)
-    return Dataset(store.url, load_vw_files(os.fspath(path), store, how=how, options=options))
+    with listening_to_load(progress) as listener:
+        if encoding.get("format") != "vw":
+            raise ConfigError(
+                "encoding", "is not that of a dataset that was loaded from text for Vowpal Wabbit"
+            )
+        store = open_store(url)
+        how = VwFormat(
+            hash_features=encoding["hash_features"],
+            interactions=tuple(encoding["interactions"]),
+            missing_label="error" if with_labels else "zero",
+        )
+        options = LoadOptions(shuffle=False, progress=listener)
+        return Dataset(store.url, load_vw_files(os.fspath(path), store, how=how, options=options))
 
 
 def load_parquet(
@@ -230,7 +240,7 @@ def load_parquet(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
-    progress: Callable[[LoadProgress], None] | None = None,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load Parquet files. The rows are those that :func:`cirrus.load_csv` makes of the same table.
 
@@ -251,7 +261,8 @@ def load_parquet(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the files suggest.
-        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
 
     Raises:
         ConfigError: A parameter cannot work, or pyarrow is not installed.
@@ -264,20 +275,23 @@ def load_parquet(
         >>> cirrus.load_parquet("clicks/*.parquet", "data/clicks", label="clicked", numeric=["hour"],
         ...                     categorical=["site", "device"])  # doctest: +SKIP
     """
-    request = CsvRequest(
-        label=label,
-        numeric=column_list(numeric, "numeric"),
-        categorical=column_list(categorical, "categorical"),
-        hash_features=hash_features,
-        label_above=label_above,
-        missing_label=missing_label,
-        na_values=tuple(na_values),
-    )
-    options = LoadOptions(
-        shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=progress
-    )
-    store = open_store(url)
-    return Dataset(store.url, load_parquet_files(os.fspath(path), store, request=request, options=options))
+    with listening_to_load(progress) as listener:
+        request = CsvRequest(
+            label=label,
+            numeric=column_list(numeric, "numeric"),
+            categorical=column_list(categorical, "categorical"),
+            hash_features=hash_features,
+            label_above=label_above,
+            missing_label=missing_label,
+            na_values=na_list(na_values),
+        )
+        options = LoadOptions(
+            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
+        )
+        store = open_store(url)
+        return Dataset(
+            store.url, load_parquet_files(os.fspath(path), store, request=request, options=options)
+        )
 
 
 def load_parquet_like(
@@ -287,7 +301,7 @@ def load_parquet_like(
     *,
     label_names: tuple[str, ...] | None = None,
     with_labels: bool = False,
-    progress: Callable[[LoadProgress], None] | None = None,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load Parquet files in the way another table was loaded, in their own order, to predict or score rows.
 
@@ -297,7 +311,8 @@ def load_parquet_like(
         encoding: ``manifest.encoding`` of the other dataset, from Parquet or CSV.
         label_names: ``manifest.label_names`` of the other dataset.
         with_labels: Read the labels too. Otherwise their column may be missing, and they are all 0.
-        progress: Called with a :class:`LoadProgress` now and then, in this thread.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
 
     Raises:
         ConfigError: The encoding is not that of a table.
@@ -305,13 +320,14 @@ def load_parquet_like(
         NotFoundError: There is no such file.
         StorageError: A file or the object store cannot be read or written.
     """
-    store = open_store(url)
-    manifest = load_parquet_files_like(
-        os.fspath(path),
-        store,
-        csv=CsvFormat.from_encoding(encoding),
-        label_names=label_names,
-        with_labels=with_labels,
-        options=LoadOptions(shuffle=False, progress=progress),
-    )
-    return Dataset(store.url, manifest)
+    with listening_to_load(progress) as listener:
+        store = open_store(url)
+        manifest = load_parquet_files_like(
+            os.fspath(path),
+            store,
+            csv=CsvFormat.from_encoding(encoding),
+            label_names=label_names,
+            with_labels=with_labels,
+            options=LoadOptions(shuffle=False, progress=listener),
+        )
+        return Dataset(store.url, manifest)
