@@ -529,6 +529,7 @@ def test_blocks_with_very_many_entries_are_halved(store: CountingStore) -> None:
     ("damage", "problem"),
     [
         (lambda data: b"", "not JSON"),
+        (lambda data: b"[" * 100_000, "not JSON"),
         (lambda data: b"[1]", "version None"),
         (lambda data: data.replace(b'"version":1', b'"version":7'), "version 7"),
         (lambda data: data.replace(b'"n_rows":1024', b'"n_rows":1025'), "n_rows"),

@@ -19,6 +19,8 @@ import scipy.sparse
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cirrus.client_backend.load_tasks import LoadSizes
+from cirrus.client_backend.loader import LoadOptions, load_words_files
 from cirrus.errors import ConflictError, DataError
 from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
 from cirrus.frontend.loading import load_bag_of_words, load_ratings, load_vw
@@ -217,3 +219,13 @@ def test_any_rows_come_back_in_order(data: st.DataObject) -> None:
     np.testing.assert_array_equal(back.indices, columns)
     np.testing.assert_array_equal(back.data, values)
     np.testing.assert_array_equal(y, labels)
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 20, 24, 1000])
+def test_a_blank_line_ends_no_document(tmp_path: Path, size: int) -> None:
+    """Blank lines in docword text are read over, wherever segments are cut."""
+    path = tmp_path / "x"
+    path.write_bytes(b"2\n3\n4\n1 1 1\n1 2 1\n\n1 3 1\n2 1 1\n")
+    options = LoadOptions(shuffle=False, sizes=LoadSizes(segment_bytes=size))
+    store = open_store(tmp_path / "d")
+    assert load_words_files(str(path), store, kind="docword", vocabulary=None, options=options).n_rows == 2

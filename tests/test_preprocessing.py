@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from cirrus.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler, lo
 from cirrus.storage import open_store
 from cirrus.worker_runtime.column_map import ColumnMap
 from cirrus.worker_runtime.column_statistics import ColumnStatistics
+from cirrus.worker_runtime.map_job import pack_arrays, unpack_arrays
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -266,3 +270,25 @@ def test_a_model_of_preprocessed_rows_predicts_raw_ones(tmp_path: Path) -> None:
         model.predict(MinMaxScaler().fit_transform(raw, tmp_path / "other"))
     with pytest.raises(DataError, match="transform it too"):
         est.fit(hashed, validation=raw)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3))
+def test_damaged_arrays_are_corrupt_data(damages: list[tuple[float, int]]) -> None:
+    """Packed arrays with some bytes changed are read, or refused by name."""
+    data = bytearray(pack_arrays({"a": 1}, {"x": np.arange(5.0)}))
+    for where, byte in damages:
+        data[int(where * len(data))] = byte
+    with contextlib.suppress(CorruptDataError):
+        unpack_arrays(bytes(data), "x.npz")
+
+
+def test_arrays_larger_than_their_file_are_refused_unallocated() -> None:
+    """A header that claims 10**11 numbers is refused for what it is, before memory is asked for."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**11,)})
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("meta.json.npy", file.getvalue())
+    with pytest.raises(CorruptDataError, match="is not of shape"):
+        unpack_arrays(out.getvalue(), "x.npz")

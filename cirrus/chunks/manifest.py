@@ -136,7 +136,7 @@ class Manifest:
         """
         try:
             raw = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptDataError(f"{name}: is not JSON ({error}): load the data again") from error
         version = raw.get("version") if isinstance(raw, dict) else None
         if version != MANIFEST_VERSION:

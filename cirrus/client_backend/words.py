@@ -168,15 +168,14 @@ def read_words(path: str) -> Vocabulary:
 
 def _whole_documents(data: bytes) -> int:
     """Return how many bytes of docword text hold whole documents: all but the last one's lines."""
-    end = data.rfind(b"\n")
-    if end < 0:
-        return 0
-    start = data.rfind(b"\n", 0, end) + 1
-    document = data[start:end].split(None, 1)[:1]
+    start = data.rfind(b"\n") + 1
+    document: list[bytes] = []
     while start:
         before = data.rfind(b"\n", 0, start - 1) + 1
-        if data[before:start].split(None, 1)[:1] != document:
+        found = data[before:start].split(None, 1)[:1]  # nothing in a blank line, which ends no document
+        if document and found and found != document:
             return start
+        document = found or document
         start = before
     return 0
 

@@ -23,7 +23,11 @@ import hashlib
 import hmac
 import io
 import json
+import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -168,6 +172,25 @@ class JobFolder:
         return hmac.digest(self._token, key.encode() + b"\0" + data, _DIGEST)
 
 
+#: What reading a damaged archive of arrays may raise.
+_DAMAGES = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    OSError,
+    EOFError,
+    OverflowError,
+    RuntimeError,  # also NotImplementedError and RecursionError
+    MemoryError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def pack_arrays(meta: Any, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Return plain values and arrays as bytes, without pickle."""
     file = io.BytesIO()
@@ -187,8 +210,23 @@ def unpack_arrays(data: bytes, name: str) -> tuple[Any, dict[str, NDArray[Any]]]
         CorruptDataError: They are something else.
     """
     try:
+        _check_sizes(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         return json.loads(arrays.pop("meta.json").tobytes()), arrays
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGES as error:
         raise CorruptDataError(f"{name}: is damaged: {error}") from error
+
+
+def _check_sizes(data: bytes) -> None:
+    """Refuse arrays that claim to be larger than what is there, before there is room made for them."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
+                raise ValueError(f"{member.filename} is packed, or larger than the file")
+            with archive.open(member) as file:
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError(f"{member.filename} is of another version")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+                    raise ValueError(f"{member.filename} is not of shape {shape}")
