@@ -177,9 +177,7 @@ class TestInlineRuns:
     @pytest.fixture(autouse=True)
     def _nothing_is_left(self) -> Any:
         before = set(threading.enumerate())
-        stored = set(
-            open_store(INLINE_ROOT).list()
-        )  # this process has one such store, and other tests use it
+        stored = set(open_store(INLINE_ROOT).list())  # other tests use the same store of this process
         yield
         gc.collect()
         eventually(lambda: set(threading.enumerate()) <= before, 5.0)
