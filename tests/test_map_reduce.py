@@ -20,7 +20,7 @@ from stand_ins import eventually
 
 import cirrus
 from cirrus.chunks import Block, BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
-from cirrus.client_backend.map_reduce import JOB_FOLDER
+from cirrus.client_backend.map_reduce import JOB_FOLDER, pack_function
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError, DataError, RunError
 from cirrus.frontend.datasets import Dataset, load_arrays
 from cirrus.storage import open_store
@@ -296,3 +296,60 @@ def test_wrong_arguments_are_refused() -> None:
         source.map_chunks(doubled, "memory://wrong/out", n_workers=0)
     with pytest.raises(RunError, match="n_features=3"):
         source.map_chunks(doubled, "memory://wrong/out", n_features=3)
+
+
+def interrupt_after_three(progress: Any) -> None:
+    """Stop the client when half of the chunks are done."""
+    if progress.chunks_done == 3:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damaged", ["chunks-*/*", f"{JOB_FOLDER}/results/*"])
+@pytest.mark.parametrize("is_torn", [True, False])
+def test_what_an_interrupted_job_lost_is_made_again(damaged: str, is_torn: bool, tmp_path: Path) -> None:
+    """A result that is torn, or whose chunk is gone, is not relied on."""
+    source = make_dataset(tmp_path / "in")
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        source.map_chunks(doubled, out, backend="inline", n_workers=1, progress=interrupt_after_three)
+    victim = min(out.glob(damaged))
+    if is_torn and JOB_FOLDER in damaged:
+        victim.write_bytes(b"")
+    else:
+        victim.unlink()
+    made = source.map_chunks(doubled, out, backend="inline", n_workers=1)
+    np.testing.assert_array_equal(made.to_csr()[1], np.arange(N_ROWS))
+
+
+def test_a_planted_job_with_its_own_token_is_not_executed(tmp_path: Path) -> None:
+    """A job is gone on with only if its function is, byte for byte, the one that was asked for."""
+    source = make_dataset(tmp_path / "in")
+    out = tmp_path / "out"
+    mark = tmp_path / "executed"
+    with pytest.raises(KeyboardInterrupt):
+        source.map_chunks(doubled, out, backend="inline", n_workers=1, progress=interrupt_after_three)
+    folder = JobFolder(str(out / JOB_FOLDER))
+
+    def planted(block: Block) -> Block:
+        mark.write_text("")
+        return block
+
+    folder.create(folder.job(), pack_function(planted), "a token of somebody else")
+    made = source.map_chunks(doubled, out, backend="inline", n_workers=1)
+    assert not mark.exists()
+    np.testing.assert_array_equal(made.to_csr()[0].toarray(), 2 * source.to_csr()[0].toarray())
+
+
+@pytest.mark.parametrize("prefix", ["mine/", "", "../", "chunks-ab/../"])
+def test_a_job_may_only_remove_chunks(prefix: str) -> None:
+    """What a job's prefix names is removed with the job: it must be one of chunks."""
+    with pytest.raises(ConfigError, match="prefix"):
+        MapJob(
+            job_id="j",
+            kind="rewrite",
+            input_url="memory://a",
+            fingerprint="f",
+            n_chunks=1,
+            output_url="memory://b",
+            prefix=prefix,
+        )

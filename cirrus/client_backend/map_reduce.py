@@ -307,7 +307,8 @@ class JobClient:
         """Take up the job where it was left, or begin it."""
         job_id = self._request.job_id
         found = self._found()
-        if found is not None and found.job_id == job_id:
+        if found is not None and found.job_id == job_id and self._may_resume():
+            self._forget_lost_results(found)
             self._folder.store.delete(STOP_KEY)
             for key in self._folder.store.list(CLAIMS):
                 self._folder.store.delete(key)
@@ -338,6 +339,33 @@ class JobClient:
             return self._folder.job()
         except (CorruptDataError, NotFoundError):
             return None
+
+    def _may_resume(self) -> bool:
+        """Return whether workers would execute what was asked for, whoever signed it.
+
+        Results of a reduction are pickles, and the folder's token does not say who made them: they are made
+        again.
+        """
+        if self._request.kind == "reduce":
+            return False
+        try:
+            return self._folder.function() == self._request.function
+        except (CorruptDataError, NotFoundError):
+            return False
+
+    def _forget_lost_results(self, job: MapJob) -> None:
+        """Remove results that are damaged, or whose chunks are gone, so that they are made again."""
+        there = set(open_store(job.output_url).list(job.prefix)) if job.output_url is not None else set()
+        for number in self._folder.numbers(RESULTS):
+            try:
+                data = self._folder.result(number)
+                is_whole = job.output_url is None or all(
+                    chunk.key in there for chunk in _written(data, f"result {number}")[0]
+                )
+            except CorruptDataError:
+                is_whole = False
+            if not is_whole:
+                self._folder.store.delete(f"{RESULTS}{number:06}")
 
     def _discard(self, job: MapJob) -> None:
         if job.output_url is not None and job.output_url == self._request.output_url:

@@ -24,6 +24,7 @@ import hmac
 import io
 import json
 import math
+import re
 import struct
 import tokenize
 import zipfile
@@ -72,9 +73,12 @@ class MapJob:
     version: int = JOB_VERSION
 
     def __post_init__(self) -> None:
-        """Check the kind."""
+        """Check the kind, and that the prefix is one of chunks: what is below it may be removed."""
         if self.kind not in ("statistics", "columns", "rewrite", "reduce"):
             raise ConfigError("kind", f"unknown kind of map job {self.kind!r}")
+        is_chunks = re.fullmatch(r"chunks-[0-9a-f]+/", self.prefix) is not None
+        if not is_chunks and (self.prefix or self.output_url is not None):
+            raise ConfigError("prefix", f"{self.prefix!r} is not a prefix of chunks")
 
 
 class JobFolder:
