@@ -156,7 +156,9 @@ class CsvParser:
         if self._format.label_above is not None:
             return table, (numbers > self._format.label_above).astype(np.float32)
         narrow = numbers.astype(np.float32)
-        for i in np.flatnonzero(narrows_whole_numbers(numbers, narrow))[:1].tolist():
+        for i in np.flatnonzero(narrows_whole_numbers(numbers, narrow)).tolist():
+            if not cells[i].lstrip("+-").isdigit():
+                continue  # with a point or an exponent: a measured number, which is rounded as others are
             where.refuse(i, f"{column.name}: label {_shown(cells[i])} {NARROWED_LABEL}")
         return table, narrow
 

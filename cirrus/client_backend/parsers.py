@@ -193,7 +193,13 @@ def _parse_label(text: Bytes, start: int) -> tuple[int, int, float]:
     if not np.isfinite(np.float32(label)):
         return _INFINITE_LABEL, start, 0.0
     if np.float32(label) != label and np.floor(label) == label:
-        return _NARROWED_LABEL, start, 0.0
+        # One with a point or an exponent is a measured number, which is rounded as others are.
+        first = start + 1 if text[start] == _PLUS or text[start] == _MINUS else start
+        whole = True
+        for i in range(first, end):
+            whole = whole and _is_digit(text[i])
+        if whole:
+            return _NARROWED_LABEL, start, 0.0
     return _OK, end, label
 
 
