@@ -21,10 +21,11 @@ from stand_ins import eventually
 import cirrus
 from cirrus.chunks import Block, BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
 from cirrus.client_backend.map_reduce import JOB_FOLDER, pack_function
-from cirrus.errors import ConfigError, ConflictError, CorruptDataError, DataError, RunError
+from cirrus.errors import CirrusError, ConfigError, ConflictError, CorruptDataError, DataError, RunError
 from cirrus.frontend.datasets import Dataset, load_arrays
 from cirrus.storage import open_store
 from cirrus.worker_runtime.map_job import JobFolder, MapJob
+from cirrus.worker_runtime.map_tasks import check_block
 
 N_ROWS = 1200
 
@@ -353,3 +354,42 @@ def test_a_job_may_only_remove_chunks(prefix: str) -> None:
             output_url="memory://b",
             prefix=prefix,
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"local": np.array([0, 2], np.uint16)}, "beyond the ids"),
+        ({"row_starts": np.array([0, 1, 1], np.uint32)}, "row_starts"),
+        ({"row_starts": np.array([1, 1, 2], np.uint32)}, "row_starts"),
+        ({"row_starts": np.array([0, 3, 2], np.uint32)}, "row_starts"),
+        ({"values": np.array([1e300, 1.0])}, "beyond float32"),
+        ({"values": np.array([np.nan, 1.0], np.float32)}, "NaN"),
+        ({"values": [1.0, 2.0]}, "values are no array"),
+        ({"ids": np.array([1, 2**32], np.int64)}, "below"),
+        ({"ids": np.array([-1, 2], np.int64)}, "below"),
+        ({"ids": np.array([2, 1], np.uint32)}, "ascend"),
+        ({"labels": np.ones((2, 1), np.float32)}, "labels are no array"),
+        ({"labels": [0.0, 1.0]}, "labels are no array"),
+        ({"local": np.array([0.0, 1.0])}, "local are no array"),
+    ],
+)
+def test_a_block_that_could_not_be_read_again_is_refused(change: dict[str, Any], problem: str) -> None:
+    """What a function returns is checked before it is stored, and the error names the part."""
+    block = Block(
+        ids=np.array([1, 5], np.uint32),
+        labels=np.zeros(2, np.float32),
+        local=np.array([0, 1], np.uint16),
+        row_starts=np.array([0, 1, 2], np.uint32),
+        values=None,
+        weights=None,
+    )
+    check_block(block)
+    with pytest.raises(DataError, match=problem):
+        check_block(dataclasses.replace(block, **change))
+
+
+def test_a_function_that_exits_fails_the_job(tmp_path: Path) -> None:
+    """Also where it runs in a thread, which ends without a word."""
+    with pytest.raises(CirrusError, match="SystemExit"):
+        make_dataset(tmp_path / "in").map_reduce(lambda block: sys.exit(4), max, backend="inline")

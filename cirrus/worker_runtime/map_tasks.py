@@ -159,8 +159,21 @@ def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except CirrusError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a thread that exits would be waited for for ever
         raise DataError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+_WHOLE = "iu"
+#: The arrays of a block: name, kinds of numbers, numbers of dimensions.
+_BLOCK_PARTS = (
+    ("ids", _WHOLE, (1,)),
+    ("local", _WHOLE, (1, 2)),
+    ("row_starts", _WHOLE, (1,)),
+    ("labels", "fiu", (1,)),
+    ("values", "fiu", (1, 2)),
+    ("weights", "fiu", (1,)),
+)
+_OPTIONAL_PARTS = frozenset({"row_starts", "values", "weights"})
 
 
 def check_block(block: Any) -> None:
@@ -172,22 +185,42 @@ def check_block(block: Any) -> None:
     """
     if not isinstance(block, Block):
         raise ConfigError("fn", f"must return a Block or None, returned {type(block).__name__}")
-    ids, local = block.ids, block.local
+    for part, kinds, n_dims in _BLOCK_PARTS:
+        array = getattr(block, part)
+        if array is None and part in _OPTIONAL_PARTS:
+            continue
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds or array.ndim not in n_dims:
+            raise DataError(
+                f"the function returned a block that cannot be stored: its {part} are no array of "
+                f"{'whole numbers' if kinds == _WHOLE else 'numbers'} of the right shape"
+            )
+    ids, local, starts = block.ids, block.local, block.row_starts
+    padding = int(starts is None)  # the padded layout marks what is no entry by the number of ids
     problems = {
+        "ids are not below 2**32": bool(ids.size and (int(ids.min()) < 0 or int(ids.max()) >= 2**32)),
         "ids do not ascend": bool((ids[1:] <= ids[:-1]).any()),
-        "local positions are beyond the ids": bool(local.size and int(local.max()) > ids.size),
+        "local positions are beyond the ids": bool(local.size and int(local.max()) >= ids.size + padding),
         "local positions are negative": bool(local.size and int(local.min()) < 0),
         "values have another shape than the positions": block.values is not None
         and block.values.shape != local.shape,
+        "local positions have the wrong number of dimensions": local.ndim != 1 + padding,
         "the rows' number is not that of the labels": (
-            local.shape[-1] != block.n_rows
-            if block.row_starts is None
-            else block.row_starts.size != block.n_rows + 1
+            local.shape[-1] != block.n_rows if starts is None else starts.size != block.n_rows + 1
+        ),
+        "row_starts do not cut the positions into rows": starts is not None
+        and not (
+            starts.size
+            and starts[0] == 0
+            and starts[-1] == local.size
+            and bool((starts[1:] >= starts[:-1]).all())
         ),
         "weights are not one a row": block.weights is not None and block.weights.size != block.n_rows,
     }
-    for part, array in (("values", block.values), ("labels", block.labels), ("weights", block.weights)):
-        problems[f"{part} hold NaN or infinity"] = array is not None and not bool(np.isfinite(array).all())
+    for part in ("values", "labels", "weights"):
+        array = getattr(block, part)
+        problems[f"{part} are NaN, infinite or beyond float32"] = array is not None and not bool(
+            (np.abs(array) <= np.finfo(np.float32).max).all()
+        )
     for problem, is_so in problems.items():
         if is_so:
             raise DataError(f"the function returned a block that cannot be stored: its {problem}")
