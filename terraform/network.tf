@@ -2,17 +2,28 @@
 # nothing else is needed. With vpc_id and subnet_id, yours is used instead.
 
 locals {
-  makes_vpc  = var.vpc_id == null
-  vpc_id     = local.makes_vpc ? aws_vpc.this[0].id : var.vpc_id
-  subnet_id  = local.makes_vpc ? aws_subnet.private[0].id : var.subnet_id
-  zone       = local.makes_vpc ? aws_subnet.private[0].availability_zone : data.aws_subnet.given[0].availability_zone
+  makes_vpc = var.vpc_id == null
+  vpc_id    = local.makes_vpc ? aws_vpc.this[0].id : var.vpc_id
+  subnet_id = local.makes_vpc ? aws_subnet.private[0].id : var.subnet_id
+  # Where functions and servers may be.
+  zones = (
+    !local.makes_vpc ? [data.aws_subnet.given[0].availability_zone] :
+    var.availability_zone != null ? [var.availability_zone] : sort(data.aws_availability_zones.available[0].names)
+  )
+  zone       = concat(local.zones_of[local.instance_type], local.zones)[0]
   first_port = 7700
   last_port  = 7799
 }
 
+# Not those of local zones, which have neither functions nor most types of instances.
 data "aws_availability_zones" "available" {
   count = local.makes_vpc && var.availability_zone == null ? 1 : 0
   state = "available"
+
+  filter {
+    name   = "zone-type"
+    values = ["availability-zone"]
+  }
 }
 
 data "aws_subnet" "given" {
@@ -43,7 +54,7 @@ resource "aws_subnet" "private" {
   count             = local.makes_vpc ? 1 : 0
   vpc_id            = aws_vpc.this[0].id
   cidr_block        = aws_vpc.this[0].cidr_block
-  availability_zone = var.availability_zone != null ? var.availability_zone : sort(data.aws_availability_zones.available[0].names)[0]
+  availability_zone = local.zone
   tags              = { Name = "${var.name}-private" }
 }
 

@@ -40,6 +40,11 @@ output "instance_type" {
   value       = local.instance_type
 }
 
+output "disk_gb" {
+  description = "Size of a shard server's disk in GB."
+  value       = var.disk_gb
+}
+
 output "subnet_id" {
   description = "Subnet of functions and shard servers."
   value       = local.subnet_id

@@ -1,7 +1,30 @@
 # How shard servers are launched; clients launch them, and they end themselves.
 
+# Which types there are differs by region and zone, and EC2 tells. Best first: by baseline bandwidth for the price.
+data "aws_ec2_instance_type_offerings" "servers" {
+  location_type = "availability-zone"
+
+  filter {
+    name   = "instance-type"
+    values = local.wanted_types
+  }
+}
+
 locals {
-  instance_type = coalesce(var.instance_type, var.architecture == "arm64" ? "c7gn.large" : "c6in.large")
+  preferred_types = {
+    arm64  = ["c8gn.large", "c7gn.large", "c6gn.large", "c7g.large"]
+    x86_64 = ["c6in.large", "c5n.large", "c6i.large"]
+  }
+  wanted_types = var.instance_type != null ? [var.instance_type] : local.preferred_types[var.architecture]
+  offers       = data.aws_ec2_instance_type_offerings.servers
+  zones_of = {
+    for type in local.wanted_types : type => sort([
+      for i, found in local.offers.instance_types : local.offers.locations[i]
+      if found == type && contains(local.zones, local.offers.locations[i])
+    ])
+  }
+  offered_types = [for type in local.wanted_types : type if length(local.zones_of[type]) > 0]
+  instance_type = length(local.offered_types) > 0 ? local.offered_types[0] : local.wanted_types[0]
   image_id = coalesce(
     var.server_image_id,
     "resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-${var.architecture}",
@@ -61,6 +84,13 @@ resource "aws_launch_template" "server" {
     content {
       resource_type = tag_specifications.value
       tags          = merge(var.tags, { Name = var.name, "cirrus:owner" = "cirrus", "cirrus:deployment" = var.name })
+    }
+  }
+
+  lifecycle {
+    precondition {
+      condition     = length(local.offered_types) > 0
+      error_message = "instance_type: EC2 offers no ${join(" or ", local.wanted_types)} in ${join(", ", local.zones)}: choose another type, zone or region."
     }
   }
 

@@ -164,13 +164,13 @@ variable "vpc_cidr" {
 }
 
 variable "availability_zone" {
-  description = "Zone of functions and shard servers, both in one: bytes between zones cost more than the functions. Null: the region's first."
+  description = "Zone of functions and shard servers, both in one: bytes between zones cost more than the functions. Null: the first that has the servers' type."
   type        = string
   default     = null
 }
 
 variable "instance_type" {
-  description = "Type of the shard servers; null: c7gn.large or c6in.large by architecture. Choose by baseline, not burst, bandwidth."
+  description = "Type of the shard servers; null: the first of c8gn.large, c7gn.large, c6gn.large (x86_64: c6in.large, c5n.large) that the region has. Choose by baseline, not burst, bandwidth."
   type        = string
   default     = null
 

@@ -15,7 +15,7 @@ from test_aws_deployment import make_deployment
 
 from cirrus.client_backend.aws import cost
 from cirrus.client_backend.aws.backend import AWSBackend
-from cirrus.client_backend.aws.prices import PriceTable, instance_price, read_prices
+from cirrus.client_backend.aws.prices import PriceTable, read_prices
 from cirrus.client_backend.local import LocalBackend
 from cirrus.errors import ConfigError
 
@@ -28,11 +28,25 @@ def table() -> PriceTable:
 
 def test_the_table_is_dated_and_whole(table: PriceTable) -> None:
     """Every region prices both architectures, and the servers that a deployment has by default."""
-    assert table.dated >= "2025"
+    assert table.dated >= "2026"
+    assert "price list" in table.source
     for region in table.regions.values():
         assert set(region.lambda_gb_second) == {"arm64", "x86_64"}
         assert region.lambda_gb_second["arm64"] < region.lambda_gb_second["x86_64"]
-        assert {"c7gn.large", "c6in.large"} <= set(region.instances)
+        assert {"c8gn.large", "c6in.large"} <= set(region.instances)
+        for instance in region.instances.values():
+            assert 0.03 < instance.dollars_per_hour / instance.vcpus < 0.08  # no slip of a digit
+
+
+def test_an_instance_type_without_a_price_here_is_reckoned_at_another_regions(
+    table: PriceTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its price elsewhere is nearer than none, with a warning; one that is priced nowhere is an error."""
+    with caplog.at_level(logging.WARNING):
+        assert table.instance("eu-central-1", "c7gn.large") is table.instance("us-east-1", "c7gn.large")
+    assert "c7gn.large in eu-central-1" in caplog.text
+    with pytest.raises(ConfigError, match=r"there is no price for x1\.huge"):
+        table.instance("eu-central-1", "x1.huge")
 
 
 def test_the_model_by_hand(table: PriceTable) -> None:
@@ -40,11 +54,12 @@ def test_the_model_by_hand(table: PriceTable) -> None:
     prices = table.region("us-east-1")
     found = cost.model_cost(
         prices,
-        instance_price(prices, "c7gn.large"),
+        table.instance("us-east-1", "c7gn.large"),
         architecture="arm64",
         seconds=3600.0,
         n_workers=100,
         n_servers=1,
+        disk_gb=16,
         memory_mb=1769,
         generation_seconds=240.0,
         chunk_reads=1_000_000,
@@ -52,7 +67,7 @@ def test_the_model_by_hand(table: PriceTable) -> None:
     )
     assert found.workers == pytest.approx(100 * 3600 * 1769 / 1024 * 0.0000133334)
     assert found.invocations == pytest.approx(100 * 15 * 0.0000002)
-    assert found.servers == pytest.approx(0.1248 + 8 * 0.08 / 730)
+    assert found.servers == pytest.approx(0.1248 + 16 * 0.08 / 730)
     assert found.storage_requests == pytest.approx(0.4 + 12_000 * 0.000005 + 10_000 * 0.0000004)
     assert found.cross_zone == pytest.approx(0.02)
     assert found.total == pytest.approx(sum(dataclasses.astuple(found)))
@@ -88,7 +103,7 @@ def test_a_run_gets_the_backends_prices() -> None:
     backend = AWSBackend(make_deployment())
     assert (backend.shards_per_server, backend.n_servers(2), backend.n_servers(3)) == (2, 1, 2)
     one, two = backend.dollars_per_hour(100, 2), backend.dollars_per_hour(1, 3)
-    assert two - one == pytest.approx(0.0725 + 8 * 0.08 / 730)
+    assert two - one == pytest.approx(0.0725 + 16 * 0.08 / 730)
     prices = backend.worker_prices(1769)
     assert prices.dollars_per_second == pytest.approx(1769 / 1024 * 0.0000133334)
     assert prices.dollars_per_invocation == 0.0000002
@@ -106,7 +121,7 @@ def test_spot_servers_cost_what_they_cost_now(monkeypatch: pytest.MonkeyPatch) -
             use_services(monkeypatch, url)
             backend = AWSBackend(make_deployment(spot=True))
             control = cost.control_dollars_per_hour(read_prices().region("us-east-1"))
-            hourly = backend.dollars_per_hour(1, 1) - control - 8 * 0.08 / 730
+            hourly = backend.dollars_per_hour(1, 1) - control - 16 * 0.08 / 730
             assert hourly == pytest.approx(expected)
 
 

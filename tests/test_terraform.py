@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
 import pytest
+from aws_services import moto_services
+from aws_stack import provider_override
 from terraform_tool import TERRAFORM, need_terraform, terraform
 
 #: EC2 takes no larger user data (before base64).
@@ -68,6 +71,42 @@ def test_values_that_cannot_work_are_refused_by_name(initialised, tmp_path):
     said = " ".join(done.stderr.split())
     for name in bad:
         assert f"{'subnet_id' if name == 'vpc_id' else name}: " in said, done.stderr
+
+
+@pytest.fixture(scope="module")
+def planned(initialised, tmp_path_factory):
+    """Plan against an emulator with some variables; return terraform's end, and the plan if there is one."""
+    (packages := tmp_path_factory.mktemp("packages")).joinpath("requirements.txt").touch()
+    (packages / "worker.zip").touch()
+    with moto_services() as url:
+        (initialised / "emulator_override.tf").write_text(provider_override(url, url))
+
+        def plan(region, **variables):
+            every = {"worker_package": packages / "worker.zip", "server_package": packages, **variables}
+            words = [f"-var={name}={value}" for name, value in {"region": region, **every}.items()]
+            options = ["-input=false", "-no-color", f"-out={packages / 'plan'}"]
+            done = terraform(initialised, ["plan", *options, *words])
+            if done.returncode:
+                return done, None
+            shown = terraform(initialised, ["show", "-json", str(packages / "plan")])
+            outputs = json.loads(shown.stdout)["planned_values"]["outputs"]
+            return done, {name: output.get("value") for name, output in outputs.items()}
+
+        yield plan
+        (initialised / "emulator_override.tf").unlink()
+
+
+def test_servers_are_of_a_type_that_region_and_zone_have(planned):
+    """The best type that EC2 offers there, in a zone that has it; one that is not to be had is an error.
+
+    Frankfurt has no c7gn; us-east-1e has neither that nor its successor.
+    """
+    _, frankfurt = planned("eu-central-1")
+    assert (frankfurt["instance_type"], frankfurt["availability_zone"]) == ("c8gn.large", "eu-central-1a")
+    failed, _ = planned("us-east-1", instance_type="c7gn.large", availability_zone="us-east-1e")
+    said = " ".join(failed.stderr.split())
+    assert failed.returncode == 1
+    assert "instance_type: EC2 offers no c7gn.large in us-east-1e" in said.replace("│ ", "")
 
 
 def test_every_variable_and_output_is_described():

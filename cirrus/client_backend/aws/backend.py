@@ -18,7 +18,6 @@ from cirrus.client_backend.aws.prices import (
     InstancePrice,
     PriceTable,
     RegionPrices,
-    instance_price,
     read_prices,
 )
 from cirrus.client_backend.aws.servers import ServerPlan, Servers, end_servers
@@ -107,9 +106,9 @@ class AWSBackend(Backend):
     def _prices(self) -> RegionPrices:
         return self.price_table.region(self.deployment.region)
 
-    @property
+    @cached_property
     def _instance(self) -> InstancePrice:
-        return instance_price(self._prices, self.instance_type)
+        return self.price_table.instance(self.deployment.region, self.instance_type)
 
     @cached_property
     def _spot_price(self) -> float | None:
@@ -134,7 +133,10 @@ class AWSBackend(Backend):
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what servers and the run folder's requests cost; workers cost by their own time."""
         server = cost.server_dollars_per_hour(
-            self._prices, self._instance, spot_dollars_per_hour=self._spot_price
+            self._prices,
+            self._instance,
+            disk_gb=self.deployment.disk_gb,
+            spot_dollars_per_hour=self._spot_price,
         )
         return self.n_servers(n_shards) * server + cost.control_dollars_per_hour(self._prices)
 
@@ -161,6 +163,7 @@ class AWSBackend(Backend):
             seconds=seconds,
             n_workers=n_workers,
             n_servers=self.n_servers(n_shards),
+            disk_gb=self.deployment.disk_gb,
             memory_mb=memory_mb,
             generation_seconds=self.generation_seconds,
             chunk_reads=chunk_reads,

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from cirrus.client_backend.aws.prices import HOURS_PER_MONTH, InstancePrice, RegionPrices
 from cirrus.config import WorkerPrices
 
-#: Every server has a disk of this size.
-DISK_GB = 8
 #: Requests to the object store an hour, of a client and shard 0 that renew claim, status and metrics.
 CONTROL_PUTS_PER_HOUR = 12_000
 CONTROL_GETS_PER_HOUR = 10_000
@@ -50,17 +48,22 @@ def worker_prices(prices: RegionPrices, architecture: str, memory_mb: int) -> Wo
 
 
 def server_dollars_per_hour(
-    prices: RegionPrices, instance: InstancePrice, *, spot_dollars_per_hour: float | None = None
+    prices: RegionPrices,
+    instance: InstancePrice,
+    *,
+    disk_gb: float,
+    spot_dollars_per_hour: float | None = None,
 ) -> float:
     """Return what one server costs with its disk.
 
     Args:
         prices: The region's.
         instance: Its type.
+        disk_gb: Size of its disk.
         spot_dollars_per_hour: What a spot instance costs now; None: on demand.
     """
     hourly = instance.dollars_per_hour if spot_dollars_per_hour is None else spot_dollars_per_hour
-    return hourly + DISK_GB * prices.disk_gb_month / HOURS_PER_MONTH
+    return hourly + disk_gb * prices.disk_gb_month / HOURS_PER_MONTH
 
 
 def control_dollars_per_hour(prices: RegionPrices) -> float:
@@ -76,6 +79,7 @@ def model_cost(
     seconds: float,
     n_workers: int,
     n_servers: int,
+    disk_gb: float,
     memory_mb: int,
     generation_seconds: float,
     startup_seconds: float = 0.0,
@@ -92,6 +96,7 @@ def model_cost(
         seconds: How long the workers work.
         n_workers: Functions at work all that time.
         n_servers: Servers.
+        disk_gb: Size of a server's disk.
         memory_mb: Size of a function.
         generation_seconds: Lifetime of one invocation.
         startup_seconds: How long the servers run before the workers work.
@@ -102,7 +107,9 @@ def model_cost(
     rates = worker_prices(prices, architecture, memory_mb)
     generations = max(1.0, seconds / generation_seconds)
     hours = (seconds + startup_seconds) / SECONDS_PER_HOUR
-    server = server_dollars_per_hour(prices, instance, spot_dollars_per_hour=spot_dollars_per_hour)
+    server = server_dollars_per_hour(
+        prices, instance, disk_gb=disk_gb, spot_dollars_per_hour=spot_dollars_per_hour
+    )
     return CostEstimate(
         workers=n_workers * seconds * rates.dollars_per_second,
         invocations=n_workers * generations * rates.dollars_per_invocation,

@@ -42,6 +42,8 @@ class Deployment:
     subnet_id: str
     keep_warm_seconds: float = 300.0
     """How long a server waits for another run after its own has ended."""
+    disk_gb: int = 16
+    """Of a server."""
     spot: bool = False
     """Servers are spot instances."""
     name: str = "cirrus"
@@ -61,6 +63,8 @@ class Deployment:
                 raise ConfigError(
                     "worker_functions", f"must give names by sizes in MB, got {memory_mb!r}: {function!r}"
                 )
+        if self.disk_gb < 1:
+            raise ConfigError("disk_gb", f"must be >= 1, got {self.disk_gb!r}")
         if self.keep_warm_seconds < 0:
             raise ConfigError("keep_warm_seconds", f"must be >= 0, got {self.keep_warm_seconds!r}")
 

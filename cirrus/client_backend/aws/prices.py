@@ -95,6 +95,31 @@ class PriceTable:
             return self.regions[DEFAULT_REGION]
         return found
 
+    def instance(self, region: str, instance_type: str) -> InstancePrice:
+        """Return the price of an instance type; that in :data:`DEFAULT_REGION` where the region has none.
+
+        Raises:
+            ConfigError: The table has none.
+        """
+        own = self.region(region).instances
+        found = own.get(instance_type)
+        if found is not None:
+            return found
+        elsewhere = self.regions[DEFAULT_REGION].instances.get(instance_type)
+        if elsewhere is None:
+            known = ", ".join(sorted(own))
+            raise ConfigError(
+                "prices", f"there is no price for {instance_type}; add it, or choose one of {known}"
+            )
+        log.warning(
+            "there is no price for %s in %s: it is reckoned at that of %s; give your own with"
+            " cirrus.AWSBackend(prices=...)",
+            instance_type,
+            region,
+            DEFAULT_REGION,
+        )
+        return elsewhere
+
 
 def read_prices(path: str | os.PathLike[str] | None = None) -> PriceTable:
     """Read a price table.
@@ -115,18 +140,3 @@ def read_prices(path: str | os.PathLike[str] | None = None) -> PriceTable:
         raise ConfigError("prices", f"{path} cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise ConfigError("prices", f"{path} is not JSON: {error}") from error
-
-
-def instance_price(prices: RegionPrices, instance_type: str) -> InstancePrice:
-    """Return the price of an instance type.
-
-    Raises:
-        ConfigError: The table has none.
-    """
-    found = prices.instances.get(instance_type)
-    if found is None:
-        known = ", ".join(sorted(prices.instances))
-        raise ConfigError(
-            "prices", f"there is no price for {instance_type}; add it, or choose one of {known}"
-        )
-    return found
