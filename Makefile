@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 TRAIN_ARGS ?=
 TEST_ARGS ?=
+# Tests wait for processes and clocks as often as they compute: more at a time than there are cores.
+TEST_PROCESSES ?= 3
 BENCH_DATA := out/bench-data
 BENCH_TOOL := ../shared/tools/make_criteo_like.py
 BENCH_ARGS ?=
@@ -66,7 +68,7 @@ train: install
 	@$(BIN)/python examples/flights.py $(TRAIN_ARGS)
 
 test: $(VENV)/.installed-dev $(VENV)/.kernels
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(TEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check

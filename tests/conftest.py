@@ -33,8 +33,13 @@ DEPLOYED_TEST_SECONDS = 900
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests that need a whole deployment one after the other, at the end, and give them time."""
-    deployed = [item for item in items if "aws_stack" in getattr(item, "fixturenames", ())]
-    for item in deployed:
-        item.add_marker(pytest.mark.timeout(DEPLOYED_TEST_SECONDS))
-    items.sort(key=lambda item: item in deployed)
+    """Keep together, in one process, the tests that share a deployment or a module's fixtures.
+
+    Those that need a whole deployment come first, and have time: another process does the rest meanwhile.
+    """
+    for item in items:
+        deployed = "aws_stack" in getattr(item, "fixturenames", ())
+        if deployed:
+            item.add_marker(pytest.mark.timeout(DEPLOYED_TEST_SECONDS))
+        item.add_marker(pytest.mark.xdist_group("deployed" if deployed else item.nodeid.split("::")[0]))
+    items.sort(key=lambda item: "aws_stack" not in getattr(item, "fixturenames", ()))
