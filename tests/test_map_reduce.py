@@ -20,14 +20,37 @@ from stand_ins import eventually
 
 import cirrus
 from cirrus.chunks import Block, BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
-from cirrus.client_backend.map_reduce import JOB_FOLDER, pack_function
-from cirrus.errors import CirrusError, ConfigError, ConflictError, CorruptDataError, DataError, RunError
+from cirrus.client_backend.map_client import JOBS_FOLDER, PLACE_FOLDER
+from cirrus.client_backend.map_functions import pack_function
+from cirrus.errors import (
+    CirrusError,
+    ConfigError,
+    ConflictError,
+    CorruptDataError,
+    DataError,
+    RunError,
+    StorageError,
+)
 from cirrus.frontend.datasets import Dataset, load_arrays
 from cirrus.storage import open_store
 from cirrus.worker_runtime.map_job import JobFolder, MapJob
 from cirrus.worker_runtime.map_tasks import check_block
 
 N_ROWS = 1200
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of this user, with jobs that are at work or were interrupted."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("CIRRUS_HOME", str(folder))
+    return folder
+
+
+def make_job(**changed: Any) -> MapJob:
+    """Return a job."""
+    plain = {"kind": "reduce", "input_url": "memory://a", "fingerprint": "f", "n_chunks": 1}
+    return MapJob(**{**plain, "function_id": "1", "function_name": "f", **changed})
 
 
 def make_dataset(url: str | Path, n_chunks: int = 6) -> Dataset:
@@ -55,7 +78,9 @@ def count_rows(block: Block) -> int:
 
 
 @pytest.mark.parametrize("backend", ["local", "inline"])
-def test_map_chunks_makes_a_dataset_of_what_the_function_returns(backend: str, tmp_path: Path) -> None:
+def test_map_chunks_makes_a_dataset_of_what_the_function_returns(
+    backend: str, tmp_path: Path, home: Path
+) -> None:
     """Every chunk is rewritten once, in order; the manifest is right; no trace of the job is left."""
     source = make_dataset(tmp_path / "in")
     seen = []
@@ -68,7 +93,8 @@ def test_map_chunks_makes_a_dataset_of_what_the_function_returns(backend: str, t
     again = Dataset.open(tmp_path / "out")
     assert again.manifest == made.manifest
     assert made.manifest.touches == source.manifest.touches
-    assert not list((tmp_path / "out" / JOB_FOLDER).glob("**/*"))
+    assert not list((tmp_path / "out" / PLACE_FOLDER).glob("**/*"))
+    assert not list((home / JOBS_FOLDER).glob("*"))
 
 
 @pytest.mark.parametrize("backend", ["local", "inline"])
@@ -155,7 +181,9 @@ cirrus.Dataset.open(source).map_chunks(fn, out, backend="local", n_workers=1)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_job_goes_on_with_the_missing_chunks(tmp_path: Path, signal_number: int) -> None:
+def test_an_interrupted_job_goes_on_with_the_missing_chunks(
+    tmp_path: Path, home: Path, signal_number: int
+) -> None:
     """Nothing is left running, and the same call does no finished chunk again."""
     make_dataset(tmp_path / "in")
     marks, out = tmp_path / "marks", tmp_path / "out"
@@ -166,7 +194,7 @@ def test_an_interrupted_job_goes_on_with_the_missing_chunks(tmp_path: Path, sign
     environment = {**os.environ, "PYTHONPATH": str(Path(cirrus.__file__).parents[1])}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     eventually(lambda: (marks / "400").exists())
-    eventually(lambda: len(list((out / JOB_FOLDER / "results").glob("*"))) == 2)
+    eventually(lambda: len(list(home.glob(f"{JOBS_FOLDER}/*/results/*"))) == 2)
     children = psutil.Process(first.pid).children(recursive=True)
     assert children
     first.send_signal(signal_number)
@@ -238,7 +266,7 @@ cirrus_test_events: dict[str, threading.Event] = {}
 def test_a_changed_function_is_never_executed(tmp_path: Path) -> None:
     """Whatever is not signed with the job's token is refused; token and function are private."""
     folder = JobFolder(str(tmp_path))
-    job = MapJob(job_id="a", kind="reduce", input_url="x", fingerprint="f", n_chunks=1)
+    job = make_job()
     folder.create(job, b"function", "secret")
     assert folder.function() == b"function"
     assert folder.job() == job
@@ -305,16 +333,19 @@ def interrupt_after_three(progress: Any) -> None:
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("damaged", ["chunks-*/*", f"{JOB_FOLDER}/results/*"])
+@pytest.mark.parametrize("damaged", ["out/chunks-*/*", f"home/{JOBS_FOLDER}/*/results/*"])
 @pytest.mark.parametrize("is_torn", [True, False])
-def test_what_an_interrupted_job_lost_is_made_again(damaged: str, is_torn: bool, tmp_path: Path) -> None:
+def test_what_an_interrupted_job_lost_is_made_again(
+    damaged: str, is_torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A result that is torn, or whose chunk is gone, is not relied on."""
+    monkeypatch.setenv("CIRRUS_HOME", str(tmp_path / "home"))
     source = make_dataset(tmp_path / "in")
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         source.map_chunks(doubled, out, backend="inline", n_workers=1, progress=interrupt_after_three)
-    victim = min(out.glob(damaged))
-    if is_torn and JOB_FOLDER in damaged:
+    victim = min(tmp_path.glob(damaged))
+    if is_torn and "results" in damaged:
         victim.write_bytes(b"")
     else:
         victim.unlink()
@@ -322,38 +353,153 @@ def test_what_an_interrupted_job_lost_is_made_again(damaged: str, is_torn: bool,
     np.testing.assert_array_equal(made.to_csr()[1], np.arange(N_ROWS))
 
 
-def test_a_planted_job_with_its_own_token_is_not_executed(tmp_path: Path) -> None:
-    """A job is gone on with only if its function is, byte for byte, the one that was asked for."""
+def test_a_planted_job_with_its_own_token_is_not_executed(tmp_path: Path, home: Path) -> None:
+    """A job that goes on does so with the function that was asked for now."""
     source = make_dataset(tmp_path / "in")
     out = tmp_path / "out"
     mark = tmp_path / "executed"
     with pytest.raises(KeyboardInterrupt):
         source.map_chunks(doubled, out, backend="inline", n_workers=1, progress=interrupt_after_three)
-    folder = JobFolder(str(out / JOB_FOLDER))
+    (url,) = (home / JOBS_FOLDER).glob("*")
+    folder = JobFolder(str(url))
 
     def planted(block: Block) -> Block:
         mark.write_text("")
         return block
 
-    folder.create(folder.job(), pack_function(planted), "a token of somebody else")
+    folder.create(folder.job(), pack_function(planted).data, "a token of somebody else")
     made = source.map_chunks(doubled, out, backend="inline", n_workers=1)
     assert not mark.exists()
     np.testing.assert_array_equal(made.to_csr()[0].toarray(), 2 * source.to_csr()[0].toarray())
+
+
+def test_a_token_that_others_could_have_written_is_not_used(tmp_path: Path) -> None:
+    """Function and results are trusted for the token's sake, so it must be a file of this user alone."""
+    folder = JobFolder(str(tmp_path))
+    folder.create(make_job(), b"function", "secret")
+    (tmp_path / "token").chmod(0o640)
+    with pytest.raises(StorageError, match="0600"):
+        JobFolder(str(tmp_path)).function()
+
+
+def test_a_job_of_another_version_is_refused() -> None:
+    """Client and workers must agree on what a job is."""
+    with pytest.raises(ConfigError, match="same version"):
+        make_job(version=1)
+    assert make_job().job_id != make_job(function_id="2").job_id
+
+
+def stop_after_three(progress: Any) -> None:
+    """Stop the client when half of the chunks are done."""
+    if progress.chunks_done >= 3:
+        raise KeyboardInterrupt
+
+
+def test_a_reduction_goes_on_where_it_was(tmp_path: Path, home: Path) -> None:
+    """Results that are there and whole are used again, whatever was not is computed."""
+    source = make_dataset(tmp_path / "in")
+    calls = tmp_path / "calls"
+
+    def count(block: Block, calls: Path = calls) -> list[int]:
+        with calls.open("a") as file:
+            file.write(f"{int(block.labels[0])} ")
+        return block.labels.astype(int).tolist()
+
+    def reduce() -> Any:
+        return source.map_reduce(count, operator.add, backend="inline", n_workers=1, progress=seen.append)
+
+    with pytest.raises(KeyboardInterrupt):
+        source.map_reduce(count, operator.add, backend="inline", n_workers=1, progress=stop_after_three)
+    done = sorted(home.glob(f"{JOBS_FOLDER}/*/results/*"))
+    done[1].write_bytes(done[1].read_bytes()[:-1])
+    seen: list[Any] = []
+    assert reduce() == list(range(N_ROWS))
+    again = {calls.read_text().split().count(str(first)) for first in (0, 400)}
+    assert again == {1}
+    assert calls.read_text().split().count("200") == 2
+    assert seen[-1].rows_found == 200 * (len(done) - 1)
+    assert not list((home / JOBS_FOLDER).glob("*"))
+
+
+def test_a_reduction_of_other_code_begins_anew_and_says_so(tmp_path: Path) -> None:
+    """What another function of the same name had done is not used."""
+    source = make_dataset(tmp_path / "in")
+
+    def make(factor: int) -> Any:
+        def scaled(block: Block) -> float:
+            return factor * block.n_rows
+
+        return scaled
+
+    with pytest.raises(KeyboardInterrupt):
+        source.map_reduce(make(2), operator.add, backend="inline", progress=stop_after_three)
+    with pytest.warns(UserWarning, match="scaled' had done is not used, since its code"):
+        assert source.map_reduce(make(3), operator.add, backend="inline") == 3 * N_ROWS
+
+
+def test_a_rewrite_of_other_code_begins_anew_and_says_so(tmp_path: Path) -> None:
+    """Chunks that another function wrote are removed, and the reason is given."""
+    source, out = make_dataset(tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        source.map_chunks(doubled, out, backend="inline", progress=stop_after_three)
+    with pytest.warns(UserWarning, match="is another function"):
+        made = source.map_chunks(lambda block: block, out, backend="inline")
+    np.testing.assert_array_equal(made.to_csr()[0].toarray(), source.to_csr()[0].toarray())
+    assert len(list(out.glob("chunks-*/*"))) == 6
+
+
+def test_a_reduce_function_that_fails_in_the_client_is_one_clear_error(tmp_path: Path, home: Path) -> None:
+    """The error says what was raised and where; the user's own error is its cause; nothing is left."""
+    source = make_dataset(tmp_path / "in")
+
+    def fails(a: int, b: int) -> int:
+        raise KeyError("no such thing")
+
+    with pytest.raises(RunError, match=r"the reduce function raised KeyError.*\n.*in fails,") as caught:
+        source.map_reduce(count_rows, fails, backend="inline")
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert not list((home / JOBS_FOLDER).glob("*"))
+
+
+@dataclasses.dataclass
+class Total:
+    """A value of a class of the user's own."""
+
+    rows: int
+
+    def __add__(self, other: object) -> Total:
+        assert type(other) is Total
+        return Total(self.rows + other.rows)
+
+
+@pytest.mark.parametrize("backend", ["local", "inline"])
+def test_values_of_the_users_own_classes_come_back_as_such(backend: str, tmp_path: Path) -> None:
+    """They belong to the class that the client has, not to a copy of it."""
+    source = make_dataset(tmp_path / "in")
+    total = source.map_reduce(lambda b: Total(b.n_rows), operator.add, backend=backend, n_workers=2)
+    assert total == Total(N_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("fn", "text"),
+    [
+        (lambda b: (row for row in b.labels), "cannot be sent back"),
+        (lambda b: np.zeros(2**27, np.uint8), "more than 64 MB"),
+    ],
+)
+def test_values_that_cannot_be_sent_back_are_refused_by_name(fn: Any, text: str, tmp_path: Path) -> None:
+    """Nothing that a function returns makes a worker try again and again, or the client's memory grow."""
+    source = make_dataset(tmp_path / "in")
+    for work in (lambda: source.map_reduce(fn, max), lambda: source.submit(fn)[0].result(20)):
+        with pytest.raises(RunError, match=text):
+            work()
 
 
 @pytest.mark.parametrize("prefix", ["mine/", "", "../", "chunks-ab/../"])
 def test_a_job_may_only_remove_chunks(prefix: str) -> None:
     """What a job's prefix names is removed with the job: it must be one of chunks."""
     with pytest.raises(ConfigError, match="prefix"):
-        MapJob(
-            job_id="j",
-            kind="rewrite",
-            input_url="memory://a",
-            fingerprint="f",
-            n_chunks=1,
-            output_url="memory://b",
-            prefix=prefix,
-        )
+        make_job(kind="rewrite", output_url="memory://b", prefix=prefix)
 
 
 @pytest.mark.parametrize(

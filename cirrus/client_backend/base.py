@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from cirrus.client_backend.claims import new_claim, take_claim
@@ -58,6 +58,16 @@ class Backend(ABC):
             ConfigError: This backend runs no map jobs.
         """
         raise ConfigError("backend", f"{type(self).__name__} cannot run functions over chunks")
+
+    def job_root(self, urls: Sequence[str]) -> str:
+        """Return the URL below which the folders of map jobs lie, with their tokens, functions and results.
+
+        Workers reach it, and nobody but this user (or the workers' role) may write there.
+
+        Args:
+            urls: Of the data that the job reads and writes.
+        """
+        return self.root
 
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what a run of this size costs while it runs, but for its workers' own time."""

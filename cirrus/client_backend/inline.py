@@ -10,14 +10,14 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.launcher import Launcher
-from cirrus.client_backend.local import check_backend_numbers
+from cirrus.client_backend.local import check_backend_numbers, default_home
 from cirrus.config import RunConfig
 from cirrus.run_folder import RunFolder
 
@@ -131,6 +131,11 @@ class InlineBackend(Backend):
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
         """See :meth:`Backend.launcher`."""
         return InlineLauncher(folder.url, self._parts)
+
+    def job_root(self, urls: Sequence[str]) -> str:
+        """See :meth:`Backend.job_root`: a job over data that outlives this process does so too."""
+        is_lasting = self.runs_are_temporary and not any(url.startswith("memory:") for url in urls)
+        return default_home() if is_lasting else self.root
 
     def job_launcher(self, job_url: str) -> Launcher:
         """See :meth:`Backend.job_launcher`."""

@@ -16,20 +16,13 @@ from numpy.typing import NDArray
 from cirrus.chunks import Block, Manifest
 from cirrus.client_backend.backend import Backend, resolve_backend
 from cirrus.client_backend.inline import InlineBackend
-from cirrus.client_backend.map_reduce import (
-    MapOptions,
-    MapProgress,
-    MapRequest,
-    column_statistics,
-    pack_function,
-    rewrite_dataset,
-    run_job,
-    run_ordered,
-    unpickle_result,
-)
+from cirrus.client_backend.map_client import MapOptions, MapProgress, MapRequest
+from cirrus.client_backend.map_functions import PackedFunction, pack_function
+from cirrus.client_backend.map_reduce import column_statistics, combine_results, rewrite_dataset, run_job
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.progress import MapLine
 from cirrus.storage import open_store
+from cirrus.worker_runtime.map_values import unpack_value
 
 if TYPE_CHECKING:
     from cirrus.frontend.datasets import Dataset
@@ -270,16 +263,10 @@ class ChunkOperations:
         Example:
             >>> ds.map_reduce(lambda block: block.nnz, lambda a, b: a + b)  # doctest: +SKIP
         """
-        values: list[Any] = []
-
-        def fold(_: int, data: bytes) -> None:
-            value = unpickle_result(data)
-            values[:] = [reduce_fn(values[0], value)] if values else [value]
-
+        request = self._reduce_request(map_fn, reduce_fn)
         with listening(progress) as listener:
             options = map_options(self.manifest, [self.url], backend, n_workers, listener)
-            run_ordered(self._reduce_request(map_fn, reduce_fn), options, fold)
-        return values[0]
+            return combine_results(request, options, reduce_fn)
 
     def submit(
         self,
@@ -310,7 +297,7 @@ class ChunkOperations:
 
         def direct(_: ChunkOperations) -> None:
             try:
-                run_job(request, options, lambda n, data: futures[n].set_result(unpickle_result(data)))
+                run_job(request, options, lambda n, data: futures[n].set_result(unpack_value(data)))
             except BaseException as error:  # noqa: BLE001 (raised again by the futures)
                 for future in futures:
                     if not future.done():
@@ -325,7 +312,7 @@ class ChunkOperations:
     ) -> MapRequest:
         return MapRequest(
             kind="reduce",
-            function=pack_function(map_fn, reduce_fn),
+            function=pack_function(map_fn, reduce_fn, parameter="map_fn"),
             input_url=self.url,
             manifest=self.manifest,
         )
@@ -348,7 +335,12 @@ class ChunkOperations:
             CorruptDataError: A chunk is damaged.
         """
         manifest = self.manifest
-        request = MapRequest(kind="statistics", function=b"", input_url=self.url, manifest=manifest)
+        request = MapRequest(
+            kind="statistics",
+            function=PackedFunction.of_data(b"", "describe"),
+            input_url=self.url,
+            manifest=manifest,
+        )
         with listening(progress) as listener:
             options = map_options(manifest, [self.url], backend, n_workers, listener)
             statistics = column_statistics(request, options)

@@ -21,7 +21,8 @@ import sklearn.preprocessing
 from sklearn.utils.validation import check_is_fitted
 
 from cirrus.client_backend.backend import Backend
-from cirrus.client_backend.map_reduce import MapRequest
+from cirrus.client_backend.map_client import MapRequest
+from cirrus.client_backend.map_functions import PackedFunction
 from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.mapping import ProgressOption
@@ -61,7 +62,7 @@ class _OnDatasets:
         step = Step.of(columns, type(self).__name__, n_features, self._n_features_out())
         request = MapRequest(
             kind="columns",
-            function=pack_arrays({}, columns.to_arrays()),
+            function=PackedFunction.of_data(pack_arrays({}, columns.to_arrays()), type(self).__name__),
             input_url=dataset.url,
             manifest=dataset.manifest,
             output_url=dataset._output(url),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from cirrus.client_backend.map_reduce import MapProgress
+from cirrus.client_backend.map_client import MapProgress
 from cirrus.errors import ConfigError
 from cirrus.metrics import RunStatus
 
@@ -186,10 +186,12 @@ class MapLine:
     def show(self, progress: MapProgress) -> None:
         """Show the newest state."""
         now = self._clock()
-        rate = progress.rows / max(now - self._started_at, 1e-9)
+        rate = (progress.rows - progress.rows_found) / max(now - self._started_at, 1e-9)
         done, total = progress.chunks_done, progress.chunks_total
         line = f"  {done / total:4.0%}  chunk {done}/{total}  {progress.rows:,} rows"
         line += f"  {short_number(rate)} rows/s"
+        if progress.rows_found:
+            line += f"  ({progress.rows_found:,} of them done before)"
         if self._live is not None:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         elif now - self._shown_at >= PLAIN_SECONDS:

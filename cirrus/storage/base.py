@@ -42,6 +42,16 @@ class ObjectStore(abc.ABC):
             StorageError: The store refused or failed.
         """
 
+    def get_private(self, key: str) -> bytes:
+        """Return an object that was written with ``private=True``, if only this user can have written it.
+
+        Raises:
+            NotFoundError: There is none.
+            StorageError: The store refused or failed; in a folder also: it is another user's, or others may
+                read or write it.
+        """
+        return self.get(key)
+
     @abc.abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return ``length`` bytes of an object from ``start`` on.

@@ -51,6 +51,18 @@ class FolderStore(ObjectStore):
         with _os_errors(path), open(path, "rb") as file:
             return file.read()
 
+    def get_private(self, key: str) -> bytes:
+        """See :meth:`ObjectStore.get_private`."""
+        path = self._path(key)
+        with _os_errors(path), open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                raise StorageError(
+                    f"{path}: must be this user's own file that nobody else may read (mode 0600): it belongs "
+                    f"to user {status.st_uid}, mode {status.st_mode & 0o777:04o}; remove it"
+                )
+            return file.read()
+
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """See :meth:`ObjectStore.get_range`."""
         path = self._path(key)

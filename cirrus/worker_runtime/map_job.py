@@ -1,19 +1,24 @@
 """The folder of a map job: how its client and its workers meet.
 
+It lies below the backend's root, which is the user's own (``ROOT/jobs/JOB/``), wherever the data is.
+
 ===============  ============  ======================================================================
 key              its writer    what
 ===============  ============  ======================================================================
-``client.json``  the client    who directs the job (a claim that lapses, as on a run)
 ``token``        the client    the job's secret, readable by its owner alone
 ``job.json``     the client    :class:`MapJob`; signed
 ``function``     the client    what to do with each chunk; signed, readable by its owner alone
 ``stop``         the client    workers begin no further chunk
 ``claims/N``     one worker    it is at work on chunk N (written if absent; the client removes a dead one's)
-``results/N``    one worker    what came of chunk N; signed
+``results/N``    one worker    what came of chunk N; signed, readable by its owner alone
 ===============  ============  ======================================================================
 
 What is signed is used only if the signature, of the job's token over key and content, is right: a function
-that somebody changed is never executed.
+that somebody changed is never executed. The token itself is used only if it is a file that this user alone
+can have written (:meth:`~cirrus.storage.ObjectStore.get_private`). Nothing else of a store is ever executed.
+
+Who executes a job is a backend's concern (:meth:`~cirrus.client_backend.base.Backend.job_launcher`): it gets
+the folder's URL, and invokes workers with the role ``map`` and that URL.
 """
 
 from __future__ import annotations
@@ -48,7 +53,9 @@ TOKEN_KEY = "token"
 STOP_KEY = "stop"
 CLAIMS = "claims/"
 RESULTS = "results/"
-JOB_VERSION = 1
+#: Goes up when another version of Cirrus would make other results of the same job, or could not read it.
+JOB_VERSION = 2
+JOB_ID_CHARACTERS = 32
 _DIGEST = "sha256"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -57,28 +64,44 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 class MapJob:
     """A function over the chunks of a dataset."""
 
-    job_id: str
-    """The same for the same function, rows and place."""
     kind: str
     """``statistics`` and ``columns`` are Cirrus' own; ``rewrite`` and ``reduce`` run a user's function."""
     input_url: str
     fingerprint: str
     """Of the input: a dataset that was replaced meanwhile is not read on."""
     n_chunks: int
+    function_id: str
+    """Digest of what is done to each chunk: of the user's code, or of a description."""
+    function_name: str
+    """The function, for people."""
     output_url: str | None = None
     prefix: str = ""
     """What the keys of written chunks begin with."""
     n_features: int | None = None
     """Columns that the output may have; None: any number."""
+    begun_at: float = 0.0
+    """Unix time at which a client last took it up."""
     version: int = JOB_VERSION
 
     def __post_init__(self) -> None:
-        """Check the kind, and that the prefix is one of chunks: what is below it may be removed."""
+        """Check the version, the kind, and that the prefix is one of chunks: what is below may be removed."""
+        if self.version != JOB_VERSION:
+            raise ConfigError(
+                "version",
+                f"is {self.version}, and this is for jobs of version {JOB_VERSION}: client and workers must "
+                "be the same version of Cirrus",
+            )
         if self.kind not in ("statistics", "columns", "rewrite", "reduce"):
             raise ConfigError("kind", f"unknown kind of map job {self.kind!r}")
         is_chunks = re.fullmatch(r"chunks-[0-9a-f]+/", self.prefix) is not None
         if not is_chunks and (self.prefix or self.output_url is not None):
             raise ConfigError("prefix", f"{self.prefix!r} is not a prefix of chunks")
+
+    @property
+    def job_id(self) -> str:
+        """What the job is known by: the same for the same rows, code and place, and the same version."""
+        parts = [self.version, self.kind, self.fingerprint, self.n_chunks, self.output_url, self.n_features]
+        return hashlib.sha256(json.dumps([*parts, self.function_id]).encode()).hexdigest()[:JOB_ID_CHARACTERS]
 
 
 class JobFolder:
@@ -94,9 +117,13 @@ class JobFolder:
         self._token: bytes | None = None
 
     def create(self, job: MapJob, function: bytes, token: str) -> None:
-        """Write the job; ``job.json`` comes last."""
+        """Write a new job; ``job.json`` comes last."""
         self.store.put(TOKEN_KEY, token.encode(), private=True)
         self._token = token.encode()
+        self.write(job, function)
+
+    def write(self, job: MapJob, function: bytes) -> None:
+        """Write a job that goes on, signed with the token that is there."""
         self._put(FUNCTION_KEY, function, private=True)
         self._put(JOB_KEY, json.dumps(dataclasses.asdict(job)).encode())
 
@@ -132,6 +159,10 @@ class JobFolder:
             CorruptDataError: It was changed.
         """
         return self._get(f"{RESULTS}{number:06}")
+
+    def remove_result(self, number: int) -> None:
+        """Forget what came of a chunk, so that it is done again."""
+        self.store.delete(f"{RESULTS}{number:06}")
 
     def numbers(self, folder: str) -> set[int]:
         """Return the numbers of the chunks that have an object in ``claims/`` or ``results/``."""
@@ -172,7 +203,7 @@ class JobFolder:
 
     def _sign(self, key: str, data: bytes) -> bytes:
         if self._token is None:
-            self._token = self.store.get(TOKEN_KEY)
+            self._token = self.store.get_private(TOKEN_KEY)
         return hmac.digest(self._token, key.encode() + b"\0" + data, _DIGEST)
 
 

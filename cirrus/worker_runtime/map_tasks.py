@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cirrus.chunks import Block, ChunkWriter, iterate_chunk, read_manifest
-from cirrus.errors import CirrusError, ConfigError, DataError
+from cirrus.errors import ConfigError, DataError
 from cirrus.storage import open_store
 from cirrus.worker_runtime.column_map import BlockRewriter, ColumnMap
 from cirrus.worker_runtime.column_statistics import ColumnStatistics
@@ -29,6 +29,7 @@ from cirrus.worker_runtime.map_job import (
     pack_arrays,
     unpack_arrays,
 )
+from cirrus.worker_runtime.map_values import call_function, load_functions, pack_value, pack_values
 from cirrus.worker_runtime.session import Clock
 
 #: Larger than any chunk: what comes of one chunk is one chunk.
@@ -95,12 +96,10 @@ def _make_task(job: MapJob, function: bytes, n_features: int) -> Task:
     if job.kind == "columns":
         rewrite: Callable[[Block], Block | None] = BlockRewriter(_column_map(function), n_features)
         return functools.partial(_write, job, rewrite)
-    import cloudpickle  # only where a user's function is to be run
-
-    map_block, combine = cloudpickle.loads(function)  # signed: JobFolder.function has checked it
+    map_block, combine = load_functions(function)  # signed: JobFolder.function has checked it
     if job.kind == "rewrite":
         return functools.partial(_write, job, _checked(map_block))
-    return lambda _, blocks: cloudpickle.dumps(_reduced(map_block, combine, blocks))
+    return lambda _, blocks: _reduced(map_block, combine, blocks)
 
 
 def _column_map(data: bytes) -> ColumnMap:
@@ -136,7 +135,7 @@ def _write(
 
 def _checked(map_block: Callable[[Block], Any]) -> Callable[[Block], Block | None]:
     def checked(block: Block) -> Block | None:
-        mapped = _call("the function", map_block, block)
+        mapped = call_function("the function", map_block, block)
         if mapped is not None:
             check_block(mapped)
         return mapped  # type: ignore[no-any-return]
@@ -146,21 +145,14 @@ def _checked(map_block: Callable[[Block], Any]) -> Callable[[Block], Block | Non
 
 def _reduced(
     map_block: Callable[[Block], Any], combine: Callable[[Any, Any], Any] | None, blocks: Iterable[Block]
-) -> Any:
+) -> bytes:
     """Return what came of the blocks of a chunk, as one value; without a way to combine them, as a list."""
-    values: Iterator[Any] = (_call("the map function", map_block, block) for block in blocks)
+    values: Iterator[Any] = (call_function("the map function", map_block, block) for block in blocks)
     if combine is None:
-        return list(values)
-    return functools.reduce(functools.partial(_call, "the reduce function", combine), values)
-
-
-def _call(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except CirrusError:
-        raise
-    except (Exception, SystemExit) as error:  # a thread that exits would be waited for for ever
-        raise DataError(f"{what} raised {type(error).__name__}: {error}") from error
+        return pack_values(values)
+    return pack_value(
+        functools.reduce(functools.partial(call_function, "the reduce function", combine), values)
+    )
 
 
 _WHOLE = "iu"
