@@ -26,6 +26,7 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cirrus.config import RunConfig, from_plain
@@ -321,8 +322,8 @@ class MetricsCursor:
     """How far somebody has read a run's metrics."""
 
     segment: int = 0
-    lines: int = 0
-    """Lines of that segment that were read."""
+    size: int = 0
+    """Bytes of that segment that were read."""
 
 
 class MetricsReader:
@@ -337,31 +338,69 @@ class MetricsReader:
         self._store = folder.store
         cursor = cursor or MetricsCursor()
         self._segment = cursor.segment
-        self._points_read = cursor.lines
+        self._size_read = cursor.size
 
     @property
     def cursor(self) -> MetricsCursor:
         """Where another reader would go on."""
-        return MetricsCursor(segment=self._segment, lines=self._points_read)
+        return MetricsCursor(segment=self._segment, size=self._size_read)
 
     def read(self) -> list[MetricPoint]:
-        """Return the points written since the last call."""
-        new: list[MetricPoint] = []
-        while True:
-            # Asked before reading: a segment that has a successor by now is written no more.
-            is_complete = self._store.exists(f"metrics/{self._segment + 1:08d}.jsonl")
-            key = f"metrics/{self._segment:08d}.jsonl"
-            try:
-                data = self._store.get(key)
-            except NotFoundError:
-                return new
-            lines = data.splitlines()
-            new += [from_plain(MetricPoint, _parse(line, key), key) for line in lines[self._points_read :]]
-            self._points_read = max(self._points_read, len(lines))
-            if not is_complete:
-                return new
+        """Return the points written since the last call.
+
+        Raises:
+            CorruptDataError: A line is not JSON.
+            ConfigError: A line is no point.
+        """
+        return [point for key, lines in self.read_lines() for point in parse_points(lines, key)]
+
+    def read_lines(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the lines written since the last call: the key of their object, and whole lines of it."""
+        held = self._get(self._segment)
+        while held is not None:
+            yield from self._unread(held)
+            # A segment that is full is written no more. (One of a shard that died need not be full.)
+            if len(held) < METRICS_SEGMENT_BYTES and not self._store.exists(_segment_key(self._segment + 1)):
+                return
+            following = self._get(self._segment + 1)
+            if following is None:
+                return
+            if len(held) < METRICS_SEGMENT_BYTES:
+                # It may have grown before the next one began.
+                yield from self._unread(self._get(self._segment) or b"")
             self._segment += 1
-            self._points_read = 0
+            self._size_read = 0
+            held = following
+
+    def _get(self, segment: int) -> bytes | None:
+        try:
+            return self._store.get(_segment_key(segment))
+        except NotFoundError:
+            return None
+
+    def _unread(self, data: bytes) -> Iterator[tuple[str, bytes]]:
+        if len(data) > self._size_read:
+            lines = data[self._size_read :]
+            self._size_read = len(data)
+            yield _segment_key(self._segment), lines
+
+
+def _segment_key(segment: int) -> str:
+    return f"metrics/{segment:08d}.jsonl"
+
+
+def parse_points(lines: bytes, key: str) -> list[MetricPoint]:
+    """Return the points in lines of a run's metrics.
+
+    Args:
+        lines: Whole lines.
+        key: The object that they come from, for errors.
+
+    Raises:
+        CorruptDataError: A line is not JSON.
+        ConfigError: A line is no point.
+    """
+    return [from_plain(MetricPoint, _parse(line, key), key) for line in lines.splitlines()]
 
 
 def _parse(raw: bytes, key: str) -> object:

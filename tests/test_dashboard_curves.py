@@ -24,6 +24,8 @@ from dashboard_runs import points
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cirrus.client_backend.metric_columns import columns_of_points
+
 LOSSES = st.lists(st.floats(-1e3, 1e3, width=32), max_size=1500).map(lambda values: np.array(values, float))
 
 
@@ -128,13 +130,13 @@ def test_columns_grow_and_leave_the_old_ones_alone():
     """A thread that draws is not disturbed by one that reads; measures that come later are filled up."""
     first = Columns(points([0.7, 0.6]))
     late = dataclasses.replace(points([0.5], begin=2)[0], validation_metrics={"accuracy": 0.8})
-    second = first.extended([late])
+    second = first.extended(columns_of_points([late]))
     assert (len(first), len(second)) == (2, 3)
     assert second.last("train_loss") == 0.5
     assert second.last("validation_loss") is None
     assert np.isnan(second["metric:accuracy"][:2]).all()
     assert second["metric:accuracy"][2] == 0.8
-    third = second.extended(points([0.4], begin=3))
+    third = second.extended(columns_of_points(points([0.4], begin=3)))
     assert len(third["metric:accuracy"]) == len(third) == 4
 
 

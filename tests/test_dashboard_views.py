@@ -24,6 +24,7 @@ from cirrus_dashboard.styles import MAX_COLORED_RUNS, styles_of
 from cirrus_dashboard.views import Cursors, CurveCache, View, choose, delta
 from dashboard_runs import config_of, points
 
+from cirrus.client_backend.metric_columns import columns_of_points
 from cirrus.errors import ConfigError
 from cirrus.metrics import MetricPoint, RunEvent, RunState, RunStatus
 
@@ -356,7 +357,7 @@ class TestExports:
         """Points come as they were measured, those without this loss left out."""
         run = record("a", np.linspace(0.7, 0.5, 1000))
         point = MetricPoint(seconds=2000.0, epoch=1, updates=5, samples=5, validation_loss=0.25)
-        run = dataclasses.replace(run, columns=run.columns.extended([point]))
+        run = dataclasses.replace(run, columns=run.columns.extended(columns_of_points([point])))
         train = curves_csv([run], View(loss="train_loss", smoothing=0.9)).splitlines()
         assert train[0] == "run,seconds,updates,epochs,cost,training_loss"
         assert len(train) == 1001

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cirrus.client_backend.claims import is_held, new_claim
+from cirrus.client_backend.metric_columns import Columns, columns_of_lines, joined
 from cirrus.client_backend.run_index import IndexedRun, RunIndex, index_path
 from cirrus.client_backend.runs import (
     RunSummary,
@@ -150,6 +151,20 @@ class Overview:
         """
         reader = MetricsReader(RunFolder(run_url(self.root, run_id)), cursor)
         return reader.read(), reader.cursor
+
+    def columns(self, run_id: str, cursor: MetricsCursor | None = None) -> tuple[Columns, MetricsCursor]:
+        """Return :meth:`points` as columns of numbers, in a small part of the time.
+
+        Args:
+            run_id: The run.
+            cursor: What the last call returned; None: from the beginning.
+
+        Raises:
+            CorruptDataError: The run's metrics cannot be read.
+        """
+        reader = MetricsReader(RunFolder(run_url(self.root, run_id)), cursor)
+        parts = [columns_of_lines(lines, key) for key, lines in reader.read_lines()]
+        return joined(parts), reader.cursor
 
     def kill_run(self, run_id: str) -> None:
         """End a run now, wherever it works. Nothing happens when it has ended.

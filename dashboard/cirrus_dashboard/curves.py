@@ -15,7 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import lfilter
 
+from cirrus.client_backend.metric_columns import METRIC_PREFIX, columns_of_points, joined
+from cirrus.client_backend.metric_columns import Columns as PointColumns
 from cirrus.metrics import MetricPoint
+
+__all__ = ["METRIC_PREFIX"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,39 +31,21 @@ RATE_SHARE = 0.05
 #: Losses that can be plotted: the names of columns, and what people call them.
 TRAIN_LOSS = "train_loss"
 VALIDATION_LOSS = "validation_loss"
-#: Prefix of the columns of other measures, such as ``metric:accuracy``.
-METRIC_PREFIX = "metric:"
-
-_FIELDS = (
-    "seconds",
-    "epoch",
-    "updates",
-    "samples",
-    TRAIN_LOSS,
-    VALIDATION_LOSS,
-    "cost",
-    "n_workers",
-    "fetch_seconds",
-    "pull_seconds",
-    "compute_seconds",
-    "push_seconds",
-)
 #: Where the time of a step goes, in the order of a step.
 STEP_PARTS = ("fetch_seconds", "pull_seconds", "compute_seconds", "push_seconds")
 
 
 class Columns:
-    """A run's metric points as columns; they grow at the end.
+    """A run's metric points as columns; never changed.
 
     Args:
-        points: The points so far.
+        points: The points.
     """
 
     def __init__(self, points: Iterable[MetricPoint] = ()) -> None:
-        self._columns: dict[str, Floats] = {name: np.empty(0) for name in _FIELDS}
+        self._held = columns_of_points(list(points))
         self.parts: tuple[Columns, ...] = ()
         """What these were joined from."""
-        self.extend(list(points))
 
     @classmethod
     def joined(cls, parts: Sequence[Columns]) -> Columns:
@@ -69,51 +55,33 @@ class Columns:
         """
         whole = cls()
         whole.parts = tuple(parts)
-        names = sorted({name for part in parts for name in part.names})
-        for name in names:
-            pieces, before = [], 0.0
-            for part in parts:
-                pieces.append(part[name] + before)
-                if name in ("seconds", "cost") and len(part):
-                    before = float(pieces[-1][-1])
-            whole._columns[name] = np.concatenate(pieces)
+        moved, before = [], dict.fromkeys(("seconds", "cost"), 0.0)
+        for part in parts:
+            values = part._held.values | {name: part[name] + start for name, start in before.items()}
+            moved.append(PointColumns(len(part), values))
+            if len(part):
+                before = {name: float(values[name][-1]) for name in before}
+        whole._held = joined(moved)
         return whole
 
     def __len__(self) -> int:
-        return len(self._columns["seconds"])
+        return self._held.n_points
 
     @property
     def names(self) -> list[str]:
         """Names of all columns."""
-        return list(self._columns)
+        return list(self._held.values)
 
     def __getitem__(self, name: str) -> Floats:
         """Return a column, float64, shape (n_points,); not a number where a point does not have the value."""
-        held = self._columns.get(name)
+        held = self._held.values.get(name)
         return np.full(len(self), np.nan) if held is None else held
 
-    def extended(self, points: Sequence[MetricPoint]) -> Columns:
-        """Return columns with more points, and leave these alone: another thread may be reading them."""
+    def extended(self, points: PointColumns) -> Columns:
+        """Return columns with more points at the end."""
         longer = Columns()
-        longer._columns = dict(self._columns)
-        longer.extend(points)
+        longer._held = joined([self._held, points] if len(self) else [points])
         return longer
-
-    def extend(self, points: Sequence[MetricPoint]) -> None:
-        """Add points at the end."""
-        if not points:
-            return
-        n_before = len(self)
-        for name in _FIELDS:
-            values = [getattr(point, name) for point in points]
-            self._columns[name] = np.concatenate([self._columns[name], _floats(values)])
-        measures = {name for point in points for name in point.validation_metrics}
-        measures |= {name.removeprefix(METRIC_PREFIX) for name in self._columns if ":" in name}
-        for name in sorted(measures):
-            key = METRIC_PREFIX + name
-            before = self._columns.get(key, np.full(n_before, np.nan))
-            values = [point.validation_metrics.get(name) for point in points]
-            self._columns[key] = np.concatenate([before, _floats(values)])
 
     def has(self, name: str) -> bool:
         """Tell whether any point has a value of this name."""
@@ -124,10 +92,6 @@ class Columns:
         values = self[name]
         finite = np.flatnonzero(np.isfinite(values))
         return float(values[finite[-1]]) if len(finite) else None
-
-
-def _floats(values: Sequence[float | None]) -> Floats:
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def update_rate(seconds: Floats, updates: Floats) -> Floats:

@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Iterable
 
-from cirrus_dashboard.curves import TRAIN_LOSS, VALIDATION_LOSS
 from cirrus_dashboard.records import RunRecord, Value
 from cirrus_dashboard.views import View, loss_values, x_values
 
@@ -30,8 +29,7 @@ def runs_csv(records: Iterable[RunRecord]) -> str:
 
 def _facts(record: RunRecord) -> list[Value]:
     status = record.status
-    columns = record.columns
-    losses: list[Value] = [columns.last(VALIDATION_LOSS), columns.last(TRAIN_LOSS)]
+    losses: list[Value] = [record.validation_loss, record.train_loss]
     progress: list[Value] = [None] * 6
     if status is not None:
         workers = record.config.n_workers if record.config is not None else None

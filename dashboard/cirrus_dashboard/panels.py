@@ -112,8 +112,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     if len(record.runs) > 1 or record.trial is not None:
         facts.append(("runs", ", ".join(record.runs) or "none yet"))
-    for title, name in (("validation loss", "validation_loss"), ("training loss", "train_loss")):
-        value = record.columns.last(name)
+    for title, value in (("validation loss", record.validation_loss), ("training loss", record.train_loss)):
         if value is not None:
             facts.append((title, f"{value:.5g}"))
     for name in record.columns.names:

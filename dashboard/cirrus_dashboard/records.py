@@ -91,8 +91,23 @@ class RunRecord:
     @property
     def score(self) -> float | None:
         """The run's loss as runs are compared: on validation data where there is any, else in training."""
-        validation = self.columns.last(VALIDATION_LOSS)
-        return self.columns.last(TRAIN_LOSS) if validation is None else validation
+        return self.train_loss if self.validation_loss is None else self.validation_loss
+
+    @property
+    def train_loss(self) -> float | None:
+        """The newest training loss: of the curve, or of the status as long as that has not been read."""
+        return self._newest(TRAIN_LOSS)
+
+    @property
+    def validation_loss(self) -> float | None:
+        """The newest validation loss, likewise."""
+        return self._newest(VALIDATION_LOSS)
+
+    def _newest(self, name: str) -> float | None:
+        if len(self.columns):
+            return self.columns.last(name)
+        value: float | None = getattr(self.status, name, None)
+        return value
 
     @property
     def dollars_per_second(self) -> float:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -32,6 +33,8 @@ POLL_SECONDS = 1.0
 REMOTE_POLL_SECONDS = 5.0
 #: While many runs are read for the first time, pages get what there is this often.
 PUBLISH_SECONDS = 1.0
+#: Runs of a store over the network that are read at a time.
+READ_THREADS = 8
 #: Requests to end runs that are under way at a time.
 KILL_THREADS = 8
 
@@ -134,6 +137,8 @@ class FolderSource:
         self._overview = Overview(self._root)
         self._resume = resume
         is_remote = "://" in self._root and not self._root.startswith(("memory:", "file:"))
+        # Over the network a reader waits most of the time; on this machine more than one would only compete.
+        self._readers = ThreadPoolExecutor(READ_THREADS, "dashboard-read") if is_remote else None
         self._poll_seconds = poll_seconds or (REMOTE_POLL_SECONDS if is_remote else POLL_SECONDS)
         self._followed: dict[str, _Followed] = {}
         self._trials: Mapping[tuple[str, int], Trial] = {}
@@ -164,6 +169,8 @@ class FolderSource:
         """End the thread. May be called again."""
         self._stopping.set()
         self._wake.set()
+        if self._readers is not None:
+            self._readers.shutdown(wait=False, cancel_futures=True)
         if self._thread is not None:
             self._thread.join()
         for _ in range(KILL_THREADS):
@@ -202,16 +209,31 @@ class FolderSource:
         names = {summary.run_id for summary in summaries}
         for gone in self._followed.keys() - names:
             del self._followed[gone]
+        newest_first = summaries[::-1]
+        is_first = any(summary.run_id not in self._followed for summary in newest_first)
+        due = [followed for summary in newest_first if (followed := self._take(summary)) is not None]
+        if is_first:
+            self._publish(problem)  # what the listing says, before the curves are read
         published_at = time.monotonic()
-        for summary in reversed(summaries):  # the newest first
+        reads = map(self._read, due) if self._readers is None else self._readers.map(self._read, due)
+        for _ in reads:
             if self._stopping.is_set():
                 return self._snapshot
-            self._read(summary)
             if time.monotonic() - published_at > PUBLISH_SECONDS:
                 self._publish(problem)
                 published_at = time.monotonic()
         self._publish(problem)
         return self._snapshot
+
+    def _take(self, summary: RunSummary) -> _Followed | None:
+        """Take note of what the listing says of a run; return it if more has to be read."""
+        followed = self._followed.setdefault(summary.run_id, _Followed(summary))
+        resumed = followed.is_read and summary.status != followed.summary.status
+        followed.summary, followed.problem = summary, summary.problem
+        if resumed:
+            followed.is_read = False
+        is_due = summary.status is not None and (not followed.is_read or followed.note_is_due)
+        return followed if is_due else None
 
     def _read_trials(self) -> dict[tuple[str, int], Trial]:
         found = {}
@@ -220,26 +242,22 @@ class FolderSource:
                 found[search.search_id, trial.index] = trial
         return found
 
-    def _read(self, summary: RunSummary) -> None:
-        """Bring a run up to date."""
-        followed = self._followed.setdefault(summary.run_id, _Followed(summary))
-        status = summary.status
-        resumed = followed.is_read and status != followed.summary.status
-        followed.summary, followed.problem = summary, summary.problem
-        if (followed.is_read and not resumed and not followed.note_is_due) or status is None:
-            return
+    def _read(self, followed: _Followed) -> None:
+        """Read what is new of a run."""
+        summary = followed.summary
         folder = RunFolder(summary.url or run_url(self._root, summary.run_id))
         try:
             if followed.config is None:
                 followed.config = folder.config()
             if followed.note_is_due:
-                followed.note, followed.note_is_due = folder.note(), False
-            if not followed.is_read or resumed:
+                followed.note_is_due = False  # before it is read: it may be written again meanwhile
+                followed.note = folder.note()
+            if not followed.is_read:
                 # The status was read before: what was written until the end is then read, too.
-                points, followed.cursor = self._overview.points(summary.run_id, followed.cursor)
-                if points:
+                points, followed.cursor = self._overview.columns(summary.run_id, followed.cursor)
+                if points.n_points:
                     followed.columns = followed.columns.extended(points)
-            followed.is_read = status.state.ended
+            followed.is_read = summary.status is not None and summary.status.state.ended
         except NotFoundError:
             return  # removed at this moment: the next listing says so
         except CirrusError as error:

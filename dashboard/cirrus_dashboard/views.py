@@ -332,8 +332,8 @@ def row(record: RunRecord, names: Sequence[str], *, live_rate: bool) -> dict[str
         if live_rate and record.is_live and len(record.columns):
             rate = float(update_rate(record.columns["seconds"], record.columns["updates"])[-1])
         line |= {
-            "loss": _finite(record.columns.last(TRAIN_LOSS)),
-            "validation": _finite(record.columns.last(VALIDATION_LOSS)),
+            "loss": _finite(record.train_loss),
+            "validation": _finite(record.validation_loss),
             "epoch": status.epoch,
             "epochs": status.epochs,
             "updates": status.updates,
