@@ -34,6 +34,8 @@ MAX_COLUMN_PADDING = 0.5
 LOOKUP_RATIO = 8
 #: Products with a matrix are taken of this many columns at once.
 COLUMNS_AT_A_TIME = 16
+#: Sums by id are taken of this many entries of each row at once, so that they stay in the processor's cache.
+ENTRIES_AT_A_TIME = 16
 
 Float32: TypeAlias = NDArray[np.float32]
 Float64: TypeAlias = NDArray[np.float64]
@@ -162,20 +164,35 @@ class Block:
         Returns:
             Shape (n_ids, width).
         """
-        columns = np.ascontiguousarray(np.asarray(errors, np.float64).T)
-        n_ids = self.ids.size
-        out = np.empty((n_ids, columns.shape[0]))
+        errors = np.asarray(errors, np.float64)
         if self.row_starts is None:
-            where, spread = self.local.ravel(), np.empty(self.local.shape)
-            for k, column in enumerate(columns):
-                spread[:] = column
-                if self.values is not None:
-                    spread *= self.values
-                out[:, k] = _weighted_count(where, spread.ravel(), n_ids + 1)[:n_ids]
-            return out
-        for k, column in enumerate(columns):
+            return self._padded_id_sums(errors)
+        out = np.empty((self.ids.size, errors.shape[1]))
+        for k, column in enumerate(np.ascontiguousarray(errors.T)):
             out[:, k] = self._id_sums(column)
         return out
+
+    def _padded_id_sums(self, errors: Float64) -> Float64:
+        """Return sums as :meth:`_id_sums` does, for several columns: two at a time, as complex numbers."""
+        n_ids, width = self.ids.size, errors.shape[1]
+        pairs = np.zeros((self.n_rows, -(-width // 2)), np.complex128)
+        pairs.view(np.float64)[:, :width] = errors
+        out = np.empty((n_ids, 2 * pairs.shape[1]))
+        spread = np.empty((min(len(self.local), ENTRIES_AT_A_TIME), self.n_rows), np.complex128)
+        for k, pair in enumerate(np.ascontiguousarray(pairs.T)):
+            if self.values is None:
+                spread[:] = pair
+            sums = np.zeros(n_ids + 1, np.complex128)
+            for first in range(0, len(self.local), ENTRIES_AT_A_TIME):
+                local = self.local[first : first + ENTRIES_AT_A_TIME]
+                some = spread[: len(local)]
+                if self.values is not None:
+                    values = self.values[first : first + ENTRIES_AT_A_TIME]
+                    np.multiply(pair.real, values, out=some.real)
+                    np.multiply(pair.imag, values, out=some.imag)
+                np.add.at(sums, local.ravel(), some.ravel())
+            out.view(np.complex128)[:, k] = sums[:n_ids]
+        return out[:, :width]
 
     def rows(self, start: int, stop: int) -> Block:
         """Return the rows from ``start`` up to ``stop``, with the ids that occur in them."""

@@ -125,11 +125,15 @@ class FactorizationMachineModel:
 
     def _scores(self, parameters: Mapping[str, Array], block: Block, sums: Array, squared: Block) -> Array:
         """Return scores, given each row's sum of vectors, shape (n_rows, n_factors)."""
-        factors = parameters[FACTORS]
-        lengths = np.einsum("if,if->i", factors, factors, dtype=np.float64)
-        pairs = np.einsum("rf,rf->r", sums, sums, dtype=np.float64) - squared.matvec(lengths)
-        linear = block.matvec(parameters[WEIGHTS][:, 0])
-        scores: Array = 0.5 * pairs + linear + parameters[INTERCEPT][0, 0]
+        factors, weights = parameters[FACTORS], parameters[WEIGHTS][:, 0]
+        lengths = np.square(factors) @ np.ones(self._n_factors, factors.dtype)
+        pairs = np.einsum("rf,rf->r", sums, sums, dtype=np.float64)
+        if squared is block:
+            # With values of 1 alone, both sums over the entries are one.
+            rest = block.matvec(weights - 0.5 * lengths)
+        else:
+            rest = block.matvec(weights) - 0.5 * squared.matvec(lengths)
+        scores: Array = 0.5 * pairs + rest + parameters[INTERCEPT][0, 0]
         return scores
 
     def gradient(self, parameters: Mapping[str, Array], block: Block) -> Gradients:
@@ -145,8 +149,10 @@ class FactorizationMachineModel:
         slopes = block.rmatvec(errors)
         # With values of 1 alone, squares are the values themselves.
         own = slopes if squared is block else squared.rmatvec(errors)
-        by_factor = block.rmatmat(errors[:, None] * sums)
-        by_factor -= own[:, None] * parameters[FACTORS]
+        factors = parameters[FACTORS]
+        by_factor = block.rmatmat(errors[:, None] * sums).astype(factors.dtype)
+        # Repeated by hand and in one type: numpy's broadcasting over rows this short takes ten times as long.
+        by_factor -= np.repeat(own.astype(factors.dtype), self._n_factors).reshape(factors.shape) * factors
         values = {FACTORS: by_factor, WEIGHTS: slopes[:, None], INTERCEPT: errors.sum().reshape(1, 1)}
         return Gradients(loss_sum, weight_sum, values)
 

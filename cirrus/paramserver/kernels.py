@@ -1,10 +1,10 @@
 """The shard's inner loops, compiled by numba, all without the interpreter lock.
 
-All tables of a shard lie behind each other in one flat float32 array. A weight and its optimizer state are
-neighbours, ``stride`` floats together: a sparse push waits for memory, and so it waits once a weight and not
-once an array (measured:
-FTRL on 10,900 of 2**20 rows takes a third of the time). Two small arrays describe the tables, so that one
-compiled kernel serves any number of them:
+All tables of a shard lie behind each other in one flat float32 array. A row's weights and their optimizer
+states are neighbours, ``width * stride`` floats together: the weights, then the first state of each of them,
+and so on. A sparse push waits for memory, and so it waits once a row and not once an array (measured: FTRL on
+10,900 of 2**20 rows takes a third of the time). Two small arrays describe the tables, so that one compiled
+kernel serves any number of them:
 
 ``layout`` int64 ``(n_tables, 6)``
     first element, first row (global), number of rows here, width, stride, optimizer code.
@@ -247,6 +247,12 @@ def _update(code: int, h: Any, w: Any, a: Any, b: Any, g: Any, n: int, step: int
 
 
 @_jit
+def row_span(table: Any) -> int:
+    """Return how many floats one row of a table takes, with its states."""
+    return int(table[WIDTH] * table[STRIDE])
+
+
+@_jit
 def apply_rows(table: Any, h: Any, values: Any, rows: Any, gradient: Any, step: int) -> None:
     """Apply one optimizer step to some rows of one table.
 
@@ -264,21 +270,18 @@ def apply_rows(table: Any, h: Any, values: Any, rows: Any, gradient: Any, step: 
     Ba, 2015, moments of untouched rows standing still), FTRL-proximal (McMahan et al., 2013, algorithm 1). L1
     is a proximal step after the update, L2 is part of the gradient; FTRL has both in its closed form.
     """
-    base, width, stride, code = table[FIRST_ELEMENT], table[WIDTH], table[STRIDE], table[OPTIMIZER]
+    if table[WIDTH] > 1:
+        _apply_wide(table, h, values, rows, gradient, step)
+        return
+    base, stride, code = table[FIRST_ELEMENT], table[STRIDE], table[OPTIMIZER]
     at = np.empty(_TILE, np.int64)
     w = np.empty(_TILE, np.float32)
     a = np.empty(_TILE, np.float32)
     b = np.empty(_TILE, np.float32)
-    total = rows.size * width
-    for start in range(0, total, _TILE):
-        n = min(_TILE, total - start)
-        if width == 1:
-            for i in range(n):
-                at[i] = base + np.int64(rows[start + i]) * stride
-        else:
-            for i in range(n):
-                row = (start + i) // width
-                at[i] = base + (np.int64(rows[row]) * width + (start + i - row * width)) * stride
+    for start in range(0, rows.size, _TILE):
+        n = min(_TILE, rows.size - start)
+        for i in range(n):
+            at[i] = base + np.int64(rows[start + i]) * stride
         for i in range(n):
             w[i] = values[at[i]]
         if stride > 1:
@@ -299,6 +302,50 @@ def apply_rows(table: Any, h: Any, values: Any, rows: Any, gradient: Any, step: 
 
 
 @_jit
+def _apply_wide(table: Any, h: Any, values: Any, rows: Any, gradient: Any, step: int) -> None:
+    """As :func:`apply_rows`, for rows of several values.
+
+    A tile is some whole rows, or a part of one that is longer than it. Places are unsigned, since the
+    compiler allows for negative ones otherwise and makes no vector instructions of the copies.
+    """
+    code, n_states = table[OPTIMIZER], table[STRIDE] - 1
+    base, width, span = np.uint64(table[FIRST_ELEMENT]), np.uint64(table[WIDTH]), np.uint64(row_span(table))
+    w = np.empty(_TILE, np.float32)
+    a = np.empty(_TILE, np.float32)
+    b = np.empty(_TILE, np.float32)
+    some_rows = max(1, _TILE // table[WIDTH])
+    for start in range(0, rows.size, some_rows):
+        n_rows = min(some_rows, rows.size - start)
+        for first in range(0, table[WIDTH], _TILE):
+            n = min(_TILE, table[WIDTH] - first)
+            columns = np.uint64(n)
+            for r in range(n_rows):
+                at = base + np.uint64(rows[start + r]) * span + np.uint64(first)
+                to = np.uint64(r) * columns
+                for c in range(columns):
+                    w[to + c] = values[at + c]
+                if n_states > 0:
+                    for c in range(columns):
+                        a[to + c] = values[at + width + c]
+                if n_states > 1:
+                    for c in range(columns):
+                        b[to + c] = values[at + width + width + c]
+            begin = start * table[WIDTH] + first
+            _update(code, h, w, a, b, gradient[begin : begin + n_rows * n], n_rows * n, step)
+            for r in range(n_rows):
+                at = base + np.uint64(rows[start + r]) * span + np.uint64(first)
+                to = np.uint64(r) * columns
+                for c in range(columns):
+                    values[at + c] = w[to + c]
+                if n_states > 0:
+                    for c in range(columns):
+                        values[at + width + c] = a[to + c]
+                if n_states > 1:
+                    for c in range(columns):
+                        values[at + width + width + c] = b[to + c]
+
+
+@_jit
 def gather_rows(table: Any, values: Any, rows: Any, out: Any) -> None:
     """Copy the weights of some rows of one table to ``out``, flat float32 ``len(rows) * width``."""
     base, width, stride = table[FIRST_ELEMENT], table[WIDTH], table[STRIDE]
@@ -306,10 +353,11 @@ def gather_rows(table: Any, values: Any, rows: Any, out: Any) -> None:
         for i in range(rows.size):
             out[i] = values[base + np.int64(rows[i]) * stride]
     else:
+        span = row_span(table)
         for i in range(rows.size):
-            start = base + np.int64(rows[i]) * width * stride
+            start = base + np.int64(rows[i]) * span
             for c in range(width):
-                out[i * width + c] = values[start + c * stride]
+                out[i * width + c] = values[start + c]
 
 
 @_jit

@@ -96,8 +96,8 @@ class ShardTables:
         for i, table in enumerate(self.tables):
             first, last = table.boundaries[shard], table.boundaries[shard + 1]
             n_states = len(STATE_NAMES[table.optimizer.name])
-            # Two states are padded to four floats, so that no weight's neighbourhood spans two cache lines.
-            stride = (1, 2, 4)[n_states]
+            # One weight and two states are padded to four floats, so that they do not span two cache lines.
+            stride = 4 if n_states == 2 and table.width == 1 else 1 + n_states
             code = OPTIMIZER_CODES[table.optimizer.name]
             self.layout[i] = (size, first, last - first, table.width, stride, code)
             self.hyper[i] = hyper_row(table.optimizer)
@@ -116,9 +116,10 @@ class ShardTables:
                     view[:, :, 1] = ftrl_z(values, table.optimizer)
 
     def _view(self, flat: Floats, table: int) -> Floats:
-        """Return a table's part of a flat array as ``(n_rows, width, stride)``."""
+        """Return a table's part of a flat array as ``(n_rows, width, stride)``, in memory width last."""
         first, _, n_rows, width, stride, _ = (int(v) for v in self.layout[table])
-        return flat[first : first + n_rows * width * stride].reshape(n_rows, width, stride)
+        rows = flat[first : first + n_rows * width * stride].reshape(n_rows, stride, width)
+        return rows.transpose(0, 2, 1)
 
     def parts(self, flat: Floats) -> tuple[TablePart, ...]:
         """Take a copy of ``values`` apart, for a snapshot.
