@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cirrus.client_backend.aws.backend import AWSBackend
     from cirrus.client_backend.inline import InlineBackend
     from cirrus.client_backend.local import LocalBackend
+    from cirrus.client_backend.ray.backend import RayBackend
     from cirrus.client_backend.runs import Run, list_runs, open_run
     from cirrus.client_backend.search_folder import SearchState
     from cirrus.errors import (
@@ -66,6 +67,7 @@ _HOMES = {
     "MetricPoint": "cirrus.metrics",
     "NotFoundError": "cirrus.errors",
     "OptunaSearch": "cirrus.frontend.search.optuna_search",
+    "RayBackend": "cirrus.client_backend.ray.backend",
     "RandomSearch": "cirrus.frontend.search.grid",
     "Run": "cirrus.client_backend.runs",
     "RunError": "cirrus.errors",
@@ -113,6 +115,7 @@ __all__ = [
     "NotFoundError",
     "OptunaSearch",
     "RandomSearch",
+    "RayBackend",
     "Run",
     "RunError",
     "RunInterruptedError",

@@ -10,8 +10,9 @@ import pytest
 pytest.register_assert_rewrite("aws_stack", "aws_sandbox")
 
 from aws_stack import aws_stack, on_aws  # noqa: E402 (its assertions are rewritten)
+from ray_cluster import ray_cluster  # noqa: E402
 
-__all__ = ["aws_stack", "on_aws"]
+__all__ = ["aws_stack", "on_aws", "ray_cluster"]
 
 
 def pytest_configure() -> None:

@@ -10,16 +10,13 @@ from cirrus.storage import open_store
 
 __all__ = ["Backend", "backend_at", "resolve_backend"]
 
-#: Names that later versions will know.
-_PLANNED = ("ray",)
-
 
 def resolve_backend(backend: str | Backend) -> Backend:
     """Return the backend that a user's parameter names.
 
     Args:
-        backend: ``local``, ``inline``, ``aws`` (the deployment that this user has made last), or a backend
-            object, which is returned as it is.
+        backend: ``local``, ``inline``, ``aws`` (the deployment that this user has made last), ``ray`` (the
+            cluster of this machine, else one is started), or a backend object, which is returned as it is.
 
     Raises:
         ConfigError: There is no such backend.
@@ -34,10 +31,24 @@ def resolve_backend(backend: str | Backend) -> Backend:
         from cirrus.client_backend.aws.backend import AWSBackend  # boto3 takes half a second to import
 
         return AWSBackend()
-    choices = 'use "local", "inline", "aws", or a backend object such as cirrus.LocalBackend(...)'
-    if backend in _PLANNED:
-        raise ConfigError("backend", f"{backend!r} is not in this version; {choices}")
-    raise ConfigError("backend", f"unknown backend {backend!r}; {choices}")
+    if backend == "ray":
+        return _ray_backend()
+    raise ConfigError(
+        "backend",
+        f'unknown backend {backend!r}; use "local", "inline", "aws", "ray", or a backend object such as'
+        " cirrus.LocalBackend(...)",
+    )
+
+
+def _ray_backend(address: str | None = None, root: str | None = None) -> Backend:
+    try:
+        from cirrus.client_backend.ray.backend import RayBackend
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise ConfigError("backend", "ray is not installed: pip install 'cirrus-ml[ray]'") from error
+
+    return RayBackend(address, root=root)
 
 
 def backend_at(root: str | None) -> Backend:

@@ -12,6 +12,7 @@ from typing import Self
 from cirrus.client_backend.claims import new_claim, take_claim
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.runs import Run, judge_status, open_folder, run_url
+from cirrus.client_backend.supervision import Supervision
 from cirrus.client_backend.supervisor import Supervisor
 from cirrus.config import RunConfig, WorkerPrices
 from cirrus.errors import ConfigError, RunError
@@ -128,11 +129,11 @@ class Backend(ABC):
         claim = new_claim()
         try:
             folder.claim(claim)
-            launcher = self.launcher(folder, config)
+            supervision = self.supervision(folder, config, claim)
         except BaseException:
             folder.remove()
             raise
-        return self._supervise(folder, config, claim, launcher)
+        return begin_run(folder, config, supervision)
 
     def attach(self, run_id: str, *, killed: bool = False) -> Run:
         """Become the supervisor of a run whose client went away, and go on with it.
@@ -156,7 +157,7 @@ class Backend(ABC):
         claim = take_claim(folder, claim)
         try:
             self._check_resumable(folder, killed=killed)
-            launcher = self.launcher(folder, config)
+            supervision = self.supervision(folder, config, claim)
         except BaseException:
             folder.claim(dataclasses.replace(claim, released=True))
             raise
@@ -166,7 +167,7 @@ class Backend(ABC):
             status, state=RunState.STARTING, stop_reason=None, error=None, heartbeat_at=time.time()
         )
         folder.write_status(starting)
-        return self._supervise(folder, config, claim, launcher)
+        return begin_run(folder, config, supervision)
 
     def _check_resumable(self, folder: RunFolder, *, killed: bool) -> None:
         status = judge_status(folder.status(), folder.claim_holder(), time.time())
@@ -174,23 +175,38 @@ class Backend(ABC):
         if status.state.ended and status.state not in resumable:
             raise RunError(f"run {folder.config().run_id} has ended: it is {status.state}")
 
-    def _supervise(self, folder: RunFolder, config: RunConfig, claim: ClientClaim, launcher: Launcher) -> Run:
+    def supervision(self, folder: RunFolder, config: RunConfig, claim: ClientClaim) -> Supervision:
+        """Return what will keep a run alive; :meth:`Supervision.start` begins with that.
+
+        Args:
+            folder: The run folder.
+            config: The run's config.
+            claim: This client's claim on the run, which it holds.
+        """
+        return self.make_supervisor(folder, config, claim)
+
+    def make_supervisor(self, folder: RunFolder, config: RunConfig, claim: ClientClaim) -> Supervisor:
+        """Return what keeps a run alive from this process."""
+        launcher = self.launcher(folder, config)
         addresses = [folder.shard_address(shard) for shard in range(config.n_shards)]
-        generations = tuple(1 if address is None else address.generation + 1 for address in addresses)
-        supervisor = Supervisor(
+        return Supervisor(
             folder,
             config,
             launcher,
             claim,
-            shard_generations=generations,
+            shard_generations=tuple(1 if found is None else found.generation + 1 for found in addresses),
             worker_generation=claim.number * GENERATIONS_PER_CLIENT,
             deadline_seconds=config.generation_seconds or self.generation_seconds,
             is_temporary=self.runs_are_temporary,
         )
-        run = Run(folder, config, supervisor=supervisor)
-        try:
-            supervisor.start()
-        except BaseException:
-            run.close()
-            raise
-        return run
+
+
+def begin_run(folder: RunFolder, config: RunConfig, supervision: Supervision) -> Run:
+    """Start what keeps a run alive, and return the run."""
+    run = Run(folder, config, supervisor=supervision)
+    try:
+        supervision.start()
+    except BaseException:
+        run.close()
+        raise
+    return run

@@ -19,6 +19,8 @@ from cirrus.run_folder import CLAIM_SECONDS, ClientClaim, RunFolder
 #: their parent. They could do no harm later, but what they save saves repeating steps.
 PREDECESSOR_SECONDS = 3.0
 PREDECESSOR_POLL_SECONDS = 0.02
+#: Between two looks at a client's claim no more than this counts as its silence.
+LONGEST_LOOK_SECONDS = 5.0
 
 
 def new_claim() -> ClientClaim:
@@ -48,6 +50,33 @@ def take_claim(folder: RunFolder, claim: ClientClaim) -> ClientClaim:
         addresses = (folder.shard_address(shard) for shard in range(folder.config().n_shards))
         await_exit(address.pid for address in addresses if address is not None)
     return claim
+
+
+class SignsOfLife:
+    """Tells for how long a run's client has been silent.
+
+    Its claim is compared with what it was, not with this machine's clock: the client's may be wrong. And time
+    in which this machine itself stood still says nothing about the client.
+
+    Args:
+        longest_look_seconds: Between two looks no more than this counts as silence.
+    """
+
+    def __init__(self, longest_look_seconds: float = LONGEST_LOOK_SECONDS) -> None:
+        self._longest_look_seconds = longest_look_seconds
+        self._last: ClientClaim | None = None
+        self._looked_at = time.monotonic()
+        self.silent_seconds = 0.0
+        """How long the claim has not changed."""
+
+    def take(self, claim: ClientClaim | None) -> None:
+        """Take note of the claim as it is now."""
+        now = time.monotonic()
+        passed, self._looked_at = now - self._looked_at, now
+        if claim != self._last:
+            self._last, self.silent_seconds = claim, 0.0
+        else:
+            self.silent_seconds += min(passed, self._longest_look_seconds)
 
 
 def is_held(claim: ClientClaim | None, now: float) -> bool:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from cirrus.client_backend.claims import is_held, new_claim, take_claim
-from cirrus.client_backend.supervisor import Supervisor
+from cirrus.client_backend.supervision import Supervision
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConflictError, NotFoundError, RunError
 from cirrus.metrics import MetricPoint, RunState, RunStatus
@@ -93,7 +93,9 @@ class Run:
         supervisor: What keeps the run alive, where this process does.
     """
 
-    def __init__(self, folder: RunFolder, config: RunConfig, *, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, *, supervisor: Supervision | None = None
+    ) -> None:
         self._folder = folder
         self._config = config
         self._supervisor = supervisor
@@ -138,7 +140,7 @@ class Run:
         return self._config
 
     @property
-    def supervisor(self) -> Supervisor | None:
+    def supervisor(self) -> Supervision | None:
         """What keeps the run alive, or None where another process does (or nobody)."""
         return self._supervisor
 
@@ -153,13 +155,13 @@ class Run:
             return self._final_status
         status = judge_status(self._folder.status(), self._folder.claim_holder(), time.time())
         if status.state is RunState.STARTING and self._supervisor is not None:
-            status = dataclasses.replace(status, detail=self._supervisor.launcher.phase)
+            status = dataclasses.replace(status, detail=self._supervisor.phase)
         return status
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know of a run of this process, such as that AWS gives it fewer workers."""
-        return () if self._supervisor is None else self._supervisor.launcher.notices
+        return () if self._supervisor is None else self._supervisor.notices
 
     def metrics(self) -> list[MetricPoint]:
         """Return all points of the run's curves so far.
@@ -261,7 +263,7 @@ class Run:
         else:
             self._kill_foreign(FOREIGN_KILL_SECONDS if timeout is None else timeout)
 
-    def _kill_own(self, supervisor: Supervisor, timeout: float) -> None:
+    def _kill_own(self, supervisor: Supervision, timeout: float) -> None:
         try:
             if not supervisor.ended:
                 self._folder.request(ControlRequest(action="kill"))

@@ -135,6 +135,16 @@ class Supervisor:
         return self._launcher
 
     @property
+    def phase(self) -> str:
+        """See :attr:`Launcher.phase`."""
+        return self._launcher.phase
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """See :attr:`Launcher.notices`."""
+        return self._launcher.notices
+
+    @property
     def failure(self) -> CirrusError | None:
         """The error that this client failed the run with, if it did."""
         return self._failure

@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 
+from cirrus.client_backend.claims import SignsOfLife
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.local import LocalCommands, LocalLauncher
 from cirrus.client_backend.retries import RetryBudget, RetryPolicy
 from cirrus.errors import CirrusError, ConfigError
 from cirrus.metrics import RunState
 from cirrus.paramserver.host_records import HostPhase
-from cirrus.run_folder import ClientClaim, RunFolder
+from cirrus.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-#: Between two looks at the client's claim no more than this counts as its silence.
-LONGEST_LOOK_SECONDS = 5.0
 #: Shards may write their last snapshot for so long. Of a spot instance's two minutes this leaves some.
 SNAPSHOT_SECONDS = 75.0
 #: A shard that crashes this often in a row without progress of the run fails the run.
@@ -61,9 +59,7 @@ class RunService:
         """Why the run cannot be served, if so."""
         self.client_lost = False
         """True when the client has given no sign of life for too long."""
-        self._sign_of_life: object = None
-        self._silent_seconds = 0.0
-        self._looked_at = time.monotonic()
+        self._client = SignsOfLife()
         self._threads = [
             threading.Thread(target=self._keep, args=(shard,), name=f"shard-{shard}", daemon=True)
             for shard in shards
@@ -88,26 +84,13 @@ class RunService:
             # A store that fails for a moment says nothing about the client.
             log.warning("the client's claim cannot be read: %s", error)
             return None
-        self._listen(claim)
+        self._client.take(claim)
         if claim is not None and claim.released and not self._is_over():
             return HostPhase.INTERRUPTED
-        if self._silent_seconds > self._client_lost_seconds:
+        if self._client.silent_seconds > self._client_lost_seconds:
             self.client_lost = True
             return HostPhase.INTERRUPTED
         return None
-
-    def _listen(self, claim: ClientClaim | None) -> None:
-        """Note for how long the client has been silent.
-
-        Its claim is compared with what it was, not with this machine's clock: the client's may be wrong. And
-        time in which this machine itself stood still says nothing about the client.
-        """
-        now = time.monotonic()
-        passed, self._looked_at = now - self._looked_at, now
-        if claim != self._sign_of_life:
-            self._sign_of_life, self._silent_seconds = claim, 0.0
-        else:
-            self._silent_seconds += min(passed, LONGEST_LOOK_SECONDS)
 
     def end(self) -> None:
         """End the shards, which write a last snapshot first; may be called again."""

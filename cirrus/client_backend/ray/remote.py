@@ -1,0 +1,143 @@
+"""The client's side of a run on Ray: it talks to the run's controller, and to nobody else."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+import ray
+from ray import exceptions
+
+from cirrus.client_backend.fleet import AttemptError
+from cirrus.client_backend.ray.cluster import explain, lost_cluster
+from cirrus.client_backend.ray.controller import Look
+from cirrus.errors import CirrusError, RunError
+
+log = logging.getLogger(__name__)
+
+#: How long a look at the run waits for its end.
+LOOK_SECONDS = 0.5
+#: A controller that has not answered for so long is lost: Ray starts it again within this time, if it can.
+LOST_SECONDS = 60.0
+ANSWER_SECONDS = 10.0
+#: How long :meth:`RemoteSupervision.close` waits for the end of everything. Ctrl-C promises 3 seconds.
+CLOSE_SECONDS = 4.0
+
+
+class RemoteSupervision:
+    """Follows a run's controller, and has it end the run with this process.
+
+    Args:
+        controller: The actor.
+        client_id: Who this is to the controller.
+        begins: The controller has to be told to begin.
+    """
+
+    is_temporary = False
+
+    def __init__(self, controller: Any, client_id: str, *, begins: bool) -> None:
+        self._controller = controller
+        self._client_id = client_id
+        self._begins = begins
+        self._process_id = os.getpid()
+        self._ended = threading.Event()
+        self._closing = threading.Event()
+        self._look = Look(ended=False)
+        self._failure: CirrusError | None = None
+        self._thread = threading.Thread(target=self._follow, name="cirrus-ray-follow", daemon=True)
+
+    @property
+    def failure(self) -> CirrusError | None:
+        """See :attr:`Supervision.failure`."""
+        return self._failure
+
+    @property
+    def ended(self) -> bool:
+        """See :attr:`Supervision.ended`."""
+        return self._ended.is_set()
+
+    @property
+    def phase(self) -> str:
+        """See :attr:`Supervision.phase`."""
+        return self._look.phase or "waiting for the run's controller"
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """See :attr:`Supervision.notices`."""
+        return self._look.notices
+
+    @property
+    def look(self) -> Look:
+        """What the controller said last."""
+        return self._look
+
+    def start(self) -> None:
+        """See :meth:`Supervision.start`."""
+        atexit.register(self.close)
+        self._thread.start()
+
+    def wait(self, timeout: float | None) -> bool:
+        """See :meth:`Supervision.wait`."""
+        return self._ended.wait(timeout)
+
+    def close(self) -> None:
+        """See :meth:`Supervision.close`."""
+        if os.getpid() != self._process_id:
+            return
+        self.close_soon()
+        if self._thread.ident is not None:
+            self._ended.wait(CLOSE_SECONDS)
+
+    def close_soon(self) -> None:
+        """See :meth:`Supervision.close_soon`."""
+        self._closing.set()
+
+    def remove(self) -> None:
+        """See :meth:`Supervision.remove`: runs on a cluster are not temporary."""
+
+    # What the thread does.
+
+    def _follow(self) -> None:
+        try:
+            if self._begins:
+                ray.get(self._controller.begin.remote())
+            self._follow_to_end()
+        except exceptions.RayTaskError as error:
+            cause = error.cause
+            self._failure = cause if isinstance(cause, CirrusError) else AttemptError(str(cause or error))
+        except exceptions.RayError as error:
+            self._failure = RunError(f"the run's controller was lost: {explain(error)}")
+        except Exception as error:  # noqa: BLE001 (the cluster is gone, and says so in many ways)
+            self._failure = lost_cluster(error)
+        finally:
+            atexit.unregister(self.close)
+            self._ended.set()
+
+    def _follow_to_end(self) -> None:
+        lost_at = time.monotonic() + LOST_SECONDS
+        asked_to_close = False
+        while True:
+            if self._closing.is_set() and not asked_to_close:
+                self._controller.close.remote()
+                asked_to_close = True
+            try:
+                answer = self._controller.look.remote(self._client_id, LOOK_SECONDS)
+                self._look = ray.get(answer, timeout=ANSWER_SECONDS)
+            except (exceptions.ActorUnavailableError, exceptions.GetTimeoutError) as error:
+                if time.monotonic() > lost_at or asked_to_close:
+                    raise
+                log.info("the run's controller does not answer: %s", error)
+                self._closing.wait(LOOK_SECONDS)
+                continue
+            lost_at = time.monotonic() + LOST_SECONDS
+            if self._look.ended:
+                if self._look.failure is not None:
+                    self._failure = AttemptError(self._look.failure)
+                with contextlib.suppress(exceptions.RayError):
+                    self._controller.leave.remote()
+                return

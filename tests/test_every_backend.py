@@ -1,0 +1,194 @@
+"""What holds on every backend alike: real shards and workers, started, ended, broken and gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from real_runs import accuracy, assert_exact, make_dataset, plan
+from stand_ins import eventually
+
+import cirrus
+from cirrus import Dataset
+from cirrus.client_backend.base import Backend
+from cirrus.client_backend.inline import InlineBackend, InlineLauncher
+from cirrus.client_backend.local import LocalBackend
+from cirrus.client_backend.runs import Run, list_runs, open_run
+from cirrus.client_backend.supervisor import Supervisor
+from cirrus.errors import ConflictError, RunError
+from cirrus.metrics import RunState
+from cirrus.preprocessing import StandardScaler
+
+GOOD_ACCURACY = 0.95
+RUN_SECONDS = 60.0
+#: A shard that is killed serves again within this time.
+SHARD_BACK_SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return a dataset of 20,000 rows."""
+    return make_dataset(str(tmp_path_factory.mktemp("data") / "train"))
+
+
+@pytest.fixture(params=["local", "inline", "ray"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """Return each backend in turn, with its runs in a fresh folder."""
+    root = str(tmp_path / "home")
+    if request.param == "local":
+        return LocalBackend(root=root, dollars_per_hour=3600.0)
+    if request.param == "inline":
+        return InlineBackend(root=root, dollars_per_hour=3600.0)
+    pytest.importorskip("ray", reason="ray is not installed")
+    cluster = request.getfixturevalue("ray_cluster")
+    # One node, all of whose processors the runs of these tests declare.
+    return cirrus.RayBackend(cluster.address, root=root, dollars_per_node_hour=3600.0)
+
+
+def await_work(run: Run, updates: int = 50) -> None:
+    """Wait until a run has made so many updates."""
+    eventually(lambda: run.status.updates >= updates or run.status.state.ended, RUN_SECONDS)
+    assert run.status.state is RunState.RUNNING, run.status.error
+
+
+def crash_shard(run: Run, shard: int) -> None:
+    """End a shard like a killed process."""
+    supervisor = run.supervisor
+    if isinstance(supervisor, Supervisor) and isinstance(supervisor.launcher, InlineLauncher):
+        supervisor.launcher.crash_shard(shard)
+        return
+    address = run.folder.shard_address(shard)
+    assert address is not None
+    assert address.pid != os.getpid()
+    os.kill(address.pid, signal.SIGKILL)
+
+
+def test_a_run_finishes_with_every_step_once(train: Dataset, backend: Backend) -> None:
+    """Two workers and two shards train a good model; each shard counts each step once; it costs money."""
+    dollars = backend.dollars_per_hour(2, 2)
+    config = dataclasses.replace(plan(train, epochs=4), dollars_per_hour=dollars)
+    with backend.start(config) as run:
+        states: list[RunState] = []
+        status = run.wait(RUN_SECONDS, on_event=lambda status: states.append(status.state))
+        assert status.state is RunState.FINISHED
+        assert states[-1] is RunState.FINISHED
+        assert_exact(config, status)
+        assert accuracy(run) > GOOD_ACCURACY
+        assert dollars > 0
+        assert status.cost >= 0.99 * status.seconds * dollars / 3600  # starting costs, too
+        points = run.metrics()
+        assert [point.epoch for point in points if point.end_of_epoch] == [1, 2, 3, 4]
+    assert [summary.run_id for summary in list_runs(backend.root)] == [run.run_id]
+
+
+@pytest.mark.parametrize("action", ["stop", "kill"])
+def test_another_client_ends_a_run_through_its_folder(train: Dataset, backend: Backend, action: str) -> None:
+    """Stop keeps the model, kill does not; who supervises the run sees its end."""
+    with backend.start(plan(train)) as run:
+        await_work(run)
+        other = open_run(backend.root, run.run_id)
+        getattr(other, action)()
+        assert run.wait(RUN_SECONDS).state is (RunState.FINISHED if action == "stop" else RunState.KILLED)
+        assert run.supervisor is not None
+        assert run.supervisor.wait(10.0)
+        assert bool(run.folder.store.list("model/")) is (action == "stop")
+
+
+def test_an_interrupted_run_is_gone_on_with(train: Dataset, backend: Backend) -> None:
+    """A client that closes its run interrupts it; another goes on, and no step is lost or done twice."""
+    config = plan(train, epochs=12)
+    first = backend.start(config)
+    await_work(first)
+    first.close()
+    assert first.status.state is RunState.INTERRUPTED
+    done = first.status.updates
+    with backend.attach(first.run_id) as second:
+        status = second.wait(RUN_SECONDS)
+        assert status.state is RunState.FINISHED
+        assert status.updates > done
+        assert_exact(config, status)
+    with pytest.raises(RunError, match="has ended"):
+        backend.attach(first.run_id)
+
+
+def test_of_two_clients_one_wins(train: Dataset, backend: Backend) -> None:
+    """A run whose client lives cannot be attached, and goes on undisturbed."""
+    with backend.start(plan(train)) as run:
+        await_work(run)
+        with pytest.raises(ConflictError, match="supervised"):
+            backend.attach(run.run_id)
+        await_work(run, run.status.updates + 50)
+
+
+def test_a_killed_shard_comes_back_with_what_it_had(train: Dataset, backend: Backend) -> None:
+    """A shard that dies is back under a new generation, and in the end all counts are exact."""
+    config = plan(train, epochs=40)
+    with backend.start(config) as run:
+        await_work(run, 400)
+        crash_shard(run, 1)
+        eventually(lambda: run.folder.shard_address(1).generation == 2, SHARD_BACK_SECONDS)  # type: ignore[union-attr]
+        status = run.wait(RUN_SECONDS)
+        assert status.state is RunState.FINISHED
+        assert_exact(config, status)
+
+
+def test_a_run_that_cannot_work_fails_with_the_cause(train: Dataset, backend: Backend) -> None:
+    """What a worker finds wrong ends the run at once, and is in the client's error and in the status."""
+    config = dataclasses.replace(plan(train), train_fingerprint="another")
+    with backend.start(config) as run, pytest.raises(RunError, match="was replaced since the run began"):
+        run.wait(RUN_SECONDS)
+    assert run.status.state is RunState.FAILED
+    assert "was replaced" in str(run.status.error)
+
+
+def test_the_last_reference_ends_the_run(train: Dataset, backend: Backend) -> None:
+    """A run that nobody holds any more is ended: nobody could."""
+    run = backend.start(plan(train))
+    await_work(run)
+    url, run_id = run.url, run.run_id
+    del run
+    gc.collect()
+    eventually(lambda: open_run(backend.root, run_id).status.state is RunState.INTERRUPTED, 10.0)
+    assert url
+
+
+def test_estimators_and_searches_work(backend: Backend) -> None:
+    """Arrays, validation, scores and a search are the same on every backend."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(600, 8))
+    y = (X @ rng.normal(size=8) > 0).astype(int)
+    estimator = cirrus.LogisticRegression(
+        backend=backend, n_workers=1, epochs=3, tol=None, random_state=0, worker_memory_mb=256
+    )
+    estimator.fit(X[:500], y[:500], validation=(X[500:], y[500:]))
+    assert estimator.score(X[500:], y[500:]) > 0.8
+    assert estimator.n_iter_ == 3
+    search = cirrus.GridSearch(estimator, {"l2": [0.0, 1000.0]}, max_concurrent=2)
+    search.fit(X[:500], y[:500], validation=(X[500:], y[500:]))
+    assert search.best_params_ == {"l2": 0.0}
+    assert len(list_runs(backend.root)) >= 3
+
+
+@pytest.fixture
+def scaled(train: Dataset, tmp_path: Path) -> Callable[[Backend | str], Dataset]:
+    """Return a function that standardises the rows."""
+
+    def scale(where: Backend | str) -> Dataset:
+        name = where if isinstance(where, str) else type(where).__name__
+        scaler = StandardScaler(with_mean=False, backend=where)
+        return scaler.fit_transform(train, str(tmp_path / f"scaled-{name}"))
+
+    return scale
+
+
+def test_chunks_are_mapped_and_reduced_alike(
+    backend: Backend, scaled: Callable[[Backend | str], Dataset]
+) -> None:
+    """A transformer gives the same chunks, to the bit, wherever it runs."""
+    assert scaled(backend).manifest.fingerprint == scaled("inline").manifest.fingerprint
