@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
+import mmh3
 import numpy as np
 import pytest
 import scipy.sparse
@@ -21,12 +24,13 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 import cirrus
-from cirrus.chunks import BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
+from cirrus.chunks import Block, BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
 from cirrus.errors import ConfigError, CorruptDataError, DataError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.preprocessing_steps import Step
 from cirrus.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler, load_preprocessing
 from cirrus.storage import open_store
+from cirrus.worker_runtime.column_hash import decimal_hashes
 from cirrus.worker_runtime.column_map import ColumnMap
 from cirrus.worker_runtime.column_statistics import ColumnStatistics
 from cirrus.worker_runtime.map_job import pack_arrays, unpack_arrays
@@ -131,8 +135,9 @@ def test_statistics_do_not_depend_on_how_rows_are_cut(X: np.ndarray, cut: int) -
     blocks = list(whole.blocks())
     parts = [block.rows(i, i + cut) for block in blocks for i in range(0, block.n_rows, cut)]
     merged = ColumnStatistics.merge([ColumnStatistics.of_block(part) for part in parts])
-    every = merged.with_zeros(len(X), 4)
-    exact = X.astype(np.float64)
+    every = merged.with_zeros(len(X))
+    exact = X.astype(np.float64)[:, every.ids]
+    assert not X[:, np.setdiff1d(np.arange(4), every.ids)].any()
     scale = np.abs(exact).max(axis=0) + 1e-30
     np.testing.assert_allclose(every.means / scale, exact.mean(axis=0) / scale, atol=1e-12)
     np.testing.assert_allclose(every.squares / len(X) / scale**2, exact.var(axis=0) / scale**2, atol=1e-12)
@@ -214,6 +219,83 @@ def test_arrays_are_treated_as_scikit_learn_does() -> None:
     )
 
 
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
+def test_columns_are_hashed_as_mmh3_hashes_their_digits(numbers: list[int]) -> None:
+    """Numbers of any length, whole arrays at once."""
+    expected = [mmh3.hash(str(number), 0) for number in [*numbers, 0, 9, 10, 2**32 - 1]]
+    found = decimal_hashes(np.array([*numbers, 0, 9, 10, 2**32 - 1], np.uint32))
+    np.testing.assert_array_equal(found, expected)
+
+
+def wide_dataset(url: str) -> Dataset:
+    """Store rows with a column of a number near 2**32."""
+    rows = scipy.sparse.csr_array(
+        (np.array([2.0, 3.0, 5.0, 7.0]), (np.array([0, 0, 1, 3]), np.array([7, 4_000_000_000, 7, 12]))),
+        shape=(4, 4_000_000_001),
+    )
+    return cirrus.load_arrays(rows, np.array([0, 1, 0, 1]), url, shuffle=False)
+
+
+def test_columns_of_very_high_numbers_cost_no_memory() -> None:
+    """Statistics are of the columns that occur; what would need an array of all columns says so instead."""
+    dataset = wide_dataset("memory://wide/in")
+    tracemalloc.start()
+    found = dataset.describe()
+    assert found.occurring.ids.tolist() == [7, 12, 4_000_000_000]
+    np.testing.assert_allclose(found.occurring.means, [7 / 4, 7 / 4, 3 / 4])
+    assert found.first_columns(10).maximum.tolist() == [0.0] * 7 + [5.0] + [0.0] * 2
+    for call in (lambda: found.mean, lambda: StandardScaler(with_mean=False).fit(dataset)):
+        with pytest.raises(ConfigError, match="4,000,000,001 columns are too many.*FeatureHasher"):
+            call()
+    for columns, width in ((None, 32), ([12, 4_000_000_000], 32 + 4_000_000_001 - 2)):
+        url = f"memory://wide/{width}"
+        hashed = FeatureHasher(32, columns=columns).fit_transform(dataset, url)
+        assert hashed.n_features == width
+        rows = [{"7": 2.0, "4000000000": 3.0}, {"7": 5.0}, {}, {"12": 7.0}]
+        chosen = [{k: v for k, v in row.items() if columns is None or int(k) in columns} for row in rows]
+        expected = sklearn.feature_extraction.FeatureHasher(32).transform(chosen).toarray()
+        np.testing.assert_array_equal(hashed.to_csr()[0][:, width - 32 :].toarray(), expected)
+        est = cirrus.LogisticRegression(backend="inline", epochs=1, random_state=0).fit(
+            FeatureHasher(32).fit_transform(dataset, f"{url}-fit")
+        )
+        raw = dataset.to_csr()[0]
+        np.testing.assert_allclose(
+            est.decision_function(scipy.sparse.csr_array(raw)), est.decision_function(dataset), atol=1e-6
+        )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=12, unique=True), max_size=6))
+@settings(max_examples=50)
+def test_statistics_merged_in_ranges_are_those_merged_at_once(columns: list[list[int]]) -> None:
+    """How many columns are merged at a time changes nothing, to the bit."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for ids in columns:
+        X = rng.normal(size=(3, len(ids)))
+        indices = np.tile(np.sort(ids), 3).astype(np.int64)
+        block = Block.from_csr(np.arange(4) * len(ids), indices, X.ravel(), np.zeros(3))
+        parts.append(ColumnStatistics.of_block(block))
+    once, ranges = ColumnStatistics.merge(parts), ColumnStatistics.merge(parts, at_once=3)
+    for field in dataclasses.fields(ColumnStatistics):
+        np.testing.assert_array_equal(getattr(ranges, field.name), getattr(once, field.name))
+
+
+def test_missing_values_are_those_of_the_file_and_not_zeros(tmp_path: Path) -> None:
+    """A zero is a value; a cell without one is counted, for numeric columns of CSV files."""
+    (tmp_path / "rows.csv").write_text("y,a,b\n0,0,1\n1,,2\n0,3,\n1,,0\n")
+    dataset = cirrus.load_csv(
+        tmp_path / "rows.csv", tmp_path / "out", label="y", numeric=["a", "b"], hash_features=64
+    )
+    found = dataset.describe()
+    assert found.missing[:2].tolist() == [2, 1]
+    assert found.zeros[:2].tolist() == [3, 2]
+    assert found.missing[2:].sum() == 0
+    assert cirrus.load_arrays(np.eye(3), np.arange(3)).describe().missing.sum() == 0
+
+
 @pytest.mark.parametrize("made", [MinMaxScaler((0, 2)), StandardScaler(with_std=False), FeatureHasher(8)])
 def test_fitted_ones_are_cloned_saved_and_loaded(made: Any, tmp_path: Path) -> None:
     """What was saved transforms as before; parameters survive clone and pickle."""
@@ -264,7 +346,15 @@ def test_a_model_of_preprocessed_rows_predicts_raw_ones(tmp_path: Path) -> None:
     expected = model.decision_function(hashed)
     np.testing.assert_allclose(model.decision_function(raw), expected, atol=1e-4)
     np.testing.assert_allclose(model.decision_function(scaled), expected, atol=1e-4)
-    np.testing.assert_allclose(model.decision_function(raw.to_csr()[0].toarray()), expected, atol=1e-4)
+    sparse = raw.to_csr()[0]
+    for rows in (sparse.toarray(), sparse, scipy.sparse.csc_array(sparse), sparse.toarray().tolist()):
+        np.testing.assert_allclose(model.decision_function(rows), expected, atol=1e-4)
+    for wrong in (X[:, :5], np.ones((2, 90)), sparse[:, :5]):
+        with pytest.raises(DataError, match="expecting 64"):
+            model.predict(wrong)
+    for problem in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"NaN|infinity"):
+            model.predict(np.where(X > 15, problem, X))
     assert model.score(X, y % 2) > 0.8
     with pytest.raises(DataError, match="another way"):
         model.predict(MinMaxScaler().fit_transform(raw, tmp_path / "other"))

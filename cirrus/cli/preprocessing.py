@@ -47,8 +47,11 @@ def describe_columns(dataset: Dataset, n_columns: int) -> None:
     """Show density, and the first columns' statistics."""
     found = dataset.describe(progress=True)
     show(f"density   {found.density:.3%}, {found.n_entries:,} values that are not 0")
-    rows = [["column", "min", "max", "mean", "std", "missing"]]
-    for number in range(min(n_columns, found.n_features)):
+    found = found.first_columns(n_columns)
+    rows = [["column", "min", "max", "mean", "std", "zeros", "missing"]]
+    for number in range(found.n_features):
         numbers = (found.minimum, found.maximum, found.mean, found.variance**0.5)
-        rows.append([str(number), *(f"{part[number]:.6g}" for part in numbers), f"{found.missing[number]:,}"])
-    show(table(rows, right=frozenset(range(6))))
+        counts = (found.zeros, found.missing)
+        statistics = [f"{part[number]:.6g}" for part in numbers]
+        rows.append([str(number), *statistics, *(f"{part[number]:,}" for part in counts)])
+    show(table(rows, right=frozenset(range(7))))

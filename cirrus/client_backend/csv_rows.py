@@ -9,8 +9,8 @@ alike.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import mmh3
 import numpy as np
@@ -266,3 +266,18 @@ class _Where:
 
 def _shown(cell: str) -> str:
     return repr(cell if len(cell) <= SHOWN_CHARACTERS else cell[:SHOWN_CHARACTERS] + "...")
+
+
+def missing_features(encoding: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the features of rows without a value in each of the numeric columns of a loaded CSV file.
+
+    Another category may by chance be hashed to the same feature.
+
+    Args:
+        encoding: Of a dataset's manifest. Of any other than that of a CSV file as it was loaded: none.
+    """
+    if encoding.get("format") != "csv" or encoding.get("preprocessing"):
+        return ()
+    file_format = CsvFormat.from_encoding(encoding)
+    parser = CsvParser("", file_format, LabelNames())
+    return tuple(parser.missing_feature(column) for column in file_format.numeric)

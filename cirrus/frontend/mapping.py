@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus.chunks import Block, Manifest
+from cirrus.chunks import Block, Manifest, iterate_chunk
 from cirrus.client_backend.backend import Backend, resolve_backend
+from cirrus.client_backend.csv_rows import missing_features
 from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.map_client import MapOptions, MapProgress, MapRequest
 from cirrus.client_backend.map_functions import PackedFunction, pack_function
 from cirrus.client_backend.map_reduce import column_statistics, combine_results, rewrite_dataset, run_job
-from cirrus.errors import ConfigError, DataError
+from cirrus.errors import ConfigError
 from cirrus.frontend.progress import MapLine
 from cirrus.storage import open_store
+from cirrus.worker_runtime.column_statistics import ColumnStatistics
 from cirrus.worker_runtime.map_values import unpack_value
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Below this many bytes of chunks, starting processes takes longer than the work.
 INLINE_BYTES = 4 * 2**20
+#: Statistics of more columns than this are not made into arrays of all columns: 256 MB each.
+MAX_ARRAY_COLUMNS = 2**25
 #: More workers than this are not started unless asked for.
 MAX_WORKERS = 16
 
@@ -37,25 +42,85 @@ ProgressOption = bool | Callable[[MapProgress], None] | None
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Description:
-    """What a dataset holds. Arrays are of shape (n_features,)."""
+    """What a dataset holds. Arrays are of shape (n_features,), but for those of ``occurring``."""
 
     n_rows: int
     n_features: int
-    n_entries: int
-    """Values that are stored: those that are not zero."""
     labels: dict[float | str, int]
     """Rows with each label; empty where labels are more than a thousand different numbers."""
-    minimum: NDArray[np.float64]
-    maximum: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    missing: NDArray[np.int64]
-    """Rows without an entry in the column, which counts as zero."""
+    occurring: ColumnStatistics
+    """Statistics over all rows of the columns that have entries, by their ``ids``; all others hold zeros."""
+    missing_counts: dict[int, int]
+    """Rows that had no value, of the columns of which that is known (numeric columns of a CSV file)."""
+
+    @property
+    def n_entries(self) -> int:
+        """Values that are stored: those that are not zero."""
+        return int(self.occurring.counts.sum())
 
     @property
     def density(self) -> float:
         """Part of all cells that are not zero."""
         return self.n_entries / (self.n_rows * self.n_features)
+
+    def first_columns(self, n: int) -> Description:
+        """Return the same of the first ``n`` columns, however many there are."""
+        return replace(
+            self,
+            n_features=min(n, self.n_features),
+            occurring=self.occurring.below(n),
+            missing_counts={column: count for column, count in self.missing_counts.items() if column < n},
+        )
+
+    @functools.cached_property
+    def minimum(self) -> NDArray[np.float64]:
+        """Smallest value of each column; what is not stored is zero."""
+        return self._of_all(self.occurring.minima)
+
+    @functools.cached_property
+    def maximum(self) -> NDArray[np.float64]:
+        """Largest value of each column."""
+        return self._of_all(self.occurring.maxima)
+
+    @functools.cached_property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of each column."""
+        return self._of_all(self.occurring.means)
+
+    @functools.cached_property
+    def variance(self) -> NDArray[np.float64]:
+        """Variance of each column, of all rows (not of a sample)."""
+        return self._of_all(self.occurring.squares / self.n_rows)
+
+    @functools.cached_property
+    def zeros(self) -> NDArray[np.int64]:
+        """Rows with a zero in each column."""
+        return self.n_rows - self._of_all(self.occurring.counts)
+
+    @functools.cached_property
+    def missing(self) -> NDArray[np.int64]:
+        """Rows whose file had no value for the column: see ``missing_counts``. A zero is a value."""
+        found = self._of_all(np.zeros_like(self.occurring.counts))
+        for column, count in self.missing_counts.items():
+            found[column] = count
+        return found
+
+    def _of_all(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return values of the columns that occur as an array of all, with zeros for the others.
+
+        Raises:
+            ConfigError: There are too many columns.
+        """
+        if self.n_features > MAX_ARRAY_COLUMNS:
+            raise ConfigError(
+                "n_features",
+                f"{self.n_features:,} columns are too many for arrays of all columns (at most "
+                f"{MAX_ARRAY_COLUMNS:,}): hash them into fewer with FeatureHasher, or see `occurring` of "
+                f"Dataset.describe(), which has the {self.occurring.ids.size:,} that occur",
+            )
+        found = np.zeros(self.n_features, values.dtype)
+        found[self.occurring.ids] = values
+        return found
 
 
 class WaitResult(NamedTuple):
@@ -151,6 +216,16 @@ def listening(progress: ProgressOption) -> Iterator[Callable[[MapProgress], None
     elif callable(progress):
         yield progress
     else:
+        check_progress(progress)
+
+
+def check_progress(progress: ProgressOption) -> None:
+    """Check a ``progress`` parameter.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise ConfigError("progress", f"must be None, True or a function, got {progress!r}")
 
 
@@ -159,10 +234,6 @@ class ChunkOperations:
 
     url: str
     manifest: Manifest
-
-    def blocks(self) -> Iterator[Block]:
-        """Yield the rows block by block."""
-        raise NotImplementedError
 
     def map_chunks(
         self,
@@ -177,11 +248,12 @@ class ChunkOperations:
         """Apply a function to every block, and store what it returns as a new dataset.
 
         The function runs on workers, in any order and now and then twice, so it must depend on the block
-        alone. Each chunk is written whole or not at all. Interrupted, the same call goes on with the chunks
-        that are missing.
+        alone. Interrupted, the same call goes on with the chunks that are missing; a call whose function was
+        changed begins anew, and warns.
 
         Args:
             fn: Takes a :class:`~cirrus.chunks.Block` of some 1,024 rows; returns another, or None to drop it.
+                It gets fewer rows at a time where it makes very many entries of them.
             url: Where the new dataset goes; one that is there is replaced when the new one is complete.
             n_features: Columns of the new dataset; None: as many as here, or more if there are more.
             backend: ``"local"``, ``"inline"``, ``"aws"`` or a backend object; None: whichever suits the size.
@@ -275,6 +347,7 @@ class ChunkOperations:
         *,
         backend: str | Backend | None = None,
         n_workers: int | None = None,
+        progress: ProgressOption = None,
     ) -> list[concurrent.futures.Future[Any]]:
         """Begin to run a function over all chunks; return a future for each chunk, in order.
 
@@ -286,18 +359,25 @@ class ChunkOperations:
             reduce_fn: Combines two values.
             backend: See :meth:`map_chunks`.
             n_workers: None: one a core.
+            progress: True for a live line, or a function of :class:`MapProgress`, called in another thread.
         """
         futures: list[concurrent.futures.Future[Any]] = [
             concurrent.futures.Future() for _ in self.manifest.chunks
         ]
         request = self._reduce_request(map_fn, reduce_fn)
+        check_progress(progress)
         options = map_options(self.manifest, [self.url], backend, n_workers, None)
         for future in futures:
             future.set_running_or_notify_cancel()
 
         def direct(_: ChunkOperations) -> None:
             try:
-                run_job(request, options, lambda n, data: futures[n].set_result(unpack_value(data)))
+                with listening(progress) as listener:
+                    run_job(
+                        request,
+                        replace(options, progress=listener),
+                        lambda n, data: futures[n].set_result(unpack_value(data)),
+                    )
             except BaseException as error:  # noqa: BLE001 (raised again by the futures)
                 for future in futures:
                     if not future.done():
@@ -324,7 +404,7 @@ class ChunkOperations:
         n_workers: int | None = None,
         progress: ProgressOption = None,
     ) -> Description:
-        """Read all rows once, and return counts, density, labels, and each column's range, mean and variance.
+        """Read all rows once: density, labels, and each column's range, mean, variance and missing values.
 
         Args:
             backend: See :meth:`map_chunks`.
@@ -344,28 +424,29 @@ class ChunkOperations:
         with listening(progress) as listener:
             options = map_options(manifest, [self.url], backend, n_workers, listener)
             statistics = column_statistics(request, options)
-        every = statistics.with_zeros(manifest.n_rows, manifest.n_features)
         labels: dict[float | str, int] = {}
         for value, count in zip(manifest.label_values, manifest.label_counts, strict=True):
             labels[value if manifest.label_names is None else manifest.label_names[int(value)]] = count
         return Description(
             n_rows=manifest.n_rows,
             n_features=manifest.n_features,
-            n_entries=int(statistics.counts.sum()),
             labels=labels,
-            minimum=every.minima,
-            maximum=every.maxima,
-            mean=every.means,
-            variance=every.squares / manifest.n_rows,
-            missing=manifest.n_rows - every.counts,
+            occurring=statistics.with_zeros(manifest.n_rows),
+            missing_counts={
+                column: statistics.count_of(feature)
+                for column, feature in enumerate(missing_features(manifest.encoding))
+            },
         )
 
-    def sample(self, n: int, random_state: int | None = 0) -> Block:
+    def sample(self, n: int, random_state: int | None = 0, *, progress: ProgressOption = None) -> Block:
         """Return ``n`` rows chosen evenly at random, in their order, as one block in memory.
+
+        Only the chunks that hold one of them are read.
 
         Args:
             n: How many; not more than there are.
             random_state: Seed. None: another sample each time.
+            progress: True for a live line, or a function of :class:`MapProgress`.
 
         Raises:
             ConfigError: There are not so many rows.
@@ -375,12 +456,19 @@ class ChunkOperations:
         if isinstance(n, bool) or not 1 <= n <= n_rows:
             raise ConfigError("n", f"must be between 1 and {n_rows}, the number of rows, got {n!r}")
         chosen = np.sort(np.random.default_rng(random_state).choice(n_rows, n, replace=False))
+        store, chunks = open_store(self.url), self.manifest.chunks
         parts, first = [], 0
-        for block in self.blocks():
-            low, high = np.searchsorted(chosen, [first, first + block.n_rows])
-            if high > low:
-                parts.append(block.select(chosen[low:high] - first))
-            first += block.n_rows
-        if not parts:
-            raise DataError(f"{self.url}: holds no rows")
+        with listening(progress) as listener:
+            for number, chunk in enumerate(chunks):
+                low, high = np.searchsorted(chosen, [first, first + chunk.n_rows])
+                blocks = iterate_chunk(store, self.manifest, number) if high > low else ()
+                start = first
+                for block in blocks:
+                    low, high = np.searchsorted(chosen, [start, start + block.n_rows])
+                    if high > low:
+                        parts.append(block.select(chosen[low:high] - start))
+                    start += block.n_rows
+                first += chunk.n_rows
+                if listener is not None:
+                    listener(MapProgress(chunks_done=number + 1, chunks_total=len(chunks), rows=first))
         return Block.merge(parts)

@@ -19,7 +19,7 @@ from cirrus.frontend.base import Array, SgdEstimator
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.intake import DTYPES, ClassTarget, TrainingData, Wanted, check_width
 from cirrus.frontend.model_files import class_array, class_labels
-from cirrus.frontend.preprocessing_steps import apply_to_array, last_steps
+from cirrus.frontend.preprocessing_steps import apply_to_array, apply_to_blocks, last_steps
 
 #: What scores are: log odds (or logarithms of several probabilities), mere margins, or the labels themselves.
 ScoreKind = Literal["log odds", "margins", "numbers"]
@@ -75,8 +75,9 @@ class ScoringEstimator(SgdEstimator):
         """Yield each block of a dataset with its rows' scores, in order.
 
         Yields:
-            The block, and float64 of shape (n_rows,), or (n_rows, n_classes) for more than two classes: log
-            odds, margins or numbers, as the estimator has it.
+            The block (a part of it where preprocessing makes it large), and float64 of shape (n_rows,), or
+            (n_rows, n_classes) for more than two classes: log odds, margins or numbers, as the estimator has
+            it.
 
         Raises:
             DataError: The dataset has more features than the model.
@@ -90,10 +91,7 @@ class ScoringEstimator(SgdEstimator):
                 f"{dataset.url}: has {dataset.n_features} features, the model was trained on "
                 f"{steps[0].n_features_in} before preprocessing"
             )
-        for stored in dataset.blocks():
-            block = stored
-            for step in steps:
-                block = step.apply_block(block)
+        for block in apply_to_blocks(steps, dataset.blocks()):
             yield block, self._block_scores(block)
 
     def __sklearn_tags__(self) -> Any:

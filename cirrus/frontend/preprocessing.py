@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import mmh3
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
@@ -28,6 +27,7 @@ from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.mapping import ProgressOption
 from cirrus.frontend.preprocessing_steps import Step
 from cirrus.storage import open_store
+from cirrus.worker_runtime.column_hash import ColumnHash
 from cirrus.worker_runtime.column_map import ColumnMap
 from cirrus.worker_runtime.map_job import pack_arrays, unpack_arrays
 
@@ -386,30 +386,22 @@ class FeatureHasher(_OnDatasets, sklearn.feature_extraction.FeatureHasher):  # t
             return self.fit(X).transform(X, url)
         return super().fit_transform(X, url, **fit_params)
 
-    def _chosen(self, n_features: int) -> Array:
-        if self.columns is None:
-            return np.ones(n_features, np.bool_)
-        chosen = np.zeros(n_features, np.bool_)
-        for column in self.columns:
-            if isinstance(column, bool) or not 0 <= column < n_features:
-                raise ConfigError("columns", f"must be numbers from 0 to {n_features - 1}, got {column!r}")
-            chosen[column] = True
-        return chosen
+    def _hash(self, n_features: int) -> ColumnHash:
+        columns = None
+        if self.columns is not None:
+            for column in self.columns:
+                if isinstance(column, bool) or not 0 <= column < n_features:
+                    raise ConfigError(
+                        "columns", f"must be numbers from 0 to {n_features - 1}, got {column!r}"
+                    )
+            columns = np.unique(np.array(list(self.columns), np.uint32))
+        return ColumnHash(n_features, int(self.n_features), bool(self.alternate_sign), columns)
 
     def _n_features_out(self) -> int:
-        chosen = self._chosen(self.n_features_in_)
-        return int(self.n_features) + int(chosen.size - chosen.sum())
+        return self._hash(self.n_features_in_).n_features_out
 
     def _column_map(self, n_features: int) -> ColumnMap:
-        chosen = self._chosen(n_features)
-        hashed = np.flatnonzero(chosen)
-        target = np.cumsum(~chosen) - 1
-        factor = np.ones(n_features)
-        codes = np.fromiter((mmh3.hash(str(c), 0) for c in hashed.tolist()), np.int64, hashed.size)
-        target[hashed] = np.abs(codes) % self.n_features + (n_features - hashed.size)
-        if self.alternate_sign:
-            factor[hashed] = np.where(codes >= 0, 1.0, -1.0)
-        return ColumnMap(factor=factor, target=target.astype(np.uint32))
+        return ColumnMap(hashing=self._hash(n_features))
 
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (MinMaxScaler, StandardScaler, FeatureHasher)}
@@ -439,7 +431,7 @@ def load_preprocessing(url: str | os.PathLike[str]) -> Any:
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptDataError(f"{url}/{PREPROCESSING_KEY}: is no preprocessing: {error}") from error
     arrays = unpack_arrays(packed, f"{url}/preprocessing.npz")[1]
-    for name, value in {**fitted, **arrays}.items():
+    for name, value in {**fitted, **{name: array.copy() for name, array in arrays.items()}}.items():
         if not name.endswith("_") or name.startswith("_"):
             raise CorruptDataError(f"{url}/{PREPROCESSING_KEY}: holds {name!r}, which nothing fitted has")
         setattr(made, name, value)
@@ -481,4 +473,4 @@ def _map_sparse(transformer: _OnDatasets, X: Any) -> Any:
     step = Step.of(
         columns, type(transformer).__name__, transformer.n_features_in_, transformer._n_features_out()
     )
-    return step.apply_sparse(scipy.sparse.csr_array(X))
+    return step.apply_sparse(scipy.sparse.csr_array(X), fill=transformer.densify is True)

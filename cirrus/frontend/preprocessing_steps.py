@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,19 @@ Array = npt.NDArray[Any]
 
 #: Feature ids have 32 bits.
 MAX_FEATURES = 2**32
+#: Zeros that are filled into sparse matrices by themselves: some 3 GB.
+MAX_FILLED = 2**28
+#: They are filled into so many entries at a time.
+ROWS_AT_A_TIME_ENTRIES = 2**22
 
-_DTYPES = {"factor": "<f8", "offset": "<f8", "target": "<u4", "clip": "<f8"}
+_DTYPES = {
+    "factor": "<f8",
+    "offset": "<f8",
+    "target": "<u4",
+    "clip": "<f8",
+    "hash": "<i8",
+    "hash_columns": "<u4",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,12 +87,16 @@ class Step:
 
     def _check_targets(self) -> None:
         """Refuse entries that would be written beyond the rows' end."""
-        target = self.columns.target
+        target, hashing = self.columns.target, self.columns.hashing
         if not (1 <= self.n_features_in <= MAX_FEATURES and 1 <= self.n_features_out <= MAX_FEATURES):
             raise CorruptDataError(
                 f"preprocessing: {self.n_features_in} columns cannot become {self.n_features_out}"
             )
-        if target is None and self.n_features_in != self.n_features_out:
+        if hashing is not None:
+            widths = (hashing.n_features, hashing.n_features_out)
+            if widths != (self.n_features_in, self.n_features_out):
+                raise CorruptDataError("preprocessing: the hash is one of other columns")
+        elif target is None and self.n_features_in != self.n_features_out:
             raise CorruptDataError("preprocessing: there is no target, but the number of columns changes")
         if target is not None and int(target.max()) >= self.n_features_out:
             raise CorruptDataError(f"preprocessing: a target is beyond {self.n_features_out} columns")
@@ -94,45 +109,55 @@ class Step:
         """Return an array with its columns mapped; NaN stays NaN."""
         self._check(X.shape[1])
         every = np.arange(X.shape[1])
-        rows = np.asarray(X, np.float64)
-        if self.columns.factor is not None:
-            rows = rows * self.columns.factor
-        if self.columns.offset is not None:
-            rows = rows + self.columns.offset
-        if self.columns.clip is not None:
-            rows = np.clip(rows, *self.columns.clip)
-        if self.columns.target is None:
+        rows = self.columns.image(every, np.asarray(X, np.float64))
+        if not self.columns.moves:
             return rows
         shape = (X.shape[1], self.n_features_out)
-        spread = scipy.sparse.csr_array((np.ones(X.shape[1]), (every, self.columns.target)), shape=shape)
+        spread = scipy.sparse.csr_array(
+            (np.ones(X.shape[1]), (every, self.columns.targets(every))), shape=shape
+        )
         mapped: Array = rows @ spread
         return mapped
 
-    def apply_sparse(self, X: Any) -> Any:
+    def apply_sparse(self, X: Any, *, fill: bool) -> Any:
         """Return a CSR matrix with its columns mapped.
 
+        Args:
+            X: CSR matrix.
+            fill: Store zeros that do not stay zero.
+
         Raises:
-            ConfigError: Zeros would not stay zero.
+            ConfigError: Zeros would not stay zero, and are not to be stored or too many.
         """
         self._check(X.shape[1])
+        if fill and 0 < self._filled.size * X.shape[0] <= MAX_FILLED:
+            n_rows = max(1, ROWS_AT_A_TIME_ENTRIES // X.shape[1])
+            dense = (self.apply_dense(X[i : i + n_rows].toarray()) for i in range(0, X.shape[0], n_rows))
+            return scipy.sparse.vstack([scipy.sparse.csr_array(rows) for rows in dense], format="csr")
         if self._filled.size:
             raise ConfigError(
                 "X",
                 f"is sparse, and {self.name} makes zeros of {self._filled.size} columns other numbers: "
-                "give an array",
+                "give an array, or a Dataset where there are many rows",
             )
         values = self.columns.image(X.indices, X.data.astype(np.float64))
-        indices = X.indices if self.columns.target is None else self.columns.target.take(X.indices)
+        # As wide as the columns are many: indices and their starts are of one type.
+        kind = X.indices.dtype if self.n_features_out < 2**31 else np.dtype(np.int64)
+        indices = self.columns.targets(X.indices).astype(kind)
         mapped = scipy.sparse.csr_array(
-            (values, indices.astype(X.indices.dtype), X.indptr), shape=(X.shape[0], self.n_features_out)
+            (values, indices, X.indptr.astype(kind)), shape=(X.shape[0], self.n_features_out)
         )
-        if self.columns.target is not None:
+        if self.columns.moves:
             mapped.sum_duplicates()
         return mapped
 
     def apply_block(self, block: Block) -> Block:
         """Return a block of a dataset with its columns mapped."""
         return self._rewriter(block)
+
+    def apply_in_parts(self, block: Block) -> Iterator[Block]:
+        """Yield a block of a dataset with its columns mapped, as several where it gets large."""
+        return self._rewriter.parts(block)
 
     @functools.cached_property
     def _rewriter(self) -> BlockRewriter:
@@ -162,11 +187,20 @@ def last_steps(encoding: Mapping[str, Any], done: Mapping[str, Any]) -> list[Ste
     return [Step.from_plain(raw) for raw in wanted[len(had) :]]
 
 
+def apply_to_blocks(steps: Sequence[Step], blocks: Iterable[Block]) -> Iterator[Block]:
+    """Yield blocks of a dataset with all steps applied; a block that gets large comes as several."""
+    if not steps:
+        yield from blocks
+        return
+    for block in blocks:
+        yield from apply_to_blocks(steps[1:], steps[0].apply_in_parts(block))
+
+
 def apply_to_array(steps: Sequence[Step], X: Any) -> Any:
     """Return an array or sparse matrix with all steps applied."""
     for step in steps:
         if scipy.sparse.issparse(X):
-            X = step.apply_sparse(scipy.sparse.csr_array(X))
+            X = step.apply_sparse(scipy.sparse.csr_array(X), fill=True)
         else:
             X = step.apply_dense(np.asarray(X))
     return X

@@ -8,7 +8,7 @@ lost where a mean is large and a variance small.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ Float64 = NDArray[np.float64]
 
 #: Parts are merged when they hold this many columns together: some 25 MB.
 FOLD_COLUMNS = 2**19
+#: So many columns are merged at once.
+MERGE_COLUMNS = 2**18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +66,34 @@ class ColumnStatistics:
         return cls(block.ids, counts, means, squares, minima[:n_ids], maxima[:n_ids])
 
     @classmethod
-    def merge(cls, parts: Sequence[ColumnStatistics]) -> ColumnStatistics:
-        """Return the statistics of all rows of several parts."""
+    def merge(cls, parts: Sequence[ColumnStatistics], at_once: int = MERGE_COLUMNS) -> ColumnStatistics:
+        """Return the statistics of all rows of several parts.
+
+        Args:
+            parts: Of different rows.
+            at_once: So many columns, added up over the parts, are merged at a time.
+        """
+        n_ranges = -(-sum(part.ids.size for part in parts) // at_once)
+        if n_ranges <= 1:
+            return cls._merge(parts)
+        # In ranges of columns, since that takes several times the memory of what is merged.
+        largest = max((part.ids for part in parts), key=len)
+        cuts = largest[np.linspace(0, largest.size, n_ranges + 1).astype(np.intp)[1:-1]]
+        places = [[0, *np.searchsorted(part.ids, cuts).tolist(), part.ids.size] for part in parts]
+        merged = [
+            cls._merge([part._range(p[k], p[k + 1]) for part, p in zip(parts, places, strict=True)])
+            for k in range(n_ranges)
+        ]
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in merged]) for name in names})
+
+    def _range(self, start: int, stop: int) -> ColumnStatistics:
+        """Return the statistics of some columns, by their places."""
+        names = [field.name for field in fields(self)]
+        return ColumnStatistics(**{name: getattr(self, name)[start:stop] for name in names})
+
+    @classmethod
+    def _merge(cls, parts: Sequence[ColumnStatistics]) -> ColumnStatistics:
         parts = [part for part in parts if part.ids.size]
         if not parts:
             return cls.empty()
@@ -113,26 +141,31 @@ class ColumnStatistics:
                 n_columns = 0
         return cls.merge(parts)
 
-    def with_zeros(self, n_rows: int, n_features: int) -> ColumnStatistics:
-        """Return the statistics of every column over every row, where no entry means zero.
+    def below(self, column: int) -> ColumnStatistics:
+        """Return the statistics of the columns before one."""
+        return self._range(0, int(np.searchsorted(self.ids, column)))
+
+    def count_of(self, column: int) -> int:
+        """Return the number of entries in a column."""
+        place = int(np.searchsorted(self.ids, column))
+        return int(self.counts[place]) if place < self.ids.size and self.ids[place] == column else 0
+
+    def with_zeros(self, n_rows: int) -> ColumnStatistics:
+        """Return the statistics of the same columns over every row, where no entry means zero.
 
         Args:
             n_rows: Rows that these statistics are of.
-            n_features: Columns.
 
         Returns:
-            Arrays of shape (n_features,); ``counts`` is still the number of entries.
+            ``counts`` is still the number of entries. In columns that do not occur, all else is 0.
         """
-        counts = np.zeros(n_features, np.int64)
-        means, squares = np.zeros(n_features), np.zeros(n_features)
-        minima, maxima = np.zeros(n_features), np.zeros(n_features)
-        counts[self.ids] = self.counts
         n_zeros = n_rows - self.counts
         shares = self.counts / n_rows
-        means[self.ids] = self.means * shares
-        squares[self.ids] = self.squares + self.means**2 * n_zeros * shares
-        minima[self.ids] = np.where(n_zeros > 0, np.minimum(self.minima, 0.0), self.minima)
-        maxima[self.ids] = np.where(n_zeros > 0, np.maximum(self.maxima, 0.0), self.maxima)
         return ColumnStatistics(
-            np.arange(n_features, dtype=np.uint32), counts, means, squares, minima, maxima
+            ids=self.ids,
+            counts=self.counts,
+            means=self.means * shares,
+            squares=self.squares + self.means**2 * n_zeros * shares,
+            minima=np.where(n_zeros > 0, np.minimum(self.minima, 0.0), self.minima),
+            maxima=np.where(n_zeros > 0, np.maximum(self.maxima, 0.0), self.maxima),
         )

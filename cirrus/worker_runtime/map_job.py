@@ -207,6 +207,10 @@ class JobFolder:
         return hmac.digest(self._token, key.encode() + b"\0" + data, _DIGEST)
 
 
+#: Where a zip file says how long the name and the extra field before a member are.
+_ZIP_LENGTHS = struct.Struct("<HH")
+_ZIP_LENGTHS_OFFSET = 26
+_ZIP_HEADER_BYTES = 30
 #: What reading a damaged archive of arrays may raise.
 _DAMAGES = (
     ValueError,
@@ -230,12 +234,13 @@ def pack_arrays(meta: Any, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Return plain values and arrays as bytes, without pickle."""
     file = io.BytesIO()
     plain = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    np.savez(file, allow_pickle=False, **{"meta.json": plain, **arrays})
+    held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    np.savez(file, allow_pickle=False, **{"meta.json": plain, **held})
     return file.getvalue()
 
 
 def unpack_arrays(data: bytes, name: str) -> tuple[Any, dict[str, NDArray[Any]]]:
-    """Read what :func:`pack_arrays` gave; nothing in it is executed.
+    """Read what :func:`pack_arrays` gave; nothing in it is executed. Arrays are read-only views of the data.
 
     Args:
         data: The bytes.
@@ -245,23 +250,33 @@ def unpack_arrays(data: bytes, name: str) -> tuple[Any, dict[str, NDArray[Any]]]
         CorruptDataError: They are something else.
     """
     try:
-        _check_sizes(data)
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            arrays = {
+                member.filename.removesuffix(".npy"): _view(data, archive, member)
+                for member in archive.infolist()
+            }
         return json.loads(arrays.pop("meta.json").tobytes()), arrays
     except _DAMAGES as error:
         raise CorruptDataError(f"{name}: is damaged: {error}") from error
 
 
-def _check_sizes(data: bytes) -> None:
-    """Refuse arrays that claim to be larger than what is there, before there is room made for them."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
-                raise ValueError(f"{member.filename} is packed, or larger than the file")
-            with archive.open(member) as file:
-                if np.lib.format.read_magic(file) != (1, 0):
-                    raise ValueError(f"{member.filename} is of another version")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-                    raise ValueError(f"{member.filename} is not of shape {shape}")
+def _view(data: bytes, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """Return an array of an archive without copying it: they may be as large as all other memory together."""
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
+        raise ValueError(f"{member.filename} is packed, or larger than the file")
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{member.filename} is of another version")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+    n_items = math.prod(shape)
+    if n_items * dtype.itemsize != member.file_size - start or dtype.hasobject or is_fortran:
+        raise ValueError(f"{member.filename} is not of shape {shape}")
+    # The local header holds the lengths of the two fields between itself and the member.
+    lengths = _ZIP_LENGTHS.unpack_from(data, member.header_offset + _ZIP_LENGTHS_OFFSET)
+    first = member.header_offset + _ZIP_HEADER_BYTES + sum(lengths)
+    if zlib.crc32(memoryview(data)[first : first + member.file_size]) != member.CRC:
+        raise ValueError(f"{member.filename} does not match its checksum")
+    if n_items == 0:
+        return np.empty(shape, dtype)
+    return np.frombuffer(data, dtype, n_items, first + start).reshape(shape)

@@ -32,9 +32,15 @@ from cirrus.worker_runtime.map_job import (
 from cirrus.worker_runtime.map_values import call_function, load_functions, pack_value, pack_values
 from cirrus.worker_runtime.session import Clock
 
-#: Larger than any chunk: what comes of one chunk is one chunk.
-UNLIMITED_BYTES = 2**62
+#: What comes of a chunk is one chunk as long as it gets no larger than this, and several else.
+OUTPUT_CHUNK_BYTES = 24 * 2**20
+#: A user's function is given so few rows that it returns no more entries than this at a time: some 50 MB.
+MAX_CALL_ENTRIES = 2**20
+#: So many rows tell how many entries a function makes of one.
+PROBE_ROWS = 16
 
+#: Makes blocks of a block: none, one or several.
+Rewrite = Callable[[Block], Iterable[Block]]
 Task = Callable[[int, Iterable[Block]], bytes]
 
 
@@ -94,11 +100,12 @@ def _make_task(job: MapJob, function: bytes, n_features: int) -> Task:
     if job.kind == "statistics":
         return lambda _, blocks: pack_statistics(ColumnStatistics.of_blocks(blocks))
     if job.kind == "columns":
-        rewrite: Callable[[Block], Block | None] = BlockRewriter(_column_map(function), n_features)
-        return functools.partial(_write, job, rewrite)
+        rewriter = BlockRewriter(_column_map(function), n_features)
+        return functools.partial(_write, job, lambda: rewriter.parts)
     map_block, combine = load_functions(function)  # signed: JobFolder.function has checked it
     if job.kind == "rewrite":
-        return functools.partial(_write, job, _checked(map_block))
+        width = max(n_features, job.n_features or 0)
+        return functools.partial(_write, job, lambda: BoundedCalls(map_block, width))
     return lambda _, blocks: _reduced(map_block, combine, blocks)
 
 
@@ -113,16 +120,20 @@ def pack_statistics(statistics: ColumnStatistics) -> bytes:
     return pack_arrays({}, {name: getattr(statistics, name) for name in names})
 
 
-def _write(
-    job: MapJob, rewrite: Callable[[Block], Block | None], number: int, blocks: Iterable[Block]
-) -> bytes:
-    """Rewrite a chunk; return where it is now and what is in it."""
+def _write(job: MapJob, begin: Callable[[], Rewrite], number: int, blocks: Iterable[Block]) -> bytes:
+    """Rewrite a chunk; return where it is now and what is in it.
+
+    Chunks are written as they fill, and the result that names them comes last: what a worker wrote that was
+    killed meanwhile is written again, under the same names.
+    """
     assert job.output_url is not None
-    writer = ChunkWriter(open_store(job.output_url), f"{job.prefix}{number:06}-", chunk_bytes=UNLIMITED_BYTES)
+    store = open_store(job.output_url)
+    writer = ChunkWriter(store, f"{job.prefix}{number:06}-", chunk_bytes=OUTPUT_CHUNK_BYTES)
+    rewrite = begin()
     for block in blocks:
-        mapped = rewrite(block)
-        if mapped is not None and mapped.n_rows:
-            writer.add(mapped)
+        for mapped in rewrite(block):
+            if mapped.n_rows:
+                writer.add(mapped)
     writer.flush()
     if job.n_features is not None and writer.summary.n_features > job.n_features:
         raise DataError(
@@ -133,14 +144,49 @@ def _write(
     return pack_arrays({"chunks": chunks, "summary": plain}, {"touches": np.frombuffer(touches, np.uint8)})
 
 
-def _checked(map_block: Callable[[Block], Any]) -> Callable[[Block], Block | None]:
-    def checked(block: Block) -> Block | None:
-        mapped = call_function("the function", map_block, block)
+class BoundedCalls:
+    """Calls a user's function with whole blocks, or with fewer rows where it makes many entries of them.
+
+    Memory is then a matter of a row, and not of what a block of 1,024 rows may become. What is known of a
+    function is how many entries a row it made at most, of one chunk: so the same chunk is always cut in the
+    same way. At first nothing is known, and where a block could fill all columns the function is asked with a
+    few rows, whose result is not used.
+
+    Args:
+        map_block: The function.
+        width: Columns that rows could have.
+    """
+
+    def __init__(self, map_block: Callable[[Block], Any], width: int) -> None:
+        self._map_block = map_block
+        self._width = width
+        self._entries_per_row: float | None = None
+
+    def __call__(self, block: Block) -> Iterator[Block]:
+        """Yield what the function makes of a block.
+
+        Raises:
+            DataError: The function failed, or gave something that cannot be stored.
+            ConfigError: It gave something that is no block.
+        """
+        if self._entries_per_row is None and block.n_rows * self._width > MAX_CALL_ENTRIES:
+            self._call(block.rows(0, PROBE_ROWS))
+        start = 0
+        while start < block.n_rows:
+            most = MAX_CALL_ENTRIES / max(self._entries_per_row or 0.0, 1e-9)
+            stop = min(start + max(int(min(most, block.n_rows)), 1), block.n_rows)
+            mapped = self._call(block.rows(start, stop))
+            if mapped is not None:
+                yield mapped
+            start = stop
+
+    def _call(self, block: Block) -> Block | None:
+        mapped = call_function("the function", self._map_block, block)
         if mapped is not None:
             check_block(mapped)
+        entries = 0.0 if mapped is None else mapped.local.size / block.n_rows
+        self._entries_per_row = max(self._entries_per_row or 0.0, entries)
         return mapped  # type: ignore[no-any-return]
-
-    return checked
 
 
 def _reduced(

@@ -74,7 +74,7 @@ def call_function(what: str, function: Callable[..., Any], *arguments: Any) -> A
         return function(*arguments)
     except CirrusError:
         raise
-    except (Exception, SystemExit) as error:  # a thread that exits would be waited for for ever
+    except BaseException as error:  # a thread that exits or is interrupted would be waited for for ever
         raise DataError(
             f"{what} raised {type(error).__name__}: {error}{_places(error.__traceback__)}"
         ) from error
