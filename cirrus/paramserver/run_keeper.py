@@ -317,7 +317,10 @@ class RunKeeper:
                 return
             # While a shard is away the model cannot be saved, but requests are heard, the status renewed.
             if phase is Phase.SAVING:
-                self._save_model()
+                last_due = checkpoints is not None and self.coordinator.updates > cut_at
+                if not last_due or self._cut_checkpoint():
+                    cut_at = self.coordinator.updates
+                    self._save_model()
             elif self._checkpoint_due:
                 self._cut_checkpoint()
             # Not twice at one moment: workers who wait for the first have to get on before the second.
@@ -489,18 +492,21 @@ class RunKeeper:
                 self.coordinator.saved()
                 self._notify()
 
-    def _cut_checkpoint(self) -> None:
+    def _cut_checkpoint(self) -> bool:
+        """Cut a checkpoint; False when a shard is not ready."""
         base = self._config.checkpoint_url or f"{self._folder.url}/checkpoints"
         asked = set(self._snapshots_asked)
         name = f"step-{self.coordinator.updates:012d}"
-        if self._write_everywhere(f"{base}/{name}"):
-            checkpoint.write_latest(open_store(base), name)
-            with self.work:
-                self.coordinator.checkpoint_wanted = False
-                self._notify()
-            for key in asked:
-                self._folder.finish_request(key)
-            self._snapshots_asked -= asked
+        if not self._write_everywhere(f"{base}/{name}"):
+            return False
+        checkpoint.write_latest(open_store(base), name)
+        with self.work:
+            self.coordinator.checkpoint_wanted = False
+            self._notify()
+        for key in asked:
+            self._folder.finish_request(key)
+        self._snapshots_asked -= asked
+        return True
 
     def _say_farewell(self) -> None:
         """The run is over: say so in the folder, to the workers, and to the other shards."""
