@@ -91,6 +91,11 @@ class RunFolder:
         self.url = url
         self.store: ObjectStore = open_store(url)
 
+    @property
+    def is_remote(self) -> bool:
+        """True where a look at the folder is a request that takes time and costs money."""
+        return "://" in self.url and not self.url.startswith(("memory:", "file:"))
+
     # The client that creates the run.
 
     def create(self, config: RunConfig) -> str:

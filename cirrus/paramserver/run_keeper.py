@@ -146,8 +146,7 @@ class RunKeeper:
         self._peer_counts: dict[str, int] = {}
         self._snapshots_asked: set[str] = set()
         """Requests that the next checkpoint answers."""
-        remote = "://" in folder.url and not folder.url.startswith(("memory:", "file:"))
-        self._control_seconds = REMOTE_CONTROL_SECONDS if remote else CONTROL_SECONDS
+        self._control_seconds = REMOTE_CONTROL_SECONDS if folder.is_remote else CONTROL_SECONDS
 
     @property
     def run_ended(self) -> bool:

@@ -22,8 +22,11 @@ T = TypeVar("T")
 
 #: A worker gives up after it has not reached the shards for this long.
 RECONNECT_SECONDS = 60.0
+#: Between attempts to reach the shards; each is twice the one before, up to the longest.
 FIRST_WAIT_SECONDS = 0.01
-LONGEST_WAIT_SECONDS = 0.5
+LONGEST_REMOTE_WAIT_SECONDS = 0.5
+#: In a folder, where looking costs little: one worker must not begin a good part of an epoch before another.
+LONGEST_WAIT_SECONDS = 0.05
 #: A worker that was registered and lost its connection may be told that it still is, until shard 0 notices.
 REREGISTER_SECONDS = 10.0
 
@@ -177,6 +180,7 @@ class Session:
     def _keep_trying(self, attempt: Callable[[], T]) -> T:
         give_up_at = time.monotonic() + RECONNECT_SECONDS
         wait_seconds = FIRST_WAIT_SECONDS
+        longest = LONGEST_REMOTE_WAIT_SECONDS if self.folder.is_remote else LONGEST_WAIT_SECONDS
         while True:
             try:
                 return attempt()
@@ -188,7 +192,7 @@ class Session:
                     ) from error
             if self.stopping.wait(wait_seconds * random.uniform(0.5, 1.0)):
                 raise RunOverError("the worker was told to stop")
-            wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
+            wait_seconds = min(2 * wait_seconds, longest)
 
     def check_run(self) -> None:
         """Look into the run folder whether there is anything left to do.

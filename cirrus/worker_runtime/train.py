@@ -1,8 +1,8 @@
 """Training on one lease: minibatch, pull, gradient, push.
 
-The pull of the next minibatch is under way while the gradient of this one is computed; the push of this one
-goes out together with the pull of the one after next, and is not waited for. Pushes are acknowledged at the
-end of the lease.
+The pulls of the next two minibatches are under way while the gradient of this one is computed; the push of
+this one goes out together with the pull of the third after it, and is not waited for. Pushes are acknowledged
+at the end of the lease.
 
 With bounded staleness there is one pull under way, asked for when the pushes before it were sent: a worker
 then sees its own steps. Where there are others it first waits for its turn.
@@ -27,8 +27,9 @@ from cirrus.worker_runtime.fetch import FetchedLease
 from cirrus.worker_runtime.gradient_filter import GradientFilter
 from cirrus.worker_runtime.session import DeadlineError, Session
 
-#: With two, the reply for the next minibatch comes while this one's gradient is computed.
-PULLS_AHEAD = 2
+#: With two, the reply for the next minibatch comes while this one's gradient is computed; the third is for a
+#: shard that is late, since others ask it or it waits for a processor (a fifth faster on busy ones).
+PULLS_AHEAD = 3
 #: Shard 0 says after this long at the latest whether it is a worker's turn.
 TURN_SECONDS = 1.0
 
@@ -159,7 +160,7 @@ class LeaseTrainer:
     def _look_ahead(
         self, ahead: deque[tuple[Block, PullTicket]], batches: Iterator[Block], position: int
     ) -> None:
-        """Keep two pulls under way: that of the next minibatch, and one that goes out with the last push.
+        """Keep some pulls under way: those of the next minibatches, the last one with the last push.
 
         With bounded staleness it is one, that of the step at ``position``.
         """
