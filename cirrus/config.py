@@ -40,6 +40,8 @@ ADAPTIVE_OPTIMIZERS = frozenset({"adagrad", "adam", "ftrl"})
 COMPRESSIONS = ("auto", "lz4", "none")
 WIRE_DTYPES = ("float32", "float16")
 MODES = ("sgd", "average")
+#: Tables of a model: one frame carries a step's gradients of all of them.
+MAX_TABLES = 64
 
 T = TypeVar("T")
 
@@ -309,6 +311,11 @@ class RunConfig:
             self.checkpoint_seconds is None or self.checkpoint_seconds > 0,
             "checkpoint_seconds",
             f"must be > 0 or None, got {self.checkpoint_seconds!r}",
+        )
+        _check(
+            1 <= len(self.tables) <= MAX_TABLES,
+            "tables",
+            f"a model has 1 to {MAX_TABLES} tables, this one {len(self.tables)}",
         )
         for table in self.tables:
             _check(

@@ -12,10 +12,11 @@ The tree, so that one ``except`` catches the family you mean::
     +-- ProtocolError        the peer broke the wire protocol
     |   +-- VersionMismatchError  the peer speaks another protocol version
     +-- ShardError           a shard refused a request
-    |   +-- AuthenticationError   the token was wrong
+    |   +-- AuthenticationError   a peer did not prove that it has the run's token
     |   +-- SupersededError  the shard or the caller belongs to an older generation
     |   +-- RegistrationError     a worker of this id and generation is registered already
     |   +-- LeaseLostError   the lease was given to another worker
+    |   +-- LimitError       it would take more connections or memory than a shard may have
     +-- ConnectionLostError  a shard went away (also a ConnectionError)
     +-- CloudError           a cloud's service refused or failed
     |   +-- CredentialsError     there are none, or they are wrong or have expired
@@ -90,7 +91,7 @@ class ShardError(CirrusError):
 
 
 class AuthenticationError(ShardError):
-    """The token was wrong."""
+    """A peer did not prove that it has the run's token."""
 
 
 class SupersededError(ShardError):
@@ -103,6 +104,10 @@ class RegistrationError(ShardError):
 
 class LeaseLostError(ShardError):
     """The lease was given to another worker, or is not known any more."""
+
+
+class LimitError(ShardError):
+    """What was asked for would take more than a shard may have: connections, or memory."""
 
 
 class ConnectionLostError(CirrusError, ConnectionError):

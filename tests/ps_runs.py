@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,21 @@ import numpy as np
 
 from cirrus.config import LeaseRange, ModelConfig, OptimizerConfig, RunConfig, StopConfig, TableConfig
 from cirrus.metrics import RunStatus
+from cirrus.paramserver import handshake
 from cirrus.paramserver.client import Channel, ParameterClient
-from cirrus.paramserver.protocol import Complete, Register, Registered, Task
+from cirrus.paramserver.codec import decode, decode_header, encode
+from cirrus.paramserver.protocol import (
+    HEADER,
+    Challenge,
+    Complete,
+    Hello,
+    Message,
+    Proof,
+    Register,
+    Registered,
+    Task,
+    Welcome,
+)
 from cirrus.paramserver.server import Shard
 from cirrus.run_folder import RunFolder
 
@@ -78,6 +92,53 @@ def create_run(path: Path | str, config: RunConfig) -> str:
     url = str(path)
     RunFolder(url).create(config)
     return url
+
+
+class FrameReader:
+    """Cuts the frames out of what a socket receives.
+
+    Args:
+        sock: The socket.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.received = b""
+        self._sock = sock
+
+    def fill(self) -> bool:
+        """Receive something; False at the end of the connection."""
+        try:
+            data = self._sock.recv(65536)
+        except ConnectionError:
+            return False
+        self.received += data
+        return bool(data)
+
+    def read(self) -> Message | None:
+        """Return the next message, or None at the end of the connection."""
+        while len(self.received) < HEADER.size or len(self.received) < self._frame_bytes():
+            if not self.fill():
+                return None
+        header, size = decode_header(self.received), self._frame_bytes()
+        body, self.received = self.received[HEADER.size : size], self.received[size:]
+        return decode(header.kind, body)
+
+    def _frame_bytes(self) -> int:
+        return HEADER.size + decode_header(self.received).length
+
+
+def greet_like_a_shard(sock: socket.socket, token: str) -> None:
+    """Shake hands with a client as a shard with the token does; say nothing more."""
+    reader = FrameReader(sock)
+    challenge = Challenge(nonce=handshake.new_nonce())
+    sock.sendall(encode(challenge, 0))
+    hello, proof = reader.read(), reader.read()
+    assert isinstance(hello, Hello)
+    assert isinstance(proof, Proof)
+    handshake.check(proof.proof, token, handshake.WORKER, challenge, hello)
+    answer = handshake.prove(token, handshake.SHARD, challenge, hello)
+    welcome = Welcome(shard=hello.shard, generation=hello.generation, proof=answer)
+    sock.sendall(encode(welcome, 2))
 
 
 class Shards:

@@ -44,8 +44,10 @@ def push(*sections: p.Section) -> p.Push:
 
 #: Every message of the protocol, most of them with every field away from its default.
 MESSAGES: list[p.Message] = [
-    p.Hello(token="secret ü", shard=3, generation=2),
-    p.Welcome(shard=3, generation=2),
+    p.Challenge(nonce="ab" * 32),
+    p.Hello(shard=3, generation=2, nonce="cd" * 32),
+    p.Proof(proof="ef" * 32),
+    p.Welcome(shard=3, generation=2, proof="secret ü"),
     p.Error(code=p.ErrorCode.LEASE_LOST, message='it\'s "gone"'),
     p.Pull(sections=()),
     p.Pull(sections=(p.Section(table=0, ids=ids(5)), p.Section(table=1, ids=ids(1, 2, 9))), float16=True),
@@ -111,18 +113,18 @@ def test_the_table_has_every_kind() -> None:
 
 #: Written down byte by byte: a change of any of these is a new version of the protocol.
 GOLDEN: list[tuple[p.Message, dict[str, Any], str]] = [
-    (p.Ack(), {}, "43520107 07000000 02000000 00000000 7b7d"),
-    (p.Done(), {}, "43520111 07000000 02000000 00000000 7b7d"),
+    (p.Ack(), {}, "43520207 07000000 02000000 00000000 7b7d"),
+    (p.Done(), {}, "43520211 07000000 02000000 00000000 7b7d"),
     (
         p.Attached(position=9),
         {},
-        "4352010a 07000000 0f000000 00000000 7b22706f736974696f6e223a20397d",
+        "4352020a 07000000 0f000000 00000000 7b22706f736974696f6e223a20397d",
     ),
     (
         # one section: table 1, ids as 8-bit differences 2 and 255 from 10
         p.Pull(sections=(p.Section(table=1, ids=ids(10, 12, 267)),), compressed=True),
         {},
-        "43520104 07000000 28000000 00000000"
+        "43520204 07000000 28000000 00000000"
         "0100 0200 00000000"
         "0100 00 02 03000000 0a000000 02000000 00000000 00000000"
         "02ff000000000000",
@@ -138,7 +140,7 @@ GOLDEN: list[tuple[p.Message, dict[str, Any], str]] = [
             float16=True,
         ),
         {},
-        "43520104 07000000 60000000 00000000"
+        "43520204 07000000 60000000 00000000"
         "0300 0100 00000000"
         "0000 01 02 03000000 01000000 04000000 00000000 00000000"
         "0001010000000000"
@@ -149,7 +151,7 @@ GOLDEN: list[tuple[p.Message, dict[str, Any], str]] = [
     (
         p.ValuesReply(sections=(p.Section(table=1, values=values(1.0, -2.0)),)),
         {},
-        "43520105 07000000 28000000 00000000"
+        "43520205 07000000 28000000 00000000"
         "0100 0000 00000000"
         "0100 05 00 00000000 00000000 00000000 08000000 08000000"
         "0000803f000000c0",
@@ -158,7 +160,7 @@ GOLDEN: list[tuple[p.Message, dict[str, Any], str]] = [
         # the same as float16
         p.ValuesReply(sections=(p.Section(table=1, values=values(1.0, -2.0)),)),
         {"float16": True},
-        "43520105 07000000 28000000 00000000"
+        "43520205 07000000 28000000 00000000"
         "0100 0000 00000000"
         "0100 05 01 00000000 00000000 00000000 04000000 04000000"
         "003c00c000000000",
@@ -170,7 +172,7 @@ GOLDEN: list[tuple[p.Message, dict[str, Any], str]] = [
             p.Section(table=1, pull=6, values=values(-1.0)),
         ),
         {},
-        "43520106 07000000 60000000 00000000"
+        "43520206 07000000 60000000 00000000"
         "01000000 02000000 03000000 0200 0000 0400000000000000"
         "0000 00 00 02000000 05000000 01000000 08000000 08000000"
         "0400000000000000"
@@ -189,11 +191,11 @@ def test_the_format_does_not_drift(message: p.Message, options: dict[str, Any], 
 
 def test_every_number_on_the_wire_is_fixed() -> None:
     """Kinds, encodings and error codes keep their numbers: gaps or reuse would break old peers silently."""
-    assert [kind.value for kind in p.Kind] == list(range(1, 27))
+    assert [kind.value for kind in p.Kind] == list(range(1, 29))
     assert [int(encoding) for encoding in p.IdEncoding] == list(range(6))
     assert [int(encoding) for encoding in p.ValueEncoding] == list(range(3))
-    assert [int(code) for code in p.ErrorCode] == list(range(1, 8))
-    assert (p.MAGIC, p.VERSION, p.COMPRESSED) == (0x5243, 1, 0x80)
+    assert [int(code) for code in p.ErrorCode] == list(range(1, 9))
+    assert (p.MAGIC, p.VERSION, p.COMPRESSED) == (0x5243, 2, 0x80)
     assert (p.HEADER.size, p.PUSH_KEY.size, p.PULL_HEAD.size, p.SECTION.size) == (16, 24, 8, 24)
 
 
@@ -447,11 +449,11 @@ def test_few_bytes_cannot_ask_for_much_memory() -> None:
 @pytest.mark.parametrize(
     ("header", "error", "problem"),
     [
-        (Header.pack(0x4854, 1, 1, 0, 0, 0), ProtocolError, "begins with 0x4854"),
-        (Header.pack(p.MAGIC, 2, 1, 0, 0, 0), VersionMismatchError, "version 2, this is version 1"),
-        (Header.pack(p.MAGIC, 1, 0, 0, 0, 0), ProtocolError, "unknown kind of frame 0"),
-        (Header.pack(p.MAGIC, 1, 255, 0, 0, 0), ProtocolError, "unknown kind of frame 255"),
-        (Header.pack(p.MAGIC, 1, 1, 0, p.MAX_FRAME_BYTES + 1, 0), ProtocolError, "above the limit"),
+        (Header.pack(0x4854, p.VERSION, 1, 0, 0, 0), ProtocolError, "begins with 0x4854"),
+        (Header.pack(p.MAGIC, 1, 1, 0, 0, 0), VersionMismatchError, "version 1, this is version 2"),
+        (Header.pack(p.MAGIC, p.VERSION, 0, 0, 0, 0), ProtocolError, "unknown kind of frame 0"),
+        (Header.pack(p.MAGIC, p.VERSION, 255, 0, 0, 0), ProtocolError, "unknown kind of frame 255"),
+        (Header.pack(p.MAGIC, p.VERSION, 1, 0, p.MAX_FRAME_BYTES + 1, 0), ProtocolError, "above the limit"),
     ],
 )
 def test_wrong_headers_are_named(header: bytes, error: type[ProtocolError], problem: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ps_runs import Shards, complete, make_config, make_leases, make_table, running
+from ps_runs import Shards, complete, greet_like_a_shard, make_config, make_leases, make_table, running
 from ps_workers import Worker, Workers, expected_weights
 from stand_ins import eventually
 
@@ -19,10 +19,9 @@ from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConnectionLostError, SupersededError
 from cirrus.metrics import RunState
 from cirrus.paramserver.checkpoint import read_checkpoint, read_manifest, resolve
-from cirrus.paramserver.codec import encode
 from cirrus.paramserver.coordinator import Phase
 from cirrus.paramserver.peers import Peers
-from cirrus.paramserver.protocol import MarksReply, MarksRequest, NextTask, Task, Welcome
+from cirrus.paramserver.protocol import MarksReply, MarksRequest, NextTask, Task
 from cirrus.paramserver.run_keeper import RunKeeper
 from cirrus.paramserver.server import Shard
 from cirrus.run_folder import ControlRequest, MetricsReader, ShardAddress
@@ -204,8 +203,7 @@ def test_a_question_to_one_shard_holds_up_no_other(tmp_path: Path) -> None:
         def greet() -> None:
             sock, _ = deaf.accept()
             with sock:
-                sock.recv(4096)
-                sock.sendall(encode(Welcome(shard=1, generation=generation), 1))
+                greet_like_a_shard(sock, shards.token)
                 welcomed.set()
                 while sock.recv(4096):
                     pass

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ps_runs import Shards, complete, create_run, make_config, make_leases, make_table, running
+from ps_runs import FrameReader, Shards, complete, create_run, make_config, make_leases, make_table, running
 from stand_ins import eventually
 
 from cirrus.errors import (
@@ -27,10 +27,12 @@ from cirrus.errors import (
     SupersededError,
     VersionMismatchError,
 )
+from cirrus.paramserver import handshake
 from cirrus.paramserver import protocol as p
 from cirrus.paramserver.client import Channel
-from cirrus.paramserver.codec import decode, decode_header, encode
-from cirrus.paramserver.protocol import Error, ErrorCode, Hello, Kind, Welcome
+from cirrus.paramserver.codec import encode
+from cirrus.paramserver.limits import Limits
+from cirrus.paramserver.protocol import Challenge, Error, ErrorCode, Hello, Kind, Proof, Welcome
 from cirrus.paramserver.server import Shard
 from cirrus.run_folder import ShardAddress
 
@@ -57,10 +59,18 @@ class RawPeer:
         assert address is not None
         self.sock = socket.create_connection((address.host, address.port), SOCKET_SECONDS)
         self.address = address
-        self._received = b""
+        self.reader = FrameReader(self.sock)
+        challenge = self.read()
+        assert isinstance(challenge, Challenge)
+        self.hello = Hello(shard=0, generation=address.generation, nonce=handshake.new_nonce())
+        proof = handshake.prove(shards.token, handshake.WORKER, challenge, self.hello)
+        self.greeting = encode(self.hello, 1) + encode(Proof(proof=proof), 2)
+        """What shows the token to the shard."""
         if hello:
-            self.send(encode(Hello(token=shards.token, shard=0, generation=address.generation), 1))
-            assert isinstance(self.read(), Welcome)
+            self.send(self.greeting)
+            welcome = self.read()
+            assert isinstance(welcome, Welcome)
+            handshake.check(welcome.proof, shards.token, handshake.SHARD, challenge, self.hello)
 
     def send(self, data: bytes) -> None:
         """Send bytes; a shard that has closed already is no error."""
@@ -72,25 +82,9 @@ class RawPeer:
         readable, _, _ = select.select([self.sock], [], [], seconds)
         return bool(readable)
 
-    def _fill(self) -> bool:
-        try:
-            data = self.sock.recv(65536)
-        except ConnectionError:
-            return False
-        self._received += data
-        return bool(data)
-
     def read(self) -> p.Message | None:
         """Return the next message, or None at the end of the connection."""
-        while len(self._received) < p.HEADER.size or len(self._received) < self._frame_bytes():
-            if not self._fill():
-                return None
-        header, size = decode_header(self._received), self._frame_bytes()
-        body, self._received = self._received[p.HEADER.size : size], self._received[size:]
-        return decode(header.kind, body)
-
-    def _frame_bytes(self) -> int:
-        return p.HEADER.size + decode_header(self._received).length
+        return self.reader.read()
 
     def refused(self, code: ErrorCode, word: str = "") -> bool:
         """Tell whether the last words are an error of this kind, and then the connection ends."""
@@ -178,17 +172,32 @@ def test_a_stranger_cannot_end_a_shard(run: Shards) -> None:
     assert_serves(run)
 
 
+HELLO = Hello(shard=0, generation=1, nonce="0f" * 32)
+SHORT = Hello(shard=0, generation=1, nonce="0f" * 31)
+
+
+def header(kind: int, length: int, version: int = p.VERSION) -> bytes:
+    """Return the header of a frame of any length."""
+    return p.HEADER.pack(p.MAGIC, version, kind, 9, length, 0)
+
+
 @pytest.mark.parametrize(
     ("data", "code", "word"),
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", ErrorCode.PROTOCOL, "begins with"),
         (p.HEADER.pack(p.MAGIC, 9, Kind.HELLO, 1, 2, 0) + b"{}", ErrorCode.VERSION, "version 9"),
-        (p.HEADER.pack(p.MAGIC, 1, Kind.HELLO, 1, 4097, 0), ErrorCode.AUTHENTICATION, "hello"),
-        (p.HEADER.pack(p.MAGIC, 1, Kind.HELLO, 1, 2, 0) + b"{}", ErrorCode.PROTOCOL, "token is missing"),
-        (encode(p.MarksRequest(), 1), ErrorCode.AUTHENTICATION, "hello"),
-        (encode(p.End(), 1), ErrorCode.AUTHENTICATION, "hello"),
-        (p.HEADER.pack(p.MAGIC, 1, Kind.PUSH, 1, 2**26, 0), ErrorCode.AUTHENTICATION, "hello"),
-        (encode(Hello(token="\ud800", shard=0, generation=1), 1), ErrorCode.AUTHENTICATION, "token"),
+        (header(Kind.HELLO, 4097), ErrorCode.AUTHENTICATION, "Hello must come first"),
+        (header(Kind.HELLO, 2) + b"{}", ErrorCode.PROTOCOL, "shard is missing"),
+        (encode(p.MarksRequest(), 1), ErrorCode.AUTHENTICATION, "Hello must come first"),
+        (encode(p.End(), 1), ErrorCode.AUTHENTICATION, "Hello must come first"),
+        (encode(Proof(proof="00" * 32), 1), ErrorCode.AUTHENTICATION, "Hello must come first"),
+        (encode(HELLO, 1) + encode(HELLO, 2), ErrorCode.AUTHENTICATION, "Proof must come first"),
+        (encode(HELLO, 1) + encode(p.End(), 2), ErrorCode.AUTHENTICATION, "Proof must come first"),
+        (encode(HELLO, 1) + encode(Proof(proof="00" * 32), 2), ErrorCode.AUTHENTICATION, "token is wrong"),
+        (encode(HELLO, 1) + encode(Proof(proof=""), 2), ErrorCode.AUTHENTICATION, "token is wrong"),
+        (encode(HELLO, 1) + encode(Proof(proof="\ud800"), 2), ErrorCode.AUTHENTICATION, "token is wrong"),
+        (encode(SHORT, 1) + encode(Proof(proof=""), 2), ErrorCode.AUTHENTICATION, "nonce must be 32 bytes"),
+        (header(Kind.PUSH, 2**26), ErrorCode.AUTHENTICATION, "Hello must come first"),
     ],
 )
 def test_a_stranger_is_refused(run: Shards, data: bytes, code: ErrorCode, word: str) -> None:
@@ -203,8 +212,8 @@ def test_the_answer_to_another_version_can_be_read_by_it(run: Shards) -> None:
     """Magic and version stand where they always will, so that either side can say what is wrong."""
     with peer(run, hello=False) as stranger:
         stranger.send(p.HEADER.pack(p.MAGIC, 200, Kind.HELLO, 1, 0, 0))
-        assert stranger._fill()
-        magic, version, *_ = p.HEADER.unpack_from(stranger._received)
+        assert stranger.reader.fill()
+        magic, version, *_ = p.HEADER.unpack_from(stranger.reader.received)
         assert (magic, version) == (p.MAGIC, p.VERSION)
 
 
@@ -229,10 +238,9 @@ def test_a_client_tells_an_old_server(tmp_path: Path) -> None:
 
 def test_silence_and_half_a_hello_disturb_nobody(run: Shards) -> None:
     """Peers that connect and say nothing, or stop in the middle, or hang up, cost a thread and no more."""
-    hello = encode(Hello(token=run.token, shard=0, generation=1), 1)
     quiet = [RawPeer(run, hello=False) for _ in range(10)]
     for i, stranger in enumerate(quiet):
-        stranger.send(hello[: i * 3])
+        stranger.send(stranger.greeting[: i * 20])
     assert_serves(run)
     for stranger in quiet:
         stranger.close()
@@ -241,10 +249,10 @@ def test_silence_and_half_a_hello_disturb_nobody(run: Shards) -> None:
 
 def test_a_hello_may_come_in_pieces_and_with_more_behind_it(run: Shards) -> None:
     """Frames are cut out of the stream, however it arrives."""
-    hello = encode(Hello(token=run.token, shard=0, generation=1), 1)
-    data = hello + encode(p.StatisticsRequest(), 2) + encode(p.MarksRequest(), 3)
-    for cut in (1, 16, 17, len(hello), len(hello) + 5, len(data) - 1):
+    more = encode(p.StatisticsRequest(), 3) + encode(p.MarksRequest(), 4)
+    for cut in (1, 16, 17, 200, 300, -len(more), 5 - len(more), -1):
         with peer(run, hello=False) as stranger:
+            data = stranger.greeting + more
             stranger.send(data[:cut])
             eventually(lambda: len(run.shards[0]._connections) > 0)
             stranger.send(data[cut:])
@@ -256,7 +264,7 @@ def raw_shards(path: Path, **options: Any) -> Shards:
     """Return a run's one shard, started with options of its own."""
     shards = Shards(create_run(path, make_config(stop={"epochs": 1000})))
     shards.shards[0].crash()
-    shards.shards[0] = Shard(shards.url, shard=0, generation=2, **options)
+    shards.shards[0] = Shard(shards.url, shard=0, generation=2, limits=Limits(**options))
     shards.shards[0].start()
     return shards
 
@@ -266,9 +274,8 @@ def test_a_hello_in_driblets_comes_to_an_end(tmp_path: Path) -> None:
     shards = raw_shards(tmp_path / "run", hello_seconds=0.5)
     try:
         stranger = RawPeer(shards, hello=False)
-        hello = encode(Hello(token=shards.token, shard=0, generation=2), 1)
         begun = time.monotonic()
-        for byte in hello:
+        for byte in stranger.greeting:
             stranger.send(bytes([byte]))
             if stranger.ended_within(0.1):
                 break
@@ -314,8 +321,10 @@ def test_json_garbage_is_refused(run: Shards, body: bytes) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Hello(token="", shard=0, generation=1),
-        Welcome(shard=0, generation=1),
+        HELLO,
+        Proof(proof=""),
+        Challenge(nonce=""),
+        Welcome(shard=0, generation=1, proof=""),
         p.Ack(),
         p.NeedIds(),
         p.Attached(position=1),
@@ -413,8 +422,8 @@ BAD_PUSHES = [
             (0, section(0, None, 2), "malformed"),
         ]
     ),
-    (p.HEADER.pack(p.MAGIC, 1, Kind.PUSH, 9, 7, 0) + bytes(7), "malformed"),
-    (p.HEADER.pack(p.MAGIC, 1, Kind.PUSH, 9, p.MAX_FRAME_BYTES + 8, 0), "above the limit"),
+    (header(Kind.PUSH, 7) + bytes(7), "malformed"),
+    (header(Kind.PUSH, p.MAX_FRAME_BYTES + 8), "above the limit"),
     (b"XX" + push(0, one(1))[2:], "begins with"),
 ]
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 
 from cirrus.errors import CirrusError, SupersededError
+from cirrus.paramserver.limits import Limits, parse_limits
 from cirrus.paramserver.server import Shard
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--generation", type=int, required=True)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (loopback)")
     parser.add_argument("--port", type=int, default=0, help="0: the kernel chooses")
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="allow connections more or less than usual; may be given several times. Names: "
+        + ", ".join(f"{name} ({value:g})" for name, value in vars(Limits()).items()),
+    )
     parser.add_argument("--no-leash", action="store_true", help="go on when standard input closes")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
@@ -42,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             generation=options.generation,
             host=options.host,
             port=options.port,
+            limits=parse_limits(options.limit),
         )
         address = shard.start()
     except SupersededError as error:

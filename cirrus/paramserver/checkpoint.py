@@ -89,16 +89,16 @@ class Checkpoint:
 def encode_part(part: Part) -> bytes:
     """Return a part as bytes."""
     tables = []
-    payload: list[bytes] = []
+    payload: list[Floats] = []
     for table in part.tables:
         arrays = []
         for name, array in table.arrays.items():
-            raw = np.ascontiguousarray(array, "<f4").tobytes()
+            raw = np.ascontiguousarray(array, "<f4")
             arrays.append({"name": name, "shape": list(array.shape), "crc32": zlib.crc32(raw)})
             payload.append(raw)
         tables.append({"name": table.name, "first_row": table.first_row, "arrays": arrays})
     head = json.dumps({"tables": tables, "extra": dict(part.extra)}).encode()
-    return b"".join([_HEAD.pack(_MAGIC, len(head)), head, *payload])
+    return b"".join([_HEAD.pack(_MAGIC, len(head)), head, *(raw.data for raw in payload)])
 
 
 def decode_part(data: bytes, where: str) -> Part:

@@ -23,12 +23,14 @@ from cirrus.errors import (
     CirrusError,
     ConnectionLostError,
     LeaseLostError,
+    LimitError,
     ProtocolError,
     RegistrationError,
     ShardError,
     SupersededError,
     VersionMismatchError,
 )
+from cirrus.paramserver import handshake
 from cirrus.paramserver.codec import Buffer, decode, decode_header, encode, encode_parts
 from cirrus.paramserver.protocol import (
     HEADER,
@@ -36,12 +38,14 @@ from cirrus.paramserver.protocol import (
     Ack,
     Attach,
     Attached,
+    Challenge,
     Error,
     ErrorCode,
     Hello,
     Ids,
     Message,
     NeedIds,
+    Proof,
     Pull,
     Push,
     Section,
@@ -74,6 +78,7 @@ _ERRORS: Mapping[int, type[CirrusError]] = {
     ErrorCode.REGISTRATION: RegistrationError,
     ErrorCode.LEASE_LOST: LeaseLostError,
     ErrorCode.INTERNAL: ShardError,
+    ErrorCode.LIMIT: LimitError,
 }
 
 
@@ -88,7 +93,8 @@ class Channel:
     Raises:
         ConnectionLostError: Nobody answers there.
         SupersededError: Another generation of the shard does.
-        AuthenticationError: The token is wrong.
+        AuthenticationError: One of the two does not have the run's token.
+        LimitError: The shard has too many connections.
     """
 
     def __init__(
@@ -110,17 +116,32 @@ class Channel:
         except OSError as error:
             raise ConnectionLostError(f"cannot reach {self._name}: {error}") from error
         try:
-            configure(self._sock, timeout_seconds)
-            hello = Hello(token=token, shard=address.shard, generation=address.generation)
-            self.ask(hello, Welcome)
+            configure(self._sock, timeout_seconds, timeout_seconds)
+            self._shake_hands(token)
             self.set_timeout(REPLY_SECONDS)
         except BaseException:
             self.close()
             raise
 
+    def _shake_hands(self, token: str) -> None:
+        """Prove to each other that both have the token."""
+        hello = Hello(
+            shard=self.address.shard, generation=self.address.generation, nonce=handshake.new_nonce()
+        )
+        self.send(hello)
+        _, challenge = self.receive()
+        if not isinstance(challenge, Challenge):
+            raise ProtocolError(f"{self._name} began with {type(challenge).__name__}")
+        proof = handshake.prove(token, handshake.WORKER, challenge, hello)
+        welcome = self.ask(Proof(proof=proof), Welcome)
+        try:
+            handshake.check(welcome.proof, token, handshake.SHARD, challenge, hello)
+        except AuthenticationError as error:
+            raise AuthenticationError(f"{self._name} does not have the run's token: {error}") from error
+
     def set_timeout(self, seconds: float) -> None:
         """Wait this long for an answer, from now on."""
-        set_timeout(self._sock, seconds)
+        set_timeout(self._sock, seconds, seconds)
 
     def close(self) -> None:
         """Close the connection."""

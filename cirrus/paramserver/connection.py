@@ -8,14 +8,13 @@ lease) knows that no push of these connections is half applied.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +24,32 @@ from cirrus.errors import (
     CirrusError,
     ConnectionLostError,
     LeaseLostError,
+    LimitError,
     ProtocolError,
     RegistrationError,
     SupersededError,
     VersionMismatchError,
 )
-from cirrus.paramserver import kernels
+from cirrus.paramserver import handshake, kernels
 from cirrus.paramserver.codec import EMPTY_ACK, Buffer, Header, decode, decode_header, encode
 from cirrus.paramserver.protocol import (
     HEADER,
+    JSON_MESSAGES,
     MAGIC,
+    MAX_DECODED_BYTES,
     MAX_HELLO_BYTES,
     VERSION,
     Ack,
     Attach,
     Attached,
+    Challenge,
     Error,
     ErrorCode,
     Hello,
     Kind,
     Message,
     NeedIds,
+    Proof,
     Push,
     Welcome,
 )
@@ -57,12 +61,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+M = TypeVar("M")
+
 #: The kernel takes a shorter timeout for none at all.
 SHORTEST_WAIT_SECONDS = 0.001
-#: A peer that is silent for longer, or does not take its answer, is dropped.
-IDLE_SECONDS = 3600.0
-SEND_SECONDS = 60.0
-BUFFER_BYTES = 1 << 20
+#: A compressed payload expands to no more than this many times its size (LZ4's own limit).
+MAX_EXPANSION = 255
+#: JSON becomes objects of about so many times its size; short messages are not worth counting.
+JSON_EXPANSION = 16
+UNCOUNTED_JSON_BYTES = 64 * 1024
 
 # Members of an enumeration are slow to look up, and these are needed every step.
 _PUSH, _PULL, _ACK = int(Kind.PUSH), int(Kind.PULL), int(Kind.ACK)
@@ -74,6 +81,7 @@ _ERROR_CODES: dict[type[CirrusError], ErrorCode] = {
     SupersededError: ErrorCode.SUPERSEDED,
     RegistrationError: ErrorCode.REGISTRATION,
     LeaseLostError: ErrorCode.LEASE_LOST,
+    LimitError: ErrorCode.LIMIT,
 }
 _PUSH_PROBLEMS = {
     kernels.BAD_PUSH: "a malformed push",
@@ -98,20 +106,22 @@ class Connection(threading.Thread):
         self.gate = threading.Lock()
         """Held while pushes of this connection are applied."""
         self.counters = np.zeros(kernels.N_COUNTERS, np.int64)
-        self.pulls = PullDesk(shard.tables)
+        self.pulls = PullDesk(shard.tables, shard.memory)
         self.is_known = False
-        """True once the peer has shown the token."""
+        """True once the peer has proved that it has the token."""
+        self.accepted_at = time.monotonic()
         self.is_ending = False
         self.attached: tuple[int, int] | None = None
         """Epoch and lease whose steps this connection pushes; changed under the gate."""
         self._shard = shard
         self._sock = sock
-        self._buffer = np.empty(BUFFER_BYTES, np.uint8)
+        self._buffer = np.empty(shard.limits.buffer_bytes, np.uint8)
         self._view = memoryview(self._buffer)
+        self._reserved_bytes = 0
         self._start = 0
         self._end = 0
         self._marks = np.zeros(1, np.int32)
-        self._scratch = np.empty(BUFFER_BYTES // 4, np.uint32)
+        self._scratch = np.empty(len(self._buffer) // 4, np.uint32)
         self._out = np.zeros(4, np.int64)
         self._ack: int | None = None
         self._lease_lost = False
@@ -122,7 +132,7 @@ class Connection(threading.Thread):
     def run(self) -> None:
         """Serve until the peer or the shard ends the connection."""
         try:
-            configure(self._sock, self._shard.hello_seconds)
+            configure(self._sock, self._shard.limits.hello_seconds, self._shard.limits.send_seconds)
             self._serve()
         except ConnectionLostError as error:
             # The shard is going down: a peer that sees the connection end comes back to its next generation.
@@ -133,6 +143,7 @@ class Connection(threading.Thread):
             log.debug("connection %d of shard %d ended: %s", self.number, self._shard.shard, error)
         finally:
             self._shard.forget(self)
+            self._shard.memory.give_back(self._reserved_bytes + self.pulls.reserved_bytes)
             close(self._sock)
 
     def end(self) -> None:
@@ -141,7 +152,17 @@ class Connection(threading.Thread):
         close(self._sock)
 
     def _refuse(self, error: CirrusError) -> None:
-        log.info("connection %d of shard %d refused: %s", self.number, self._shard.shard, error)
+        n_refused = 1 if self.is_known else self._shard.refused.count()
+        if n_refused is not None:
+            log.info(
+                "connection %d of shard %d refused (%d since the last of these lines): %s",
+                self.number,
+                self._shard.shard,
+                n_refused,
+                error,
+            )
+        if isinstance(error, AuthenticationError):
+            self._shard.stopping.wait(self._shard.limits.wrong_proof_seconds)
         code = _ERROR_CODES.get(type(error), ErrorCode.INTERNAL)
         try:
             self._sock.sendall(encode(Error(code=code, message=str(error)), 0))
@@ -149,12 +170,7 @@ class Connection(threading.Thread):
             log.debug("the refused peer had gone: %s", lost)
 
     def _serve(self) -> None:
-        hello, request = self._receive_hello()
-        self._check_hello(hello)
-        self.is_known = True
-        set_timeout(self._sock, IDLE_SECONDS)
-        welcome = Welcome(shard=self._shard.shard, generation=self._shard.generation)
-        self._send([encode(welcome, request)])
+        self._shake_hands()
         while True:
             if not self._process():
                 self._make_room()
@@ -164,34 +180,47 @@ class Connection(threading.Thread):
                     return
                 self._end += received
 
-    def _receive_hello(self) -> tuple[Hello, int]:
-        deadline = time.monotonic() + self._shard.hello_seconds
+    # The handshake.
+
+    def _shake_hands(self) -> None:
+        shard = self._shard
+        deadline = time.monotonic() + shard.limits.hello_seconds
+        challenge = Challenge(nonce=handshake.new_nonce())
+        self._send([encode(challenge, 0)])
+        hello, _ = self._receive_first(Hello, deadline)
+        proof, request = self._receive_first(Proof, deadline)
+        handshake.check(proof.proof, shard.token, handshake.WORKER, challenge, hello)
+        self._check_hello(hello)
+        shard.admit(self)
+        set_timeout(self._sock, shard.limits.idle_seconds, shard.limits.send_seconds)
+        answer = handshake.prove(shard.token, handshake.SHARD, challenge, hello)
+        welcome = Welcome(shard=shard.shard, generation=shard.generation, proof=answer)
+        self._send([encode(welcome, request)])
+
+    def _receive_first(self, kind: type[M], deadline: float) -> tuple[M, int]:
+        """Return the message that has to come now, and its request number."""
         while True:
             available = self._end - self._start
             if available >= HEADER.size:
-                header = decode_header(self._view[: self._end])
-                if header.kind != Kind.HELLO or header.length > MAX_HELLO_BYTES:
-                    raise AuthenticationError("the first frame must be a hello with the run's token")
+                header = decode_header(self._view[self._start : self._end])
+                if JSON_MESSAGES.get(header.kind) is not kind or header.length > MAX_HELLO_BYTES:
+                    raise AuthenticationError(f"a {kind.__name__} must come first, to show the run's token")
                 if available >= HEADER.size + header.length:
                     break
             left = deadline - time.monotonic()
             if left < SHORTEST_WAIT_SECONDS:
                 raise ConnectionResetError("took too long to say hello")
-            set_timeout(self._sock, left)
-            received = self._sock.recv_into(self._view[self._end : HEADER.size + MAX_HELLO_BYTES])
+            set_timeout(self._sock, left, left)
+            room = self._start + HEADER.size + MAX_HELLO_BYTES
+            received = self._sock.recv_into(self._view[self._end : room])
             if received == 0:
                 raise ConnectionResetError("closed before saying hello")
             self._end += received
-        stop = HEADER.size + header.length
-        message = decode(header.kind, self._view[HEADER.size : stop])
-        self._start = stop
-        if not isinstance(message, Hello):
-            raise AuthenticationError("the first frame must be a hello with the run's token")
-        return message, header.request
+        body = self._start + HEADER.size
+        self._start = body + header.length
+        return cast(M, decode(header.kind, self._view[body : self._start])), header.request
 
     def _check_hello(self, hello: Hello) -> None:
-        if not hmac.compare_digest(hello.token.encode(errors="replace"), self._shard.token.encode()):
-            raise AuthenticationError("the token is wrong")
         if hello.shard != self._shard.shard:
             raise ProtocolError(f"this is shard {self._shard.shard}, not {hello.shard}")
         if hello.generation > self._shard.generation:
@@ -213,6 +242,10 @@ class Connection(threading.Thread):
             return
         needed = HEADER.size + decode_header(self._view).length
         if needed > len(self._buffer):
+            # The buffer, and a scratch of the same size.
+            extra = 2 * (needed - len(self._buffer))
+            self._shard.memory.take(extra, f"a frame of {needed} bytes")
+            self._reserved_bytes += extra
             larger = np.empty(needed, np.uint8)
             larger[:left] = self._buffer[:left]
             self._buffer, self._view = larger, memoryview(larger)
@@ -238,9 +271,12 @@ class Connection(threading.Thread):
         body = self._view[self._start + HEADER.size : stop]
         self._start = stop
         if header.kind == Kind.PULL:
-            self._send(self.pulls.answer(header, body))
-        else:
+            self.pulls.answer(header, body, self._send)
+        elif header.length <= UNCOUNTED_JSON_BYTES:
             self._answer(header, decode(header.kind, body))
+        else:
+            with self._shard.memory.lend(JSON_EXPANSION * header.length, f"a {header.kind.name}"):
+                self._answer(header, decode(header.kind, body))
         return True
 
     def _answer(self, header: Header, message: Message) -> None:
@@ -363,12 +399,22 @@ class Connection(threading.Thread):
 
     def _apply_encoded(self, header: Header, body: memoryview) -> None:
         """A push with compressed or float16 payloads: expand it, then as the others."""
+        # As a message, as a plain frame, and as rows.
+        n_bytes = 3 * min(MAX_DECODED_BYTES, MAX_EXPANSION * header.length)
+        with self._shard.memory.lend(n_bytes, f"a compressed push of {header.length} bytes"):
+            self._apply_expanded(header, body)
+
+    def _apply_expanded(self, header: Header, body: memoryview) -> None:
         push = decode(Kind.PUSH, body)
         assert isinstance(push, Push)
         plain = np.frombuffer(encode(push, header.request), np.uint8)
-        if len(plain) // 4 >= len(self._scratch):
+        scratch = self._scratch
+        if len(plain) // 4 >= len(scratch):
             self._scratch = np.empty(len(plain) // 4 + 1, np.uint32)
-        status = self._run_kernel(plain, 0, len(plain))
+        try:
+            status = self._run_kernel(plain, 0, len(plain))
+        finally:
+            self._scratch = scratch
         if self._out[kernels.OUT_FRAMES]:
             self._ack = header.request
             self._skipping = False

@@ -34,6 +34,7 @@ from cirrus.paramserver.protocol import (
     COMPRESSED,
     HEADER,
     MAGIC,
+    MAX_SECTIONS,
     PULL_HEAD,
     PUSH_KEY,
     SECTION,
@@ -68,10 +69,10 @@ _KEY_BYTES = PUSH_KEY.size
 _SECTION_BYTES = SECTION.size
 _PUSH, _PULL, _VALUES = int(_Kind.PUSH), int(_Kind.PULL), int(_Kind.VALUES)
 _PULL_HEAD_BYTES = PULL_HEAD.size
-_MAX_SECTIONS = 64
+_MAX_SECTIONS = MAX_SECTIONS
 _ALIGN = ALIGNMENT_BYTES
 # The protocol's version, as a number: numba tells by the content of this file alone what to compile anew.
-_VERSION = 1
+_VERSION = 2
 _MAGIC_VERSION = MAGIC | _VERSION << 16
 _COMPRESSED = COMPRESSED
 _DELTA8, _DELTA16, _DELTA32 = int(_Id.DELTA8), int(_Id.DELTA16), int(_Id.DELTA32)

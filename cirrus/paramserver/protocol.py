@@ -8,10 +8,11 @@ A connection carries frames. A frame is a 16-byte header and a body of up to :da
     magic u16 | version u8 | kind u8 | request u32 | length u32 | reserved u32      (little-endian)
 
 The magic and the place of the version never change, so that peers of different versions can say so to each
-other. The first frame of a connection is :class:`Hello`; until it has been answered by :class:`Welcome`, a
-shard accepts nothing else and no body above :data:`MAX_HELLO_BYTES`. Then requests are answered in order,
-each reply carrying its request's number, with one exception: pushes are pipelined, and an :class:`Ack`
-answers all of them up to its number.
+other: both speak first, the shard with a :class:`Challenge`, the client with a :class:`Hello`. Then each
+proves to the other that it has the run's token, which itself never travels (:class:`Proof`,
+:class:`Welcome`; see ``handshake.py``). Until then a shard accepts nothing else and no body above
+:data:`MAX_HELLO_BYTES`. From there on requests are answered in order, each reply carrying its request's
+number, with one exception: pushes are pipelined, and an :class:`Ack` answers all of them up to its number.
 
 The messages of a training step are binary; those that travel a few times a lease are JSON.
 ``docs/protocol.md`` has the byte layout. There is no I/O here and none in :mod:`cirrus.paramserver.codec`.
@@ -27,9 +28,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus.config import MAX_TABLES
+
 #: ``b"CR"``, little-endian.
 MAGIC = 0x5243
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<HBBIII")
 #: epoch, lease, position, number of sections, flags, step of a push.
 PUSH_KEY = struct.Struct("<IIIHHQ")
@@ -45,8 +48,10 @@ MAX_FRAME_BYTES = 64 * 2**20
 #: Ids and values of all sections of one frame may take no more than this once they are decoded: a range of
 #: ids and a compressed payload are far shorter on the wire than in memory.
 MAX_DECODED_BYTES = 2 * MAX_FRAME_BYTES
-#: Before a peer has shown the token, it may send no more than this.
+#: Until a peer has proved that it has the token, none of its frames may have a longer body.
 MAX_HELLO_BYTES = 4096
+#: A frame has at most one section a table.
+MAX_SECTIONS = MAX_TABLES
 #: JSON messages are short; the longest carries the marks of a shard's leases.
 MAX_JSON_BYTES = 8 * 2**20
 #: A shard remembers the ids of this many pulls of a connection, so that pushes can name them.
@@ -84,6 +89,8 @@ class Kind(enum.IntEnum):
     STATISTICS_REPLY = 24
     END = 25
     TURN_REPLY = 26
+    CHALLENGE = 27
+    PROOF = 28
 
 
 class IdEncoding(enum.IntEnum):
@@ -123,6 +130,7 @@ class ErrorCode(enum.IntEnum):
     REGISTRATION = 5
     LEASE_LOST = 6
     INTERNAL = 7
+    LIMIT = 8
 
 
 Ids = NDArray[np.uint32]
@@ -163,20 +171,39 @@ def _same(a: NDArray[np.generic] | None, b: NDArray[np.generic] | None) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hello:
-    """A client's first words. ``generation`` is the one of the shard that it means to reach."""
+class Challenge:
+    """A shard's first words, to whoever connects."""
 
-    token: str
+    nonce: str
+    """Random, :data:`~cirrus.paramserver.handshake.NONCE_BYTES` in hexadecimal, never used twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """A client's first words, sent without waiting for the shard's."""
+
     shard: int
     generation: int
+    """The one of the shard that it means to reach."""
+    nonce: str
+    """As the shard's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """The client has the token."""
+
+    proof: str
+    """SHA-256 HMAC over both first words, in hexadecimal; see ``handshake.py``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Welcome:
-    """The shard's answer to the right token."""
+    """The shard's answer to the right proof: it has the token too."""
 
     shard: int
     generation: int
+    proof: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,7 +422,9 @@ class End:
 
 
 Message = (
-    Hello
+    Challenge
+    | Hello
+    | Proof
     | Welcome
     | Error
     | Pull
@@ -425,7 +454,9 @@ Message = (
 
 #: The messages whose body is JSON.
 JSON_MESSAGES: Mapping[Kind, type] = {
+    Kind.CHALLENGE: Challenge,
     Kind.HELLO: Hello,
+    Kind.PROOF: Proof,
     Kind.WELCOME: Welcome,
     Kind.ERROR: Error,
     Kind.ACK: Ack,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import lz4.block
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from cirrus.errors import ProtocolError
 from cirrus.paramserver import kernels
 from cirrus.paramserver.codec import Buffer, Header, encode_parts
+from cirrus.paramserver.limits import MemoryBudget
 from cirrus.paramserver.protocol import (
     ALIGNMENT_BYTES,
     COMPRESSED,
     MAX_FRAME_BYTES,
+    MAX_SECTIONS,
     PULL_COMPRESSED,
     PULL_FLOAT16,
     PULL_HEAD,
@@ -34,7 +37,6 @@ FIRST_REPLY_BYTES = 8192
 REPLY_START = 32
 #: What headers take of a reply's frame at most.
 HEAD_BYTES = 4096
-MAX_SECTIONS = 64
 _DELTA_BYTES = {IdEncoding.DELTA8: 1, IdEncoding.DELTA16: 2, IdEncoding.DELTA32: 4}
 _PROBLEMS = {
     kernels.BAD_PUSH: "a malformed pull",
@@ -59,9 +61,13 @@ class PullDesk:
 
     Args:
         tables: The shard's tables.
+        memory: What answers may take.
     """
 
-    def __init__(self, tables: ShardTables) -> None:
+    def __init__(self, tables: ShardTables, memory: MemoryBudget) -> None:
+        self.reserved_bytes = 0
+        """What it keeps of that."""
+        self._memory = memory
         self.rows_pulled = 0
         self.keys = np.full((REMEMBERED_PULLS, 1 + 2 * len(tables.tables)), -1, np.int64)
         """For each pull remembered its request, then start and count of each table's rows in ``rows``."""
@@ -105,7 +111,9 @@ class PullDesk:
                 return kernels.OTHER_FRAME
             self._make_room(n_rows)
             if REPLY_START + n_bytes > len(self.reply):
-                self.reply = np.empty(REPLY_START + 2 * n_bytes, np.uint8)
+                size = REPLY_START + 2 * n_bytes
+                self._reserve(size - len(self.reply), n_rows)
+                self.reply = np.empty(size, np.uint8)
         if status == kernels.ANSWERED:
             self._next_slot = (self._next_slot + 1) % REMEMBERED_PULLS
             self.position = int(out[kernels.PULL_POSITION])
@@ -117,23 +125,39 @@ class PullDesk:
 
     def _make_room(self, n_rows: int) -> None:
         if n_rows > self.rows.shape[1]:
+            self._reserve(4 * REMEMBERED_PULLS * (2 * n_rows - self.rows.shape[1]), n_rows)
             larger = np.empty((REMEMBERED_PULLS, 2 * n_rows), np.uint32)
             larger[:, : self.rows.shape[1]] = self.rows
             self.rows = larger
 
-    def answer(self, header: Header, body: memoryview) -> list[Buffer]:
-        """Return the reply's frame to any pull, in pieces.
+    def _reserve(self, n_bytes: int, n_rows: int) -> None:
+        self._memory.take(n_bytes, f"a pull of {n_rows} rows")
+        self.reserved_bytes += n_bytes
+
+    def answer(self, header: Header, body: memoryview, send: Callable[[list[Buffer]], None]) -> None:
+        """Answer any pull.
+
+        Args:
+            header: Of the pull.
+            body: Of the pull.
+            send: Takes the reply's frame in pieces.
 
         Raises:
             ProtocolError: The pull is malformed, too large, or of rows that are not here.
+            LimitError: There is not so much memory for an answer.
         """
         if len(body) < PULL_HEAD.size:
             raise ProtocolError("a truncated pull")
         n_sections, flags, _ = PULL_HEAD.unpack_from(body)
         wanted = self._parse(body, n_sections)
         n_values = sum(section.count * self._widths[section.table] for section in wanted)
-        if n_values * 4 > MAX_FRAME_BYTES - HEAD_BYTES:
-            raise ProtocolError(f"a pull of {n_values} values is too large for one frame")
+        n_rows = sum(section.count for section in wanted)
+        # Rows, values, and values as they are sent.
+        with self._memory.lend(4 * n_rows + 8 * n_values, f"a pull of {n_rows} rows"):
+            send(self._reply(header, flags, wanted))
+
+    def _reply(self, header: Header, flags: int, wanted: list[_Wanted]) -> list[Buffer]:
+        """Return the reply's frame in pieces."""
         rows = self._remember(header.request, wanted)
         self.rows_pulled += sum(section.count for section in wanted)
         sections = []
@@ -152,6 +176,7 @@ class PullDesk:
         if n_sections > MAX_SECTIONS:
             raise ProtocolError(f"a pull of {n_sections} sections")
         found = []
+        n_values = 0
         offset = PULL_HEAD.size
         for _ in range(n_sections):
             if offset + SECTION.size > len(body):
@@ -160,8 +185,9 @@ class PullDesk:
             offset += SECTION.size
             if table >= len(self._widths) or value_bytes or offset + id_bytes > len(body):
                 raise ProtocolError("a malformed pull")
-            if count * 4 * self._widths[table] > MAX_FRAME_BYTES:
-                raise ProtocolError(f"a pull of {count} rows is too large for one frame")
+            n_values += count * self._widths[table]
+            if 4 * n_values > MAX_FRAME_BYTES - HEAD_BYTES:
+                raise ProtocolError(f"a pull of {n_values} values is too large for one frame")
             payload = np.frombuffer(body[offset : offset + id_bytes], np.uint8)
             offset += id_bytes + -id_bytes % ALIGNMENT_BYTES
             if encoding & COMPRESSED:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +29,7 @@ from cirrus.errors import (
     ConfigError,
     ConnectionLostError,
     LeaseLostError,
+    LimitError,
     ProtocolError,
     ShardError,
     SupersededError,
@@ -35,6 +38,7 @@ from cirrus.metrics import RunState
 from cirrus.paramserver import checkpoint, kernels
 from cirrus.paramserver.connection import Connection
 from cirrus.paramserver.ledger import LeaseKey
+from cirrus.paramserver.limits import Limits, Strangers, check_tables_fit, memory_budget
 from cirrus.paramserver.marks import Marks, StepMarks
 from cirrus.paramserver.peers import Peers
 from cirrus.paramserver.protocol import (
@@ -52,7 +56,7 @@ from cirrus.paramserver.protocol import (
 from cirrus.paramserver.run_keeper import RunKeeper
 from cirrus.paramserver.snapshots import Snapshots
 from cirrus.paramserver.sockets import close
-from cirrus.paramserver.tables import ShardTables
+from cirrus.paramserver.tables import ShardTables, table_bytes
 from cirrus.run_folder import RunFolder, ShardAddress
 from cirrus.storage import open_store
 
@@ -64,10 +68,8 @@ REPORT_SECONDS = 0.5
 #: A connection's thread has this long to end.
 JOIN_SECONDS = 2.0
 ACCEPT_RETRY_SECONDS = 0.05
-#: A peer has this long to show the token, in all.
-HELLO_SECONDS = 10.0
-#: So many peers may be about to show the token; for one more, the one that has taken longest has to go.
-MAX_STRANGERS = 256
+#: File descriptors that a shard needs for other things than connections.
+OTHER_FILES = 64
 #: Counters that the status shows, in the order of the kernels' array.
 _COUNTERS = {
     "steps_applied": kernels.STEPS_APPLIED,
@@ -86,8 +88,10 @@ class Shard:
         generation: Its incarnation, higher than that of any that ran before.
         host: Where to listen; loopback unless told otherwise.
         port: 0 lets the kernel choose.
-        hello_seconds: How long a peer has to show the token.
-        max_strangers: How many peers may be about to.
+        limits: What connections may take of it.
+
+    Raises:
+        ConfigError: There is no such shard, or its tables do not fit this machine.
     """
 
     def __init__(
@@ -98,8 +102,7 @@ class Shard:
         generation: int,
         host: str = "127.0.0.1",
         port: int = 0,
-        hello_seconds: float = HELLO_SECONDS,
-        max_strangers: int = MAX_STRANGERS,
+        limits: Limits | None = None,
     ) -> None:
         self.folder = RunFolder(run_url)
         self.config: RunConfig = self.folder.config()
@@ -108,11 +111,16 @@ class Shard:
         self.generation = generation
         if not 0 <= shard < self.config.n_shards:
             raise ConfigError("shard", f"must be in [0, {self.config.n_shards}), got {shard}")
+        check_tables_fit(table_bytes(self.config.shard_tables, shard))
         self.tables = ShardTables(self.config.shard_tables, shard, self.config.seed)
+        self.limits = limits or Limits()
+        self.memory = memory_budget(self.limits)
+        """What connections take for large frames."""
+        self.refused = Strangers()
+        """Those without the token."""
         self.stopping = threading.Event()
         """Set when the shard ends."""
-        self.hello_seconds = hello_seconds
-        self._max_strangers = max_strangers
+        self._max_connections = min(self.limits.max_connections, _files_left())
         self._host, self._port = host, port
         self._marks = StepMarks(self.config.leases)
         self._marks_lock = threading.Lock()
@@ -121,6 +129,7 @@ class Shard:
         self._attachments: dict[LeaseKey, tuple[Connection, int]] = {}
         self._connections: dict[int, Connection] = {}
         self._connections_lock = threading.Lock()
+        self._fewer_strangers = threading.Condition(self._connections_lock)
         self._n_accepted = 0
         self._past_counters = np.zeros(kernels.N_COUNTERS, np.int64)
         self._past_rows_pulled = 0
@@ -272,15 +281,40 @@ class Shard:
                 connection.end()
 
     def _make_room_for_a_stranger(self) -> None:
-        strangers = [c for c in self._connections.values() if not (c.is_known or c.is_ending)]
-        if len(strangers) >= self._max_strangers:
-            log.warning("shard %d has %d connections without the token", self.shard, len(strangers))
-            strangers[0].end()
+        """Wait for those who are proving that they have the token; show the slowest the door.
+
+        A fleet that comes all at once is let in one after the other; whoever has had his time goes.
+        """
+
+        def waiting() -> list[Connection]:
+            return [c for c in self._connections.values() if not (c.is_known or c.is_ending)]
+
+        while len(strangers := waiting()) >= self.limits.max_strangers and not self.stopping.is_set():
+            left = strangers[0].accepted_at + self.limits.stranger_seconds - time.monotonic()
+            if left <= 0 or not self._fewer_strangers.wait(left):
+                n_refused = self.refused.count()
+                if n_refused is not None:
+                    log.warning("shard %d has %d connections without the token", self.shard, len(strangers))
+                strangers[0].end()
+
+    def admit(self, connection: Connection) -> None:
+        """A peer has proved that it has the token.
+
+        Raises:
+            LimitError: There are too many of them.
+        """
+        with self._connections_lock:
+            n_known = sum(c.is_known for c in self._connections.values())
+            if n_known >= self._max_connections:
+                raise LimitError(f"this shard has {n_known} connections, the most that it may have")
+            connection.is_known = True
+            self._fewer_strangers.notify_all()
 
     def forget(self, connection: Connection) -> None:
         """A connection ended."""
         with self._connections_lock:
             self._connections.pop(connection.number, None)
+            self._fewer_strangers.notify_all()
             self._past_counters += connection.counters
             self._past_rows_pulled += connection.pulls.rows_pulled
         with self._marks_lock:
@@ -469,3 +503,14 @@ class Shard:
                 except (ConnectionLostError, ShardError) as error:
                     log.info("shard %d cannot reach shard 0 yet: %s", self.shard, error)
             self.stopping.wait(FIRST_REPORT_SECONDS if told < 0 else REPORT_SECONDS)
+
+
+def _files_left() -> int:
+    """Return how many connections there are file descriptors for, after asking for all that may be had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # macOS promises more than it gives.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - OTHER_FILES)

@@ -78,6 +78,22 @@ def _hash_to_unit(counter: NDArray[np.uint64]) -> NDArray[np.float64]:
     return ((z >> np.uint64(11)).astype(np.float64) + 1.0) / 2.0**53
 
 
+def _stride(table: TableConfig) -> int:
+    """Return the floats a value: itself and its state."""
+    n_states = len(STATE_NAMES[table.optimizer.name])
+    # One weight and two states are padded to four floats, so that they do not span two cache lines.
+    return 4 if n_states == 2 and table.width == 1 else 1 + n_states
+
+
+def table_bytes(tables: Sequence[TableConfig], shard: int) -> int:
+    """Return the memory that a shard's tables take, in bytes."""
+    n_values = 0
+    for table in tables:
+        n_rows = table.boundaries[shard + 1] - table.boundaries[shard]
+        n_values += n_rows * table.width * _stride(table)
+    return 4 * n_values
+
+
 class ShardTables:
     """Weights and optimizer state of one shard.
 
@@ -95,9 +111,7 @@ class ShardTables:
         size = 0
         for i, table in enumerate(self.tables):
             first, last = table.boundaries[shard], table.boundaries[shard + 1]
-            n_states = len(STATE_NAMES[table.optimizer.name])
-            # One weight and two states are padded to four floats, so that they do not span two cache lines.
-            stride = 4 if n_states == 2 and table.width == 1 else 1 + n_states
+            stride = _stride(table)
             code = OPTIMIZER_CODES[table.optimizer.name]
             self.layout[i] = (size, first, last - first, table.width, stride, code)
             self.hyper[i] = hyper_row(table.optimizer)

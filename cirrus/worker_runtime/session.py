@@ -11,7 +11,14 @@ from typing import TypeVar
 
 from cirrus.chunks import Manifest, read_manifest
 from cirrus.config import RunConfig, TableConfig
-from cirrus.errors import ConnectionLostError, DataError, RegistrationError, RunError, SupersededError
+from cirrus.errors import (
+    ConnectionLostError,
+    DataError,
+    LimitError,
+    RegistrationError,
+    RunError,
+    SupersededError,
+)
 from cirrus.models import Model, create_model
 from cirrus.paramserver.client import Channel, ParameterClient
 from cirrus.paramserver.protocol import Register
@@ -184,7 +191,7 @@ class Session:
         while True:
             try:
                 return attempt()
-            except (ConnectionLostError, SupersededError) as error:
+            except (ConnectionLostError, SupersededError, LimitError) as error:
                 self.check_run()
                 if time.monotonic() > give_up_at:
                     raise ConnectionLostError(
