@@ -36,7 +36,8 @@ TWENTY_SEVEN: dict[str, list[Any]] = {
 
 def load(folder: Path, store: Path, n_rows: int) -> tuple[cirrus.Dataset, cirrus.Dataset]:
     """Store the first rows as two datasets, to train and to validate on."""
-    columns, y = np.load(folder / "X.npy", mmap_mode="r")[:n_rows], np.load(folder / "y.npy")[:n_rows]
+    columns = np.load(folder / "X.npy", mmap_mode="r", allow_pickle=False)[:n_rows]
+    y = np.load(folder / "y.npy", allow_pickle=False)[:n_rows]
     n_fields = columns.shape[1]
     X = scipy.sparse.csr_matrix(
         (

@@ -72,7 +72,7 @@ class Data:
 
 def load(folder: Path, store: Path) -> Data:
     """Read the rows, and store the training part as a dataset."""
-    columns, y = np.load(folder / "X.npy"), np.load(folder / "y.npy")
+    columns, y = np.load(folder / "X.npy", allow_pickle=False), np.load(folder / "y.npy", allow_pickle=False)
     n_train = len(y) * 9 // 10
     X, X_test = (one_hot(part) for part in (columns[:n_train], columns[n_train:]))
     train = cirrus.load_arrays(X, y[:n_train], store / "train", random_state=0)

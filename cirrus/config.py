@@ -52,7 +52,22 @@ def _check(condition: bool, name: str, problem: str) -> None:
 
 
 def _is_finite(value: float) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floating point
+        return False
+
+
+def parse_json(data: bytes | bytearray | str) -> Any:
+    """Read JSON that somebody else wrote.
+
+    Raises:
+        ValueError: It is none, or nested more deeply than can be read.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,7 +370,7 @@ class RunConfig:
             ConfigError: The text is not JSON, or a field is missing, unknown or of the wrong type.
         """
         try:
-            raw = json.loads(data)
+            raw = parse_json(data)
         except ValueError as error:
             raise ConfigError("config.json", f"is not JSON: {error}") from error
         return from_plain(cls, raw, "config.json")
@@ -366,7 +381,7 @@ def from_plain(kind: type[T], raw: Any, where: str) -> T:
 
     Args:
         kind: A dataclass.
-        raw: Dicts, lists and scalars, as ``json.loads`` returns them.
+        raw: Dicts, lists and scalars, as :func:`parse_json` returns them.
         where: What to call the place in an error message.
 
     Raises:
@@ -398,7 +413,14 @@ def _convert(hint: Any, raw: Any, where: str) -> Any:
         except ValueError as error:
             raise ConfigError(where, f"unknown value {raw!r}") from error
     if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
+        try:
+            return float(raw)
+        except OverflowError as error:
+            raise ConfigError(where, "is too large a number") from error
+    if origin is dict:
+        _check(isinstance(raw, dict), where, f"must be dict, got {type(raw).__name__}")
+        inner = typing.get_args(hint)[1]
+        return {key: _convert(inner, value, f"{where}.{key}") for key, value in raw.items()}
     expected = dict if origin is not None else hint
     if expected is not Any:
         _check(isinstance(raw, expected), where, f"must be {expected.__name__}, got {type(raw).__name__}")

@@ -29,7 +29,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cirrus.config import RunConfig, from_plain
+from cirrus.config import RunConfig, from_plain, parse_json
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError, SupersededError
 from cirrus.metrics import MetricPoint, RunEvent, RunStatus
 from cirrus.storage import ObjectStore, open_store
@@ -410,7 +410,7 @@ def parse_points(lines: bytes, key: str) -> list[MetricPoint]:
 
 def _parse(raw: bytes, key: str) -> object:
     try:
-        parsed: object = json.loads(raw)
+        parsed: object = parse_json(raw)
     except ValueError as error:
         raise CorruptDataError(f"{key} is not JSON: {error}") from error
     return parsed

@@ -10,10 +10,12 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus.errors import ConfigError
+from cirrus.errors import ConfigError, CorruptDataError
 
 #: Even counters.
 N_COUNTERS = 2**16
+#: Ids are below ``2**32``, so that the even counters need not be wider.
+MAX_SHIFT = 16
 #: Relative counters tell ids apart that differ in this many bits after the highest.
 _RELATIVE_BITS = 10
 #: Bins that are kept in the manifest.
@@ -91,13 +93,23 @@ class TouchCounter:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TouchCounter:
-        """Read a counter that this version of Cirrus wrote."""
+        """Read a counter that this version of Cirrus wrote.
+
+        Raises:
+            CorruptDataError: It is none.
+        """
         counter = cls()
         n_even, n_relative = counter._even.size, counter._relative.size
-        raw = lz4.block.decompress(data[cls._HEADER.size :], uncompressed_size=8 * (n_even + n_relative))
+        n_bytes = 8 * (n_even + n_relative)
+        try:
+            (counter._shift,) = cls._HEADER.unpack_from(data)
+            raw = lz4.block.decompress(data[cls._HEADER.size :], uncompressed_size=n_bytes)
+        except (struct.error, lz4.block.LZ4BlockError) as error:
+            raise CorruptDataError(f"counters of touches cannot be read: {error}") from error
+        if len(raw) != n_bytes or counter._shift > MAX_SHIFT:
+            raise CorruptDataError("counters of touches are of another size")
         counts = np.frombuffer(raw, np.int64).copy()
         counter._even, counter._relative = counts[:n_even], counts[n_even:]
-        (counter._shift,) = cls._HEADER.unpack_from(data)
         return counter
 
     def histogram(self, n_features: int) -> Touches:

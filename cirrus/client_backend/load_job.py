@@ -23,7 +23,7 @@ from typing import Any
 from cirrus.chunks import MANIFEST_KEY, Manifest, discard_chunks, new_chunk_prefix, read_manifest
 from cirrus.chunks.writer import CHUNK_PREFIX
 from cirrus.client_backend.claims import is_known_dead, new_claim
-from cirrus.config import from_plain
+from cirrus.config import from_plain, parse_json
 from cirrus.errors import (
     CirrusError,
     ConfigError,
@@ -198,7 +198,7 @@ def _can_go_on(error: BaseException) -> bool:
 def _state_of(folder: ObjectStore) -> LoadState:
     data = folder.get(_JOB_KEY)
     try:
-        return from_plain(LoadState, json.loads(data), _JOB_KEY)
+        return from_plain(LoadState, parse_json(data), _JOB_KEY)
     except ValueError as error:
         where = f"{folder.url}/{_JOB_KEY}"
         raise CorruptDataError(f"{where}: cannot be read ({error}): delete {folder.url}") from error

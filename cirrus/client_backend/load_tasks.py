@@ -52,7 +52,8 @@ from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.rows import ParsedRows, SegmentFacts, blocks_of_rows, split_rows
 from cirrus.client_backend.vw_format import VwFormat
 from cirrus.client_backend.words import WordsFormat
-from cirrus.config import from_plain
+from cirrus.config import from_plain, parse_json
+from cirrus.errors import CorruptDataError
 from cirrus.storage import open_store
 
 PIECES, PARSED, FILES, NAMES, NUMBERED, BUCKETS = (
@@ -191,9 +192,20 @@ class BucketResult:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> BucketResult:
-        """Read what :meth:`to_bytes` gave."""
+        """Read what :meth:`to_bytes` gave.
+
+        Raises:
+            CorruptDataError: It is something else.
+        """
+        try:
+            return cls._from_bytes(data)
+        except (struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise CorruptDataError(f"the result of a bucket: {error!r}: delete it, and load again") from error
+
+    @classmethod
+    def _from_bytes(cls, data: bytes) -> BucketResult:
         end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
-        plain = json.loads(data[_LENGTH.size : end])
+        plain = parse_json(data[_LENGTH.size : end])
         return cls(
             bucket=plain["bucket"],
             chunks=[from_plain(ChunkInfo, chunk, "chunk") for chunk in plain["chunks"]],
@@ -361,3 +373,15 @@ def scatter_task_from(plain: Mapping[str, Any], data: bytes) -> ScatterTask:
 def scatter_result_from(plain: Mapping[str, Any]) -> ScatterResult:
     """Read a ScatterResult from plain values."""
     return from_plain(ScatterResult, dict(plain), "parsed segment")
+
+
+def read_scatter_result(data: bytes) -> ScatterResult:
+    """Read a ScatterResult that an earlier load stored.
+
+    Raises:
+        CorruptDataError: It is none.
+    """
+    try:
+        return from_plain(ScatterResult, parse_json(data), "parsed segment")
+    except ValueError as error:
+        raise CorruptDataError(f"{error}: delete the load's folder, and load again") from error

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import numbers
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +41,7 @@ from cirrus.client_backend.load_tasks import (
     ScatterResult,
     ScatterTask,
     format_fields,
-    scatter_result_from,
+    read_scatter_result,
     segment_key,
 )
 from cirrus.client_backend.load_team import Team, Worker
@@ -443,7 +442,7 @@ class _Load:
             return
         there = {key.removeprefix(PIECES) for key in self._folder.list(PIECES)}
         for key, data in get_all(self._folder, self._folder.list(PARSED)):
-            result = scatter_result_from(json.loads(data))
+            result = read_scatter_result(data)
             if result.facts.n_rows and key.removeprefix(PARSED) not in there:
                 continue
             self._take_in(result)

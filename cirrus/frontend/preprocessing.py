@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from cirrus.client_backend.backend import Backend
 from cirrus.client_backend.map_client import MapRequest
 from cirrus.client_backend.map_functions import PackedFunction
+from cirrus.config import parse_json
 from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.mapping import ProgressOption
@@ -425,7 +426,7 @@ def load_preprocessing(url: str | os.PathLike[str]) -> Any:
     except NotFoundError as error:
         raise NotFoundError(f"{url}: there is no saved preprocessing here") from error
     try:
-        plain = json.loads(raw)
+        plain = parse_json(raw)
         made = _KINDS[plain["class"]](**{k: _param(v) for k, v in plain["params"].items()})
         fitted = dict(plain["fitted"])
     except (ValueError, KeyError, TypeError) as error:

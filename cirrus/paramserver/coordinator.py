@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cirrus.config import PATIENCE_EPOCHS, RunConfig
-from cirrus.errors import LeaseLostError, RegistrationError
+from cirrus.errors import LeaseLostError, ProtocolError, RegistrationError
 from cirrus.metrics import MetricPoint, RunState, RunStatus
 from cirrus.paramserver.ledger import LeaseKey, Ledger
 from cirrus.paramserver.protocol import Complete, Evaluation, StepTurn, Task
@@ -40,6 +40,8 @@ EVALUATION_SECONDS = 10.0
 EVALUATION_TIMEOUT_SECONDS = 300.0
 #: After so many failures in a row the run goes on without evaluations, or fails if its end depends on them.
 MAX_FAILED_EVALUATIONS = 3
+#: Ids of workers and their generations are below this.
+MAX_WORKER_NUMBER = 2**53
 #: Leases a worker may hold: the one it works on and the one it fetches meanwhile.
 MAX_LEASES_PER_WORKER = 2
 #: Where workers go in rounds, the first round waits so long for the last of them to register.
@@ -210,7 +212,12 @@ class Coordinator:
 
         Raises:
             RegistrationError: This id works already, under this or a newer generation.
+            ProtocolError: There is no such role, or no worker can have such a number.
         """
+        if role not in (TRAIN, EVALUATE):
+            raise ProtocolError(f"there is no role {role!r}")
+        if not (0 <= worker < MAX_WORKER_NUMBER and 0 <= generation < MAX_WORKER_NUMBER):
+            raise ProtocolError(f"worker {worker}, generation {generation}: no worker has such a number")
         for other in list(self._workers.values()):
             if other.worker == worker and other.role == role:
                 if other.generation >= generation:

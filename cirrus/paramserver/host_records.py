@@ -21,7 +21,7 @@ import json
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cirrus.config import from_plain
+from cirrus.config import from_plain, parse_json
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError
 from cirrus.storage import ObjectStore
 
@@ -224,7 +224,7 @@ def _to_json(record: HostStatus | WarmServer | ServerClaim) -> bytes:
 
 def _read(store: ObjectStore, key: str, kind: type[T]) -> T | None:
     try:
-        return from_plain(kind, json.loads(store.get(key)), key)
+        return from_plain(kind, parse_json(store.get(key)), key)
     except NotFoundError:
         return None
     except (ValueError, ConfigError) as error:

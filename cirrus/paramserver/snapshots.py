@@ -12,7 +12,7 @@ import threading
 import zlib
 from dataclasses import asdict
 
-from cirrus.config import from_plain
+from cirrus.config import from_plain, parse_json
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError, SupersededError
 from cirrus.paramserver.checkpoint import Part, PartInfo, decode_part, write_part
 from cirrus.run_folder import RunFolder
@@ -79,7 +79,7 @@ class Snapshots:
             return None
         where = f"{self._store.url}/{NEWEST_KEY}"
         try:
-            info = from_plain(PartInfo, json.loads(raw), NEWEST_KEY)
+            info = from_plain(PartInfo, parse_json(raw), NEWEST_KEY)
             _parse_name(info.key)
         except (ValueError, ConfigError) as error:
             raise CorruptDataError(f"{where}: {error}") from error

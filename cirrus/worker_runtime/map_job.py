@@ -41,7 +41,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus.config import from_plain
+from cirrus.config import from_plain, parse_json
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError
 from cirrus.storage import ObjectStore, open_store
 
@@ -135,7 +135,7 @@ class JobFolder:
             CorruptDataError: It is damaged or was changed.
         """
         try:
-            return from_plain(MapJob, json.loads(self._get(JOB_KEY)), JOB_KEY)
+            return from_plain(MapJob, parse_json(self._get(JOB_KEY)), JOB_KEY)
         except (ConfigError, ValueError) as error:
             raise CorruptDataError(f"{self.url}/{JOB_KEY}: {error}") from error
 
@@ -255,7 +255,7 @@ def unpack_arrays(data: bytes, name: str) -> tuple[Any, dict[str, NDArray[Any]]]
                 member.filename.removesuffix(".npy"): _view(data, archive, member)
                 for member in archive.infolist()
             }
-        return json.loads(arrays.pop("meta.json").tobytes()), arrays
+        return parse_json(arrays.pop("meta.json").tobytes()), arrays
     except _DAMAGES as error:
         raise CorruptDataError(f"{name}: is damaged: {error}") from error
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cirrus.client_backend.local import default_home
-from cirrus.config import from_plain
+from cirrus.config import from_plain, parse_json
 from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
 from cirrus.storage import open_store
 
@@ -102,7 +102,7 @@ class Deployment:
             CorruptDataError: It is not JSON, or a field is missing, unknown or wrong.
         """
         try:
-            return from_plain(cls, json.loads(data), where)
+            return from_plain(cls, parse_json(data), where)
         except ValueError as error:
             raise CorruptDataError(f"{where}: {error}; 'cirrus deploy' writes it anew") from error
 

@@ -14,7 +14,6 @@ no answer           nothing: shard 0 knows whether the worker is at work. As lon
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
@@ -27,6 +26,7 @@ from cirrus.client_backend.aws.tail_log import parse_report
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.retries import RetryPolicy
 from cirrus.client_backend.status_cache import StatusCache
+from cirrus.config import parse_json
 from cirrus.errors import CirrusError, CloudError, LostResponseError, NotReadyError, ThrottledError
 
 log = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ class Invoker:
             self._add_billed(0.0, seconds if report is not None else None)
             raise _function_error(name, said)
         try:
-            result = WorkerResult.from_plain(json.loads(said.payload))
+            result = WorkerResult.from_plain(parse_json(said.payload))
         except (ValueError, CirrusError) as error:
             text = said.payload[:200].decode(errors="replace")
             raise AttemptError(f"{name} gave no result, but {text!r}") from error
@@ -257,7 +257,7 @@ class Invoker:
 def _function_error(name: str, said: Invocation) -> AttemptError:
     """Return the error for a function that raised one, or that the platform ended."""
     try:
-        raw = json.loads(said.payload)
+        raw = parse_json(said.payload)
         kind, text = str(raw.get("errorType", "")), str(raw.get("errorMessage", ""))
     except (AttributeError, ValueError):
         kind, text = "", said.payload[:200].decode(errors="replace")
