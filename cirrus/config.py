@@ -253,6 +253,8 @@ class RunConfig:
     mode: str = "sgd"
     """``sgd``: a step is the gradient of a minibatch. ``average``: workers train on a lease by themselves,
     and a step is what that did to the tables; the shards average."""
+    tls: bool = False
+    """Whether workers and shards encrypt what they say to each other."""
     staleness: int | None = None
     """How many steps a worker may be ahead of the slowest; 0: rounds; None: workers do not wait."""
     gradient_threshold: float | None = None

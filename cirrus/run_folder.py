@@ -5,6 +5,8 @@ key                          its one writer             what
 ===========================  =========================  ==============================================
 ``config.json``              the client that creates    the frozen :class:`~cirrus.config.RunConfig`
 ``token``                    the client that creates    the run's secret, readable by its owner alone
+``tls/``                     the client that creates    of runs with TLS: ``ca.pem``, and ``shard-K.pem`` with
+                                                        its key, readable by its owner alone
 ``client.json``              whoever holds the claim    who supervises the run (conditional writes)
 ``shards/K.json``            shard K                    address and generation (conditional writes)
 ``status.json``              shard 0 (else its client)  :class:`~cirrus.metrics.RunStatus`
@@ -56,6 +58,15 @@ class ShardAddress:
     pid: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Certificates:
+    """What a run's shards are recognised by, as PEM."""
+
+    authority: bytes
+    shards: tuple[bytes, ...]
+    """Certificate and key of each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClientClaim:
     """Who supervises the run."""
@@ -98,8 +109,12 @@ class RunFolder:
 
     # The client that creates the run.
 
-    def create(self, config: RunConfig) -> str:
+    def create(self, config: RunConfig, certificates: Certificates | None = None) -> str:
         """Write the config and a fresh token; return the token.
+
+        Args:
+            config: The run.
+            certificates: Where it has TLS.
 
         Raises:
             ConflictError: There is a run of this id.
@@ -107,6 +122,10 @@ class RunFolder:
         token = secrets.token_hex(TOKEN_BYTES)
         self.store.put("config.json", config.to_json(), if_absent=True)
         self.store.put("token", token.encode(), private=True)
+        if certificates is not None:
+            self.store.put("tls/ca.pem", certificates.authority)
+            for shard, pem in enumerate(certificates.shards):
+                self.store.put(f"tls/shard-{shard}.pem", pem, private=True)
         return token
 
     def config(self) -> RunConfig:
@@ -116,6 +135,14 @@ class RunFolder:
     def token(self) -> str:
         """Read the run's secret."""
         return self.store.get("token").decode()
+
+    def certificate_authority(self) -> bytes:
+        """Read the certificate of whom the run's shards are to be recognised by, as PEM."""
+        return self.store.get("tls/ca.pem")
+
+    def shard_certificate(self, shard: int) -> bytes:
+        """Read a shard's certificate and key, as PEM."""
+        return self.store.get(f"tls/shard-{shard}.pem")
 
     def remove(self) -> None:
         """Delete all that the folder holds."""

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from fuzz_targets import CORPUS, Target, attempt, mutated, shard_target, targets
+from fuzz_targets import CORPUS, ShardTarget, Target, attempt, mutated, shard_seeds, targets
 
 #: No input may take longer ...
 LONGEST_SECONDS = 10.0
@@ -134,8 +134,8 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGALRM, _out_of_time)
     known = dict(targets())
-    shard, seeds = shard_target()
-    known["shard"] = Target(shard, seeds)
+    shard = ShardTarget()
+    known["shard"] = Target(shard, shard_seeds())
     chosen = {name: known[name] for name in (options.target or known)}
     print(f"seed {options.seed}; {len(chosen)} targets: {', '.join(chosen)}", flush=True)
     if options.engine == "atheris":

@@ -12,6 +12,7 @@ from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConnectionLostError, LeaseLostError, SupersededError
 from cirrus.paramserver.client import Channel, ParameterClient
 from cirrus.paramserver.protocol import Ids, NextTask, Register, Registered, Task
+from cirrus.paramserver.tls import worker_context
 from cirrus.run_folder import RunFolder, ShardAddress
 
 #: Each step adds one to a row of its own in each third of the table.
@@ -57,6 +58,7 @@ class Worker(threading.Thread):
         self._folder = RunFolder(url)
         self._config = self._folder.config()
         self._token = self._folder.token()
+        self._tls = worker_context(self._folder) if self._config.tls else None
 
     def run(self) -> None:
         """Work."""
@@ -85,10 +87,10 @@ class Worker(threading.Thread):
     def _work(self) -> None:
         addresses = self._addresses()
         self.generation += 1
-        channel = Channel(addresses[0], self._token)
+        channel = Channel(addresses[0], self._token, tls=self._tls)
         try:
             channel.ask(Register(worker=self.number, generation=self.generation), Registered)
-            client = ParameterClient(addresses, self._token, self._config.tables)
+            client = ParameterClient(addresses, self._token, self._config.tables, tls=self._tls)
             try:
                 while not self.stopping.is_set():
                     task = channel.ask(NextTask(wait_seconds=0.2), Task)

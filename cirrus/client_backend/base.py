@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Self
 
+from cirrus.client_backend.certificates import make_certificates
 from cirrus.client_backend.claims import new_claim, take_claim
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.runs import Run, judge_status, open_folder, run_url
@@ -34,6 +35,7 @@ class Backend(ABC):
         root: Object-store URL under which the run folders (``runs/RUN/``) lie.
         generation_seconds: Lifetime of a worker's generation where the run's config names none; None: until
             the run is over.
+        tls: Whether workers and shards encrypt what they say to each other.
         runs_are_temporary: A run's folder is removed with its :class:`~cirrus.client_backend.runs.Run`.
         default_job_workers: Workers of a map job where the user names no number; None: one a core of this
             machine.
@@ -41,6 +43,7 @@ class Backend(ABC):
 
     root: str
     generation_seconds: float | None = None
+    tls: bool = False
     runs_are_temporary: bool = False
     _revise: Callable[[RunConfig], RunConfig] | None = None
     default_job_workers: int | None = None
@@ -124,8 +127,10 @@ class Backend(ABC):
         """
         if self._revise is not None:
             config = self._revise(config)
+        certificates = make_certificates(config.n_shards) if self.tls else None
+        config = dataclasses.replace(config, tls=self.tls)
         folder = RunFolder(run_url(self.root, config.run_id))
-        folder.create(config)
+        folder.create(config, certificates)
         claim = new_claim()
         try:
             folder.claim(claim)

@@ -95,6 +95,8 @@ class InlineBackend(Backend):
             its :class:`~cirrus.client_backend.runs.Run`.
         dollars_per_hour: What this machine costs while a run works, for ``cost_`` and ``max_cost``.
         generation_seconds: Lifetime of a worker; None: until the run is over.
+        tls: Encrypt what workers and shards say to each other, with certificates made for each run; see
+            ``docs/security.md`` for its price.
         parts: What to run instead of Cirrus' own shards and workers, for tests of failures.
     """
 
@@ -104,12 +106,14 @@ class InlineBackend(Backend):
         root: str | os.PathLike[str] | None = None,
         dollars_per_hour: float = 0.0,
         generation_seconds: float | None = None,
+        tls: bool = False,
         parts: InlineParts | None = None,
     ) -> None:
         check_backend_numbers(dollars_per_hour, generation_seconds)
         self.root = INLINE_ROOT if root is None else os.fspath(root)
         self.runs_are_temporary = root is None
         self.generation_seconds = generation_seconds
+        self.tls = tls
         self._dollars_per_hour = dollars_per_hour
         self._parts = parts or InlineParts()
 
@@ -147,6 +151,8 @@ class InlineLauncher(Launcher):
 
     Args:
         run_url: The run folder.
+        tls: Encrypt what workers and shards say to each other, with certificates made for each run; see
+            ``docs/security.md`` for its price.
         parts: What to run.
     """
 

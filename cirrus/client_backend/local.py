@@ -82,6 +82,8 @@ class LocalBackend(Backend):
         generation_seconds: Lifetime of a worker process; None: until the run is over.
         keep_runs: How many of the newest run folders are kept. Of older ones those are removed, when a run
             starts, that ended more than a day ago, belong to no search and hold no checkpoint. None: all.
+        tls: Encrypt what workers and shards say to each other, with certificates made for each run; see
+            ``docs/security.md`` for its price.
         commands: What to run instead of Cirrus' own shards and workers, for tests of failures.
     """
 
@@ -92,6 +94,7 @@ class LocalBackend(Backend):
         dollars_per_hour: float = 0.0,
         generation_seconds: float | None = None,
         keep_runs: int | None = KEEP_RUNS,
+        tls: bool = False,
         commands: LocalCommands | None = None,
     ) -> None:
         self.root = default_home() if root is None else os.fspath(root)
@@ -101,6 +104,7 @@ class LocalBackend(Backend):
         if folder := local_folder(self.root):
             self.root = str(folder.absolute())
         self.generation_seconds = generation_seconds
+        self.tls = tls
         if keep_runs is not None and keep_runs < 0:
             raise ConfigError("keep_runs", f"must be >= 0 or None, got {keep_runs!r}")
         self._keep_runs = keep_runs

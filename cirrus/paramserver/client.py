@@ -12,7 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,9 @@ from cirrus.paramserver.protocol import (
 from cirrus.paramserver.sockets import close, configure, set_timeout, skip
 from cirrus.run_folder import ShardAddress
 
+if TYPE_CHECKING:
+    import ssl
+
 M = TypeVar("M")
 
 CONNECT_SECONDS = 5.0
@@ -88,6 +91,7 @@ class Channel:
     Args:
         address: Of the shard.
         token: The run's secret.
+        tls: What the shard is recognised by, in runs with TLS.
         timeout_seconds: For connecting and the handshake.
 
     Raises:
@@ -102,6 +106,7 @@ class Channel:
         address: ShardAddress,
         token: str,
         *,
+        tls: ssl.SSLContext | None = None,
         timeout_seconds: float = CONNECT_SECONDS,
     ) -> None:
         self.address = address
@@ -117,11 +122,27 @@ class Channel:
             raise ConnectionLostError(f"cannot reach {self._name}: {error}") from error
         try:
             configure(self._sock, timeout_seconds, timeout_seconds)
+            if tls is not None:
+                self._encrypt(tls, timeout_seconds)
             self._shake_hands(token)
             self.set_timeout(REPLY_SECONDS)
         except BaseException:
             self.close()
             raise
+
+    def _encrypt(self, context: ssl.SSLContext, timeout_seconds: float) -> None:
+        import ssl
+
+        from cirrus.paramserver import tls
+
+        self._sock.settimeout(timeout_seconds)
+        try:
+            self._sock = tls.connect(context, self._sock, self.address.shard)
+        except ssl.SSLCertVerificationError as error:
+            raise AuthenticationError(f"{self._name} has no certificate of this run: {error}") from error
+        except OSError as error:
+            raise ConnectionLostError(f"{self._name} does not speak TLS: {error}") from error
+        set_timeout(self._sock, timeout_seconds, timeout_seconds)
 
     def _shake_hands(self, token: str) -> None:
         """Prove to each other that both have the token."""
@@ -406,6 +427,7 @@ class ParameterClient:
         tables: The run's tables, in order; their place is their number on the wire.
         float16: Send and receive values as float16.
         compression: ``"lz4"``, ``"none"``, or ``"auto"``: LZ4 unless the shard is on this machine.
+        tls: What the shards are recognised by, in runs with TLS.
     """
 
     def __init__(
@@ -416,6 +438,7 @@ class ParameterClient:
         *,
         float16: bool = False,
         compression: str = "auto",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._tables = tuple(tables)
         self._boundaries = [np.array(table.boundaries, np.int64) for table in tables]
@@ -425,7 +448,7 @@ class ParameterClient:
             for address in addresses:
                 local = address.host.startswith("127.") or address.host in ("localhost", "::1")
                 compressed = compression == "lz4" or (compression == "auto" and not local)
-                channel = Channel(address, token)
+                channel = Channel(address, token, tls=tls)
                 self._links.append(_ShardLink(channel, float16=float16, compressed=compressed))
         except BaseException:
             self.close()

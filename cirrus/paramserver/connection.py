@@ -57,6 +57,8 @@ from cirrus.paramserver.pulls import REPLY_START, PullDesk
 from cirrus.paramserver.sockets import close, configure, send_parts, set_timeout
 
 if TYPE_CHECKING:
+    import ssl
+
     from cirrus.paramserver.server import Shard
 
 log = logging.getLogger(__name__)
@@ -182,8 +184,21 @@ class Connection(threading.Thread):
 
     # The handshake.
 
+    def _encrypt(self, context: ssl.SSLContext) -> None:
+        from cirrus.paramserver import tls
+
+        sock = tls.accept(context, self._sock)
+        self._sock = sock
+        if self.is_ending:  # whoever ended it may have closed the one before
+            raise ConnectionResetError("ended")
+        set_timeout(sock, self._shard.limits.hello_seconds, self._shard.limits.hello_seconds)
+        sock.settimeout(self._shard.limits.hello_seconds)
+        sock.do_handshake()
+
     def _shake_hands(self) -> None:
         shard = self._shard
+        if shard.tls is not None:
+            self._encrypt(shard.tls)
         deadline = time.monotonic() + shard.limits.hello_seconds
         challenge = Challenge(nonce=handshake.new_nonce())
         self._send([encode(challenge, 0)])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cirrus.config import RunConfig
 from cirrus.errors import ConnectionLostError, ProtocolError, ShardError
 from cirrus.paramserver.client import Channel
 from cirrus.paramserver.protocol import Message
 from cirrus.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import ssl
 
 M = TypeVar("M")
 
@@ -42,9 +45,18 @@ class Peers:
         config: The run.
         token: The run's secret.
         shard: Who asks.
+        tls: What they are recognised by, in runs with TLS.
     """
 
-    def __init__(self, folder: RunFolder, config: RunConfig, token: str, shard: int) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        token: str,
+        shard: int,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self._folder = folder
         self._token = token
         self._shard = shard
@@ -82,7 +94,7 @@ class Peers:
         address = self._folder.shard_address(peer)
         if address is None:
             raise ConnectionLostError(f"shard {peer} has not announced an address")
-        return Channel(address, self._token, timeout_seconds=CONNECT_SECONDS)
+        return Channel(address, self._token, tls=self._tls, timeout_seconds=CONNECT_SECONDS)
 
     def ask(self, peer: int, message: Message, answer: type[M]) -> M:
         """As :meth:`call`, for an answer of one kind."""

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,6 +59,9 @@ from cirrus.paramserver.sockets import close
 from cirrus.paramserver.tables import ShardTables, table_bytes
 from cirrus.run_folder import RunFolder, ShardAddress
 from cirrus.storage import open_store
+
+if TYPE_CHECKING:
+    import ssl
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +145,14 @@ class Shard:
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
         self._snapshots = Snapshots(self.folder, shard, generation)
-        self._peers = Peers(self.folder, self.config, self.token, shard)
+        self.tls: ssl.SSLContext | None = None
+        """What strangers' connections are encrypted with, in runs with TLS."""
+        worker_tls: ssl.SSLContext | None = None
+        if self.config.tls:
+            from cirrus.paramserver import tls
+
+            self.tls, worker_tls = tls.shard_context(self.folder, shard), tls.worker_context(self.folder)
+        self._peers = Peers(self.folder, self.config, self.token, shard, worker_tls)
         self._keeper: RunKeeper | None = None
         if shard == 0:
             self._keeper = RunKeeper(self, self.folder, self.config, generation, self._peers)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from cirrus.paramserver.codec import Buffer
+
+if TYPE_CHECKING:
+    from cirrus.paramserver.tls import TlsSocket
 
 #: Below this, pieces are joined and sent with one call; above, the kernel gathers them.
 JOIN_BYTES = 16 * 1024
@@ -33,6 +37,10 @@ def configure(sock: socket.socket, receive_seconds: float, send_seconds: float) 
 
 def set_timeout(sock: socket.socket, receive_seconds: float, send_seconds: float) -> None:
     """Make receiving and sending fail with ``BlockingIOError`` after so long."""
+    if type(sock) is not socket.socket:
+        # An encrypted one, whose module is imported only where there is one.
+        cast("TlsSocket", sock).set_seconds(receive_seconds, send_seconds)
+        return
     for option, seconds in ((socket.SO_RCVTIMEO, receive_seconds), (socket.SO_SNDTIMEO, send_seconds)):
         whole = int(seconds)
         value = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))

@@ -14,7 +14,7 @@ from cirrus.config import (
     StopConfig,
     TableConfig,
 )
-from cirrus.run_folder import RunFolder
+from cirrus.run_folder import Certificates, RunFolder
 
 #: Connections that can push at once, each to a lease of its own.
 N_LEASES = 64
@@ -23,7 +23,13 @@ N_STEPS = 2**31 - 1
 
 
 def create_standalone_run(
-    root: str, run_id: str, *, n_rows: int = 2**20, width: int = 1, optimizer: OptimizerConfig | None = None
+    root: str,
+    run_id: str,
+    *,
+    n_rows: int = 2**20,
+    width: int = 1,
+    optimizer: OptimizerConfig | None = None,
+    certificates: Certificates | None = None,
 ) -> str:
     """Create the run folder of a shard without a job; return its URL.
 
@@ -33,6 +39,7 @@ def create_standalone_run(
         n_rows: Rows of its one table, ``weights``.
         width: Values a row.
         optimizer: AdaGrad unless given.
+        certificates: Encrypt connections with these; None: do not.
 
     Raises:
         ConflictError: There is a run of this id.
@@ -55,7 +62,8 @@ def create_standalone_run(
         batch_size=1,
         leases=(lease,) * N_LEASES,
         stop=StopConfig(epochs=1),
+        tls=certificates is not None,
     )
     url = f"{root.rstrip('/')}/runs/{run_id}"
-    RunFolder(url).create(config)
+    RunFolder(url).create(config, certificates)
     return url

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cirrus.chunks import Manifest, read_manifest
 from cirrus.config import RunConfig, TableConfig
@@ -24,6 +24,9 @@ from cirrus.paramserver.client import Channel, ParameterClient
 from cirrus.paramserver.protocol import Register
 from cirrus.run_folder import RunFolder, ShardAddress
 from cirrus.storage import ObjectStore, open_store
+
+if TYPE_CHECKING:
+    import ssl
 
 T = TypeVar("T")
 
@@ -98,6 +101,7 @@ class Session:
         self.stopping = threading.Event()
         """Set when the worker ends: threads of it end too."""
         self._token = self.folder.token()
+        self._tls = _tls_of(self.folder) if self.config.tls else None
         self._tables = {table.name: i for i, table in enumerate(self.config.tables)}
         self._was_registered = False
 
@@ -133,6 +137,7 @@ class Session:
                 self.config.tables,
                 float16=self.config.wire_dtype == "float16",
                 compression=self.config.compression,
+                tls=self._tls,
             )
 
         return self._keep_trying(attempt)
@@ -150,7 +155,7 @@ class Session:
             address = self.folder.shard_address(0)
             if address is None:
                 raise ConnectionLostError("shard 0 has not announced an address")
-            channel = Channel(address, self._token)
+            channel = Channel(address, self._token, tls=self._tls)
             register = Register(
                 worker=self.identity.worker_id,
                 generation=self.identity.generation,
@@ -213,3 +218,10 @@ class Session:
             raise RunOverError(f"the run is {status.state}")
         if self.clock.is_over:
             raise DeadlineError("the deadline came")
+
+
+def _tls_of(folder: RunFolder) -> ssl.SSLContext:
+    # Not every run has TLS, and its module takes time to import.
+    from cirrus.paramserver.tls import worker_context
+
+    return worker_context(folder)

@@ -59,6 +59,8 @@ class AWSBackend(Backend):
         generation_seconds: Lifetime of one invocation of a worker.
         instance_type: Of the servers; None: as deployed.
         shards_per_server: None: one a virtual processor.
+        tls: Encrypt what workers and shards say to each other, with certificates made for each run; see
+            ``docs/security.md`` for its price.
         spot: Whether servers are spot instances; None: as deployed.
         prices: A price table instead of the one that comes with Cirrus: an object, or a JSON file's path.
 
@@ -80,6 +82,7 @@ class AWSBackend(Backend):
         instance_type: str | None = None,
         shards_per_server: int | None = None,
         spot: bool | None = None,
+        tls: bool = False,
         prices: PriceTable | str | os.PathLike[str] | None = None,
     ) -> None:
         if isinstance(config, Deployment):
@@ -92,6 +95,7 @@ class AWSBackend(Backend):
         if shards_per_server is not None and shards_per_server < 1:
             raise ConfigError("shards_per_server", f"must be >= 1 or None, got {shards_per_server!r}")
         self.generation_seconds: float = generation_seconds
+        self.tls = tls
         self.instance_type = instance_type or self.deployment.instance_type
         self.spot = self.deployment.spot if spot is None else spot
         self.price_table = prices if isinstance(prices, PriceTable) else read_prices(prices)
