@@ -1,6 +1,7 @@
 # make train   install and train on real flights       make test   run the tests
 # make check   formatting, lint, types, layers         make bench  speed against other tools
-# make scan    look for unsafe settings in terraform/
+# make scan    look for unsafe settings in terraform/   make audit  look for packages with known flaws
+# make fuzz    ten minutes of damaged input
 #
 # Everything lives in .venv, made with $(PYTHON) (3.11 or newer): `make PYTHON=python3.12 train`.
 
@@ -16,13 +17,14 @@ BENCH_DATA := out/bench-data
 BENCH_TOOL := ../shared/tools/make_criteo_like.py
 BENCH_ARGS ?=
 BENCH_ROWS ?= 1000000
+FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check scan format bench clean
+.PHONY: help install train test check scan audit fuzz format bench clean
 
 help:
-	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+	@sed -n '1,6s/^# \{0,1\}//p' Makefile
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -76,6 +78,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive cirrus dashboard/cirrus_dashboard lambda_package
 
 # The scanner pins much of what it needs, and gets an environment of its own.
 $(VENV)/scan/.installed: $(VENV)/.created
@@ -85,6 +88,17 @@ $(VENV)/scan/.installed: $(VENV)/.created
 
 scan: $(VENV)/scan/.installed
 	$(VENV)/scan/bin/checkov --directory terraform --framework terraform --compact --quiet --skip-download
+
+$(VENV)/audit/.installed: $(VENV)/.created
+	@$(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1
+	@touch $@
+
+audit: $(VENV)/.installed-dev $(VENV)/audit/.installed
+	@$(BIN)/python .ci/audit.py $(VENV)/audit/bin/pip-audit
+
+fuzz: $(VENV)/.installed-dev $(VENV)/.kernels
+	PYTHONPATH=tests:.:dashboard $(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format

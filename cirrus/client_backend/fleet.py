@@ -184,7 +184,7 @@ class Fleet:
         self._first_generation = first_generation
         self._progress = progress
         self._policy = policy or RetryPolicy()
-        self._rng = rng or random.Random()
+        self._rng = rng or random.Random()  # spreads retries  # nosec B311
         self._stopped = threading.Event()
         self._pause = pause or self._stopped.wait
         self._lock = threading.Lock()

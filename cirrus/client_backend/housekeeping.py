@@ -38,7 +38,8 @@ def remove_old_runs(root: str, keep_runs: int, rng: random.Random | None = None)
     removed = []
     try:
         old = run_ids(root)[: -keep_runs or None]
-        for run_id in (rng or random.Random()).sample(old, min(len(old), MOST_LOOKED_AT)):
+        rng = rng or random.Random()  # chooses which to look at  # nosec B311
+        for run_id in rng.sample(old, min(len(old), MOST_LOOKED_AT)):
             folder = RunFolder(run_url(root, run_id))
             if _is_done_with(folder):
                 folder.remove()

@@ -97,7 +97,7 @@ class Supervisor:
         self._claim_lost = False
         self.is_temporary = is_temporary
         self._process_id = os.getpid()
-        self._rng = random.Random()
+        self._rng = random.Random()  # spreads retries  # nosec B311
         self._mailbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._ended = threading.Event()

@@ -7,6 +7,7 @@ sends pushes without waiting, up to a window of unacknowledged ones.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 from collections import deque
@@ -69,6 +70,8 @@ WINDOW_PUSHES = 16
 #: Bytes of pushes that may be under way to one shard.
 WINDOW_BYTES = 32 * 2**20
 BUFFER_BYTES = 256 * 1024
+#: The reason for which a shard hung up has this long to come.
+LAST_WORDS_SECONDS = 1.0
 #: A push up to this size is held until the next pull is sent with it: one system call and one wake-up of the
 #: shard instead of two.
 CORK_BYTES = 256 * 1024
@@ -225,7 +228,15 @@ class Channel:
                 else:
                     views = skip(views, sent)
         except OSError as error:
+            self._hear_last_words()
             raise ConnectionLostError(f"{self._name} went away: {error}") from error
+
+    def _hear_last_words(self) -> None:
+        """The shard hung up on what was being sent: raise its reason, if it gave one."""
+        self.set_timeout(LAST_WORDS_SECONDS)
+        with contextlib.suppress(ConnectionLostError):
+            while True:
+                self.receive()
 
     def _wait_until_writable(self) -> None:
         poller = select.poll()

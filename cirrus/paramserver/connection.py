@@ -67,6 +67,8 @@ M = TypeVar("M")
 
 #: The kernel takes a shorter timeout for none at all.
 SHORTEST_WAIT_SECONDS = 0.001
+#: A refused peer has this long to take in the reason and hang up.
+DRAIN_SECONDS = 1.0
 #: A compressed payload expands to no more than this many times its size (LZ4's own limit).
 MAX_EXPANSION = 255
 #: JSON becomes objects of about so many times its size; short messages are not worth counting.
@@ -168,8 +170,18 @@ class Connection(threading.Thread):
         code = _ERROR_CODES.get(type(error), ErrorCode.INTERNAL)
         try:
             self._sock.sendall(encode(Error(code=code, message=str(error)), 0))
+            self._sock.shutdown(socket.SHUT_WR)
+            self._drain()
         except OSError as lost:
             log.debug("the refused peer had gone: %s", lost)
+
+    def _drain(self) -> None:
+        """Throw away what the peer was sending: closing before would reset it, and lose the reason."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while (left := deadline - time.monotonic()) > SHORTEST_WAIT_SECONDS:
+            set_timeout(self._sock, left, left)
+            if self._sock.recv_into(self._view) == 0:
+                return
 
     def _serve(self) -> None:
         self._shake_hands()

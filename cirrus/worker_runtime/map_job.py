@@ -49,7 +49,7 @@ Kind = Literal["statistics", "columns", "rewrite", "reduce"]
 
 JOB_KEY = "job.json"
 FUNCTION_KEY = "function"
-TOKEN_KEY = "token"
+TOKEN_KEY = "token"  # a file's name  # nosec B105
 STOP_KEY = "stop"
 CLAIMS = "claims/"
 RESULTS = "results/"

@@ -202,7 +202,8 @@ class Session:
                     raise ConnectionLostError(
                         f"gave up after {RECONNECT_SECONDS:.0f} seconds: {error}"
                     ) from error
-            if self.stopping.wait(wait_seconds * random.uniform(0.5, 1.0)):
+            jitter = random.uniform(0.5, 1.0)  # spreads retries  # nosec B311
+            if self.stopping.wait(wait_seconds * jitter):
                 raise RunOverError("the worker was told to stop")
             wait_seconds = min(2 * wait_seconds, longest)
 

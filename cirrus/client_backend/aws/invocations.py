@@ -100,7 +100,7 @@ class Invoker:
         self._wanted = wanted
         self._notice = notice
         self._status = status
-        self._rng = rng or random.Random()
+        self._rng = rng or random.Random()  # spreads retries  # nosec B311
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._at_work = 0

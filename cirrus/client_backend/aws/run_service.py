@@ -52,7 +52,7 @@ class RunService:
         self._folder = folder
         self._client_lost_seconds = client_lost_seconds
         self._launcher = LocalLauncher(folder.url, commands)
-        self._rng = random.Random()
+        self._rng = random.Random()  # spreads retries  # nosec B311
         self._ending = threading.Event()
         self._failure_lock = threading.Lock()
         self.failure: CirrusError | None = None
