@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import pickle
+import pickle  # of signed values alone  # nosec B403
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -124,10 +124,10 @@ def unpack_value(data: bytes) -> Any:
     file = io.BytesIO(data[1:])
     try:
         if data[:1] == _ONE:
-            return pickle.load(file)
+            return pickle.load(file)  # nosec B301
         values = []
         while file.tell() < len(data) - 1:
-            values.append(pickle.load(file))
+            values.append(pickle.load(file))  # nosec B301
     except Exception as error:
         raise DataError(
             f"what the function returned cannot be read by this process: {type(error).__name__}: {error}"
@@ -143,7 +143,7 @@ def own_class(module: str, name: str, by_value: bytes) -> Any:
     """
     with contextlib.suppress(KeyError, AttributeError):
         return _named_class(module, name)
-    return pickle.loads(by_value)
+    return pickle.loads(by_value)  # a part of a signed value  # nosec B301
 
 
 def _named_class(module: str, name: str) -> Any:
