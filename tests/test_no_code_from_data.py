@@ -19,8 +19,8 @@ RUNS_TEXT = frozenset({"eval", "exec", "compile", "__import__"})
 #: Attributes that read pickles or run commands from text, whatever they are called on.
 RISKY_CALLS = frozenset({"read_pickle", "unsafe_load", "full_load", "load_all"})
 
-#: The one exception: functions that users hand to map jobs, and what these return. Both are read in one place,
-#: which sees only what carries the signature of the job's token (``worker_runtime/map_job.py``).
+#: The one exception: functions that users hand to map jobs, and what these return. One place reads both,
+#: and sees only what carries the signature of the job's token (``worker_runtime/map_job.py``).
 EXCEPTIONS = {
     "cirrus/client_backend/map_functions.py": {"import cloudpickle"},
     "cirrus/worker_runtime/map_values.py": {"import cloudpickle", "import pickle"},
