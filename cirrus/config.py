@@ -40,6 +40,7 @@ ADAPTIVE_OPTIMIZERS = frozenset({"adagrad", "adam", "ftrl"})
 COMPRESSIONS = ("auto", "lz4", "none")
 WIRE_DTYPES = ("float32", "float16")
 MODES = ("sgd", "average")
+NONFINITE_POLICIES = ("skip", "fail")
 #: Tables of a model: one frame carries a step's gradients of all of them.
 MAX_TABLES = 64
 
@@ -259,6 +260,9 @@ class RunConfig:
     """How many steps a worker may be ahead of the slowest; 0: rounds; None: workers do not wait."""
     gradient_threshold: float | None = None
     """Worker keeps back gradient values smaller than this until they have added up; None: sends all."""
+    nonfinite_gradients: str = "skip"
+    """What happens to a gradient with NaN or infinity, which is never applied: ``skip``, training goes on
+    without it; ``fail``, the run ends with an error."""
     snapshot_seconds: float = 30.0
     """Longest time between two recovery snapshots of a shard."""
     checkpoint_seconds: float | None = None
@@ -306,6 +310,11 @@ class RunConfig:
             f"must be one of {', '.join(WIRE_DTYPES)}, got {self.wire_dtype!r}",
         )
         _check(self.mode in MODES, "mode", f"must be one of {', '.join(MODES)}, got {self.mode!r}")
+        _check(
+            self.nonfinite_gradients in NONFINITE_POLICIES,
+            "nonfinite_gradients",
+            f"must be one of {', '.join(NONFINITE_POLICIES)}, got {self.nonfinite_gradients!r}",
+        )
         _check(
             self.staleness is None or (type(self.staleness) is int and self.staleness >= 0),
             "staleness",

@@ -338,6 +338,24 @@ def test_the_wire_may_be_smaller(data, params):
     assert other.score(X, y) == pytest.approx(plain.score(X, y), abs=0.03)
 
 
+@pytest.mark.parametrize("n_shards", [1, 2])
+def test_nonfinite_gradients_are_skipped_or_fail_the_fit(n_shards):
+    """A fit that diverges goes to its end and counts what was refused, or fails and says why, as wanted."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(2000, 6)), rng.normal(size=2000)
+    diverging = {"optimizer": "sgd", "learning_rate": 1e9, "epochs": 40, "tol": None, "batch_size": 50}
+    diverging |= {"backend": "inline", "random_state": 0, "n_shards": n_shards}
+    with cirrus.LinearRegression(**diverging).start(X, y) as run:
+        status = run.wait()
+    assert status.epoch == 40
+    assert sum(status.counts[f"shard{shard}.nonfinite_refused"] for shard in range(n_shards)) > 100
+    diverging["epochs"] = 100_000
+    with pytest.raises(cirrus.RunError, match="NaN or infinity.*lower learning_rate"):
+        cirrus.LinearRegression(nonfinite_gradients="fail", **diverging).fit(X, y)
+    with pytest.raises(cirrus.ConfigError, match="nonfinite_gradients: must be one of skip, fail"):
+        cirrus.LinearRegression(nonfinite_gradients="apply", **diverging).fit(X, y)
+
+
 @pytest.mark.parametrize(("n_workers", "n_shards"), [(1, 1), (3, 2), (2, 4)])
 def test_any_number_of_workers_and_shards_trains(data, n_workers, n_shards):
     """The numbers of workers and shards are a matter of speed; more shards than features is no error."""

@@ -94,6 +94,7 @@ def test_auto_epochs_is_many_for_little_data(n_rows, epochs):
         ({"checkpoint_url": "/x"}, "checkpoint_url", "/x"),
         ({"checkpoint_url": "x"}, "checkpoint_seconds", 60.0),
         ({"gradient_threshold": 0.125}, "gradient_threshold", 0.125),
+        ({"nonfinite_gradients": "fail"}, "nonfinite_gradients", "fail"),
         ({"compression": "lz4"}, "compression", "lz4"),
         ({"wire_dtype": "float16"}, "wire_dtype", "float16"),
         ({"staleness": 3}, "staleness", 3),

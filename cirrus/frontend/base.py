@@ -76,6 +76,7 @@ class SgdParams(RunParams, total=False):
     optimizer_params: Mapping[str, float] | None
     mode: str
     gradient_threshold: float | None
+    nonfinite_gradients: str
     wire_dtype: str
 
 
@@ -471,6 +472,8 @@ class SgdEstimator(Estimator):
         optimizer_params: Further parameters of the optimizer, such as ``{"momentum": 0.95}``.
         mode: ``"sgd"``, or ``"average"``: workers train on a lease by themselves, and the shards average.
         gradient_threshold: Workers hold back gradient values below this until they add up, to send less.
+        nonfinite_gradients: A gradient with NaN or infinity is never applied. ``"skip"``: training goes on
+            without it, and status counts it as ``nonfinite_refused``; ``"fail"``: the fit ends with an error.
         wire_dtype: ``"float32"``, or ``"float16"`` for gradients and weights at half the size.
         **run: Parameters of :class:`Estimator`.
     """
@@ -485,6 +488,7 @@ class SgdEstimator(Estimator):
         optimizer_params: Mapping[str, float] | None = None,
         mode: str = "sgd",
         gradient_threshold: float | None = None,
+        nonfinite_gradients: str = "skip",
         wire_dtype: str = "float32",
         **run: Unpack[RunParams],
     ) -> None:
@@ -496,4 +500,5 @@ class SgdEstimator(Estimator):
         self.optimizer_params = optimizer_params
         self.mode = mode
         self.gradient_threshold = gradient_threshold
+        self.nonfinite_gradients = nonfinite_gradients
         self.wire_dtype = wire_dtype

@@ -20,6 +20,7 @@ from cirrus.config import (
     ADAPTIVE_OPTIMIZERS,
     COMPRESSIONS,
     MODES,
+    NONFINITE_POLICIES,
     OPTIMIZER_PARAMS,
     WIRE_DTYPES,
     LeaseRange,
@@ -179,6 +180,7 @@ def plan_run(
         mode=params["mode"],
         staleness=_staleness(params["staleness"]),
         gradient_threshold=_number_or_none(params["gradient_threshold"], "gradient_threshold"),
+        nonfinite_gradients=params["nonfinite_gradients"],
         checkpoint_seconds=_number_or_none(checkpoint_seconds, "checkpoint_seconds"),
         checkpoint_url=_absolute(params["checkpoint_url"]),
         resume_url=None if start is None else start.url,
@@ -217,7 +219,7 @@ def _per_minibatch(optimizer: OptimizerConfig, n_rows: int) -> OptimizerConfig:
 
 #: Of estimators without gradients, which lack these parameters.
 _WITHOUT_GRADIENTS: Mapping[str, Any] = MappingProxyType(
-    {"mode": "sgd", "wire_dtype": "float32", "gradient_threshold": None}
+    {"mode": "sgd", "wire_dtype": "float32", "gradient_threshold": None, "nonfinite_gradients": "skip"}
 )
 
 
@@ -239,7 +241,13 @@ def check_params(params: Mapping[str, Any]) -> None:
     _auto(params["batch_size"], "batch_size", 1)
     for name in ("n_workers", "n_shards"):
         _whole(params[name], name)
-    for name, known in (("compression", COMPRESSIONS), ("wire_dtype", WIRE_DTYPES), ("mode", MODES)):
+    choices = {
+        "compression": COMPRESSIONS,
+        "wire_dtype": WIRE_DTYPES,
+        "mode": MODES,
+        "nonfinite_gradients": NONFINITE_POLICIES,
+    }
+    for name, known in choices.items():
         if params[name] not in known:
             raise ConfigError(name, f"must be one of {', '.join(known)}, got {params[name]!r}")
     if params["mode"] == "average" and params["gradient_threshold"] is not None:

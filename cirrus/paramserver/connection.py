@@ -393,6 +393,7 @@ class Connection(threading.Thread):
 
     def _run_kernel(self, buffer: NDArray[np.uint8], start: int, end: int) -> int:
         tables = self._shard.tables
+        refused_before = self.counters[kernels.NONFINITE_REFUSED]
         with self.gate:
             epoch, lease = self.attached or (-1, -1)
             kernels.apply_pushes(
@@ -412,6 +413,8 @@ class Connection(threading.Thread):
                 True,
                 self._out,
             )
+        if self.counters[kernels.NONFINITE_REFUSED] != refused_before:
+            self._shard.met_nonfinite()
         return int(self._out[kernels.OUT_STATUS])
 
     def _one_push(self, deal: Callable[[Header, memoryview], None]) -> bool:

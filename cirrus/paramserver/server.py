@@ -57,7 +57,7 @@ from cirrus.paramserver.run_keeper import RunKeeper
 from cirrus.paramserver.snapshots import Snapshots
 from cirrus.paramserver.sockets import close
 from cirrus.paramserver.tables import ShardTables, table_bytes
-from cirrus.run_folder import RunFolder, ShardAddress
+from cirrus.run_folder import ControlRequest, RunFolder, ShardAddress
 from cirrus.storage import open_store
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ class Shard:
         self._ended = threading.Event()
         self.failed = False
         """True when the shard ended by an error of its own."""
+        self._has_asked_to_fail = False
         self._interrupted = False
         self._restored = False
         self._model_saved = False
@@ -385,6 +386,25 @@ class Shard:
         if self._keeper is None:
             raise ProtocolError(f"a {type(message).__name__} is for shard 0")
         return self._keeper.answer(connection.number, message)
+
+    def met_nonfinite(self) -> None:
+        """A gradient with NaN or infinity was refused: fail the run if it does not want to go on then."""
+        if self.config.nonfinite_gradients != "fail" or self._has_asked_to_fail:
+            return
+        self._has_asked_to_fail = True
+        # A connection's thread must not wait for the object store.
+        self._spawn(self._ask_to_fail, "nonfinite")
+
+    def _ask_to_fail(self) -> None:
+        reason = (
+            f"shard {self.shard} was sent a gradient with NaN or infinity: training diverged, or the data "
+            "has such values; try a lower learning_rate, or scale the features"
+        )
+        try:
+            self.folder.request(ControlRequest(action="fail", reason=reason))
+        except CirrusError:
+            log.exception("shard %d could not have the run fail", self.shard)
+            self._has_asked_to_fail = False  # at the next one, then
 
     # Marks and counters.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 
+import numpy as np
+
 from cirrus.chunks import Block, iterate_blocks
 from cirrus.errors import ConnectionLostError, DataError, ProtocolError, SupersededError
 from cirrus.paramserver.client import Channel, ParameterClient
@@ -57,7 +59,10 @@ class Evaluator:
             loss_sum = weight_sum = 0.0
             metrics: collections.Counter[str] = collections.Counter()
             for block in self._blocks():
-                found = self._session.model.loss(self._pull(client, block), block)
+                with np.errstate(
+                    over="ignore", invalid="ignore"
+                ):  # the loss of a model that diverges is none
+                    found = self._session.model.loss(self._pull(client, block), block)
                 loss_sum += found.loss_sum
                 weight_sum += found.weight_sum
                 metrics.update(found.metrics)

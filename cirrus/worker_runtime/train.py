@@ -178,7 +178,11 @@ class LeaseTrainer:
 
     def _gradient(self, batch: Block, rows: dict[int, Values]) -> dict[int, Values]:
         tables = self._session.config.tables
-        found: Gradients = self._session.model.gradient({tables[i].name: v for i, v in rows.items()}, batch)
+        # Where training diverges, shards refuse what is no number and count it; a warning a step says no more.
+        with np.errstate(over="ignore", invalid="ignore"):
+            found: Gradients = self._session.model.gradient(
+                {tables[i].name: v for i, v in rows.items()}, batch
+            )
         totals = self._totals
         totals.steps += 1
         totals.rows += batch.n_rows
