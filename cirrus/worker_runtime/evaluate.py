@@ -59,9 +59,7 @@ class Evaluator:
             loss_sum = weight_sum = 0.0
             metrics: collections.Counter[str] = collections.Counter()
             for block in self._blocks():
-                with np.errstate(
-                    over="ignore", invalid="ignore"
-                ):  # the loss of a model that diverges is none
+                with np.errstate(over="ignore", invalid="ignore"):  # the model may have diverged
                     found = self._session.model.loss(self._pull(client, block), block)
                 loss_sum += found.loss_sum
                 weight_sum += found.weight_sum

@@ -178,7 +178,7 @@ class LeaseTrainer:
 
     def _gradient(self, batch: Block, rows: dict[int, Values]) -> dict[int, Values]:
         tables = self._session.config.tables
-        # Where training diverges, shards refuse what is no number and count it; a warning a step says no more.
+        # Where training diverges, shards refuse what is no number, and count it; warnings say no more.
         with np.errstate(over="ignore", invalid="ignore"):
             found: Gradients = self._session.model.gradient(
                 {tables[i].name: v for i, v in rows.items()}, batch
