@@ -251,6 +251,19 @@ ELSEWHERE: dict[Any, dict[str, str]] = {
         "tls": f"{HERE}::test_every_backend_hands_tls_on",
         "prices": "test_aws_cost.py::test_a_table_can_be_replaced",
     },
+    cirrus.RayBackend: {
+        "address": "test_every_backend.py",
+        "root": "test_every_backend.py",
+        "worker_cpus": "test_every_backend.py",
+        "shard_cpus": "test_every_backend.py",
+        "shard_memory_mb": "test_every_backend.py",
+        "dollars_per_node_hour": "test_every_backend.py",
+        "generation_seconds": "test_every_backend.py",
+        "client_lost_seconds": "test_every_backend.py",
+        "wait_seconds": "test_every_backend.py",
+        "tls": f"{HERE}::test_every_backend_hands_tls_on",
+        "runtime_env": "test_every_backend.py",
+    },
     cirrus.AshaPruner: {
         "reduction_factor": "test_schedules.py::test_rungs_are_powers_up_to_the_whole",
         "min_fraction": "test_schedules.py::test_rungs_are_powers_up_to_the_whole",
@@ -437,6 +450,7 @@ def test_every_backend_hands_tls_on(is_encrypted: bool) -> None:
     for make in (
         cirrus.InlineBackend,
         cirrus.LocalBackend,
+        cirrus.RayBackend,
         functools.partial(cirrus.AWSBackend, make_deployment()),
     ):
         assert make(tls=is_encrypted).tls is is_encrypted

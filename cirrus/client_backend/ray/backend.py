@@ -70,6 +70,8 @@ class RayBackend(Backend):
         generation_seconds: Lifetime of a worker's task; None: until the run is over.
         client_lost_seconds: How long a run goes on without its client; None: to its end.
         wait_seconds: How long a cluster that is too small may take to grow before the run fails.
+        tls: Encrypt what workers and shards say to each other, with certificates made for each run; see
+            ``docs/security.md`` for its price. Shards listen on their nodes' addresses.
         runtime_env: Ray's runtime environment of all that runs there, such as
             ``{"pip": ["cirrus-ml[ray]"]}``.
 
@@ -93,6 +95,7 @@ class RayBackend(Backend):
         generation_seconds: float | None = None,
         client_lost_seconds: float | None = CLIENT_LOST_SECONDS,
         wait_seconds: float = WAIT_SECONDS,
+        tls: bool = False,
         runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
         self.address = address
@@ -117,6 +120,7 @@ class RayBackend(Backend):
         self.generation_seconds = generation_seconds
         self.client_lost_seconds = client_lost_seconds
         self.wait_seconds = wait_seconds
+        self.tls = tls
         self.environment = dict(runtime_env or {})
 
     def __repr__(self) -> str:
