@@ -80,7 +80,7 @@ def test_a_shard_of_enormous_tables_does_not_start(tmp_path: Path) -> None:
     """Not even a table of 2**32 rows and 2**16 values each takes memory before it is refused."""
     table = make_table(n_rows=2**32, width=2**16, optimizer="adam")
     url = create_run(tmp_path / "run", make_config(tables=[table]))
-    with pytest.raises(ConfigError, match=r"would hold 4194304\.0 GiB"):
+    with pytest.raises(ConfigError, match=r"would hold 3145728\.0 GiB"):
         Shard(url, shard=0, generation=1)
 
 
