@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -437,7 +438,7 @@ def test_a_reduction_of_other_code_begins_anew_and_says_so(tmp_path: Path) -> No
         assert source.map_reduce(make(3), operator.add, backend="inline") == 3 * N_ROWS
 
 
-def test_a_rewrite_of_other_code_begins_anew_and_says_so(tmp_path: Path) -> None:
+def test_a_rewrite_of_other_code_begins_anew_and_says_so(tmp_path: Path, home: Path) -> None:
     """Chunks that another function wrote are removed, and the reason is given."""
     source, out = make_dataset(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
@@ -446,6 +447,40 @@ def test_a_rewrite_of_other_code_begins_anew_and_says_so(tmp_path: Path) -> None
         made = source.map_chunks(lambda block: block, out, backend="inline")
     np.testing.assert_array_equal(made.to_csr()[0].toarray(), source.to_csr()[0].toarray())
     assert len(list(out.glob("chunks-*/*"))) == 6
+    assert not list((home / JOBS_FOLDER).glob("*"))
+
+
+def test_what_a_function_prints_and_reads_is_not_what_its_worker_does(tmp_path: Path) -> None:
+    """Text on standard output is no result, and nobody waits for what is never typed."""
+    source = make_dataset(tmp_path / "in")
+
+    def prints(block: Block) -> int:
+        print('{"error": "none", "type": "none"}', end="")
+        return block.n_rows
+
+    assert source.map_reduce(prints, operator.add, backend="local", n_workers=1) == N_ROWS
+    with pytest.raises(RunError, match="worker 0: the map function raised EOFError"):
+        source.map_reduce(lambda block: input(), operator.add, backend="local", n_workers=1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, SystemExit, MemoryError])
+def test_whatever_a_function_raises_ends_the_job(error: type[BaseException], tmp_path: Path) -> None:
+    """Also what is no Exception: its thread would end without a word."""
+
+    def fails(block: Block) -> int:
+        raise error
+
+    with pytest.raises(RunError, match=error.__name__):
+        make_dataset(tmp_path / "in").map_reduce(fails, operator.add, backend="inline")
+
+
+def test_jobs_of_long_ago_are_forgotten(tmp_path: Path, home: Path) -> None:
+    """What was interrupted a month ago goes when another job begins; what is younger stays."""
+    source = make_dataset(tmp_path / "in")
+    for name, begun_at in (("old", 1.0), ("young", time.time())):
+        JobFolder(str(home / JOBS_FOLDER / name)).create(make_job(begun_at=begun_at), b"", "secret")
+    assert source.map_reduce(count_rows, operator.add, backend="inline") == N_ROWS
+    assert [folder.name for folder in (home / JOBS_FOLDER).iterdir()] == ["young"]
 
 
 def test_a_reduce_function_that_fails_in_the_client_is_one_clear_error(tmp_path: Path, home: Path) -> None:

@@ -55,6 +55,8 @@ POLL_SECONDS = 0.05
 RENEW_SECONDS = 2.0
 #: How long threads of this process may take to notice that the job is over.
 JOIN_SECONDS = 5.0
+#: How far up the user's own line is that a warning is about.
+WARNING_LEVEL = 7
 
 OnResult = Callable[[int, bytes], None]
 
@@ -215,6 +217,7 @@ class JobClient:
                 if key != "client.json":
                     self._folder.store.delete(key)
             self._give_up_others(warn=True)
+            self._forget_old()
             self._folder.create(self.job, self._request.function.data, secrets.token_hex(TOKEN_BYTES))
         if self._place is not None:
             note = json.dumps(dataclasses.asdict(self.job)).encode()
@@ -224,7 +227,7 @@ class JobClient:
                 f"{self.job.function_name} cannot be compared with the function of another call "
                 f"({self._request.function.obstacle}): this job would not go on after an interruption",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=WARNING_LEVEL - 1,
             )
 
     @staticmethod
@@ -244,13 +247,14 @@ class JobClient:
                 continue
             if self._place is not None:
                 discard_chunks(self._place, other.prefix)
+                self._forget(other.job_id, lambda found: found.output_url == self.job.output_url)
             if warn:
                 where = self._request.output_url or self._request.input_url
                 warnings.warn(
                     f"{where}: what an interrupted job of {other.function_name!r:.100} had done is not used, "
                     f"since {self._difference(other)}",
                     UserWarning,
-                    stacklevel=2,
+                    stacklevel=WARNING_LEVEL,
                 )
 
     def _begun_here(self) -> MapJob | None:
@@ -261,29 +265,34 @@ class JobClient:
         return None
 
     def _others_of_this_name(self) -> list[MapJob | None]:
-        """Return interrupted jobs of a function of this name over this place; forget those of long ago."""
+        """Return interrupted jobs of a function of this name over this dataset; lambdas have no name."""
+        if self.job.kind != "reduce" or "<lambda>" in self.job.function_name:
+            return []
         others: list[MapJob | None] = []
         for name in self._jobs.folders()[:MOST_LOOKED_AT]:
             folder = JobFolder(self._jobs.child(name).url)
             with contextlib.suppress(CirrusError):
                 other = self._stored_job(folder)
-                if other is None or folder.url == self._folder.url:
-                    continue
-                if time.time() - other.begun_at > FORGET_SECONDS:
-                    self._jobs.delete_prefix(name)
-                elif other.output_url is None and other.input_url == self.job.input_url:
-                    same = (
-                        other.function_name == self.job.function_name
-                        and "<lambda>" not in other.function_name
-                    )
-                    holder = RunFolder(folder.url).claim_holder()
-                    if (
-                        same
-                        and other.kind == "reduce"
-                        and (holder is None or holder.released or is_known_dead(holder))
-                    ):
-                        others.append(other)
+                holder = RunFolder(folder.url).claim_holder()
+                is_over = holder is None or holder.released or is_known_dead(holder)
+                if other is not None and is_over and _place_of(other) == _place_of(self.job):
+                    others.append(other)
         return others
+
+    def _forget_old(self) -> None:
+        """Remove what was interrupted long ago, and will not go on."""
+        oldest = time.time() - FORGET_SECONDS
+        with contextlib.suppress(CirrusError):
+            for name in self._jobs.folders()[:MOST_LOOKED_AT]:
+                self._forget(name, lambda found: found.begun_at < oldest)
+
+    def _forget(self, name: str, is_meant: Callable[[MapJob], bool]) -> None:
+        """Remove a job's folder if the job in it, which has to be signed, is the one that is meant."""
+        folder = JobFolder(self._jobs.child(name).url)
+        with contextlib.suppress(CirrusError):
+            found = self._stored_job(folder)
+            if found is not None and folder.url != self._folder.url and is_meant(found):
+                self._jobs.delete_prefix(name)
 
     def _difference(self, other: MapJob) -> str:
         mine = self.job
@@ -392,6 +401,11 @@ class JobClient:
     def _has_work(self) -> bool:
         taken = self._folder.numbers(CLAIMS) | self._folder.numbers(RESULTS)
         return not self._over.is_set() and len(taken) < self.job.n_chunks
+
+
+def _place_of(job: MapJob) -> tuple[str, str, str | None, str]:
+    """Return what two versions of one job have in common."""
+    return job.kind, job.input_url, job.output_url, job.function_name
 
 
 class _Results:

@@ -3,6 +3,9 @@
 One line of JSON comes in on standard input, the event; one line goes out on standard output, the result or
 the error. Standard input is also the leash: when it closes, whoever started this process has died, and it
 ends at once.
+
+Both are taken away from the code that runs here, which may be a user's: what it reads is empty, what it
+prints goes to the log, and processes that it starts hold neither of the two.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 import sys
 import threading
 import traceback
+from typing import Any
 
 from cirrus.errors import CirrusError
 from cirrus.worker_runtime.handler import handler
@@ -21,40 +25,57 @@ LEASH_CODE = 3
 
 def main() -> int:
     """Read the event, work, print the result; return the exit code."""
-    line = _read_line()
-    threading.Thread(target=_watch, daemon=True).start()
+    leash, answers = _take_streams()
+    line = _read_line(leash)
+    threading.Thread(target=_watch, args=(leash,), daemon=True).start()
     try:
         event = json.loads(line)
     except ValueError as error:
-        print(json.dumps({"error": f"the event is not JSON: {error}", "type": "ConfigError"}), flush=True)
+        _answer(answers, {"error": f"the event is not JSON: {error}", "type": "ConfigError"})
         return 1
     try:
         result = handler(event)
     except CirrusError as error:
         traceback.print_exc()
-        print(json.dumps({"error": str(error), "type": type(error).__name__}), flush=True)
+        _answer(answers, {"error": str(error), "type": type(error).__name__})
         return 1
     except Exception as error:  # noqa: BLE001 (a bug; whoever started this process has to hear of it)
         traceback.print_exc()
-        print(json.dumps({"error": repr(error), "type": type(error).__name__}), flush=True)
+        _answer(answers, {"error": repr(error), "type": type(error).__name__})
         return 1
-    print(json.dumps(result), flush=True)
+    _answer(answers, result)
     return 0
 
 
-def _read_line() -> bytes:
-    """Read up to the first line's end. Not through sys.stdin, since a thread will wait on what follows."""
+def _take_streams() -> tuple[int, int]:
+    """Return descriptors of standard input and output, and let nobody else have them."""
+    streams = os.dup(sys.stdin.fileno()), os.dup(sys.stdout.fileno())  # which children do not inherit
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno())
+    os.close(nothing)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return streams
+
+
+def _answer(answers: int, result: Any) -> None:
+    line = memoryview(json.dumps(result).encode() + b"\n")
+    while line:
+        line = line[os.write(answers, line) :]
+
+
+def _read_line(leash: int) -> bytes:
+    """Read up to the first line's end, and nothing more: a thread will wait on what follows."""
     line = bytearray()
     while not line.endswith(b"\n"):
-        piece = os.read(sys.stdin.fileno(), 1)
+        piece = os.read(leash, 1)
         if not piece:
             break
         line += piece
     return bytes(line)
 
 
-def _watch() -> None:
-    while os.read(sys.stdin.fileno(), 1):
+def _watch(leash: int) -> None:
+    while os.read(leash, 1):
         pass
     os._exit(LEASH_CODE)
 
