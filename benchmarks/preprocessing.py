@@ -108,13 +108,13 @@ def run_job(name: str, source: str, target: str) -> None:
     print(seconds, cpu, int(status["VmHWM"].split()[0]) // 1024, children.ru_maxrss // 1024)
 
 
-def grow(sizes: list[int]) -> None:
-    """Print how time and memory of each job grow with the rows."""
+def grow(sizes: list[int], names: list[str]) -> None:
+    """Print how time and memory of some jobs grow with the rows."""
     with tempfile.TemporaryDirectory(prefix="cirrus-bench-") as folder:
         for n_rows in sizes:
             store_rows(f"{folder}/{n_rows}", n_rows)
         print(f"{'':16}{'rows':>12}{'rows/s':>10}{'us CPU/row':>12}{'client MB':>11}{'worker MB':>11}")
-        for name in JOBS:
+        for name in names:
             for n_rows in sizes:
                 command = [sys.executable, __file__, "--job", name, f"{folder}/{n_rows}", f"{folder}/out"]
                 run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -131,13 +131,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--grow", type=int, nargs="+", metavar="ROWS")
+    parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job is not None:
         run_job(*args.job)
         return
     if args.grow is not None:
-        grow(args.grow)
+        grow(args.grow, args.only)
         return
     n, rng = args.rows, np.random.default_rng(7)
     dense = rng.normal(5, 3, (n, N_DENSE)).astype(np.float32)

@@ -34,6 +34,7 @@ from cirrus.chunks import (
     encode_block,
     expected_touches,
     iterate_blocks,
+    iterate_chunk,
     new_chunk_prefix,
     plan_leases,
     read_lease,
@@ -647,6 +648,18 @@ def test_a_lease_is_read_by_one_request(store: CountingStore) -> None:
         for k, stored in enumerate(read_lease(store, manifest, lease)):
             assert_same_block(decode_block(stored), blocks[lease.first_block + k])
     assert store.n_ranges == len(leases)
+
+
+def test_a_large_chunk_is_read_in_parts(store: CountingStore) -> None:
+    """So many bytes at a time as are asked for, or one block; the blocks are those of the chunk, in order."""
+    blocks = [zipf_block(seed=i) for i in range(5)]
+    manifest = write(store, blocks)
+    largest = max(np.diff(manifest.chunks[0].block_offsets).tolist())
+    for read_bytes, n_requests in ((2**30, 1), (2 * largest, 3), (1, 5)):
+        store.n_ranges = 0
+        for read, block in zip(iterate_chunk(store, manifest, 0, read_bytes), blocks, strict=True):
+            assert_same_block(read, block)
+        assert store.n_ranges == n_requests
 
 
 def test_damaged_chunks_are_named(store: CountingStore) -> None:

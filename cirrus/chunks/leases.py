@@ -14,6 +14,8 @@ from cirrus.storage import ObjectStore
 #: Leases a worker and epoch, where there are blocks enough: so that a slow worker holds up the end of an
 #: epoch by little, and a dead one loses little.
 LEASES_PER_WORKER = 16
+#: Most bytes of a chunk that are read at once, unless a single block is larger.
+READ_BYTES = 16 * 2**20
 
 
 def plan_leases(manifest: Manifest, n_workers: int, batch_size: int) -> tuple[LeaseRange, ...]:
@@ -109,23 +111,36 @@ def iterate_blocks(store: ObjectStore, manifest: Manifest) -> Iterator[Block]:
         yield from iterate_chunk(store, manifest, number)
 
 
-def iterate_chunk(store: ObjectStore, manifest: Manifest, number: int) -> Iterator[Block]:
+def iterate_chunk(
+    store: ObjectStore, manifest: Manifest, number: int, read_bytes: int = READ_BYTES
+) -> Iterator[Block]:
     """Yield every block of one chunk, in order.
 
     Args:
         store: The store at the dataset's URL.
         manifest: The dataset.
         number: Which of its chunks.
+        read_bytes: So many of its bytes are in memory at a time, or a whole block.
 
     Raises:
         CorruptDataError: The chunk is missing or damaged.
     """
-    chunk = manifest.chunks[number]
-    whole = LeaseRange(
-        chunk=number, first_block=0, n_blocks=chunk.n_blocks, n_rows=chunk.n_rows, n_steps=chunk.n_blocks
-    )
-    for stored, n_rows in zip(read_lease(store, manifest, whole), chunk.block_rows, strict=True):
-        block = decode_block(stored)
-        if block.n_rows != n_rows:
-            raise CorruptDataError(f"{stored.name}: has {block.n_rows} rows, the manifest says {n_rows}")
-        yield block
+    for part in _parts(manifest.chunks[number], number, read_bytes):
+        for stored in read_lease(store, manifest, part):
+            yield decode_block(stored)
+
+
+def _parts(chunk: ChunkInfo, number: int, read_bytes: int) -> Iterator[LeaseRange]:
+    """Cut a chunk into ranges of blocks of at most so many bytes, or one block."""
+    first = 0
+    while first < chunk.n_blocks:
+        stop = first + 1
+        while stop < chunk.n_blocks and (
+            chunk.block_offsets[stop + 1] - chunk.block_offsets[first] <= read_bytes
+        ):
+            stop += 1
+        n_rows = sum(chunk.block_rows[first:stop])
+        yield LeaseRange(
+            chunk=number, first_block=first, n_blocks=stop - first, n_rows=n_rows, n_steps=stop - first
+        )
+        first = stop

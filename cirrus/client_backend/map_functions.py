@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 
 from cirrus.client_backend.function_identity import identify, is_users_own
 from cirrus.errors import ConfigError
+
+#: Which modules are pickled by value is known to cloudpickle for the whole process.
+_REGISTRY_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,7 @@ def _modules_of(*functions: Any) -> list[types.ModuleType]:
 def _dumps(value: Any, modules: Iterable[types.ModuleType]) -> bytes:
     import cloudpickle
 
-    with _by_value(modules):
+    with _REGISTRY_LOCK, _by_value(modules):
         data: bytes = cloudpickle.dumps(value)
     return data
 
