@@ -155,12 +155,24 @@ def test_wrong_parameters_are_refused_by_name(documents):
         ("learning_decay", 0.5),
         ("learning_offset", 0),
     ):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=name):
             make(**{name: value}).fit(documents)
     with pytest.raises(ValueError, match="Negative"):
         make().fit(-documents)
     with pytest.raises(DataError, match="vocabulary has 2 words"):
         make(epochs=1).fit(documents).top_words(["a", "b"])
+    with pytest.raises(ConfigError, match="n: must be a whole number"):
+        make(epochs=1).fit(documents).top_words([str(word) for word in range(documents.shape[1])], 0)
+
+
+def test_documents_without_a_single_word(documents):
+    """They teach nothing, have the prior's topics, and no perplexity."""
+    empty = np.zeros_like(documents[:3])
+    est = make(epochs=1).fit(documents)
+    np.testing.assert_allclose(est.transform(empty), 1.0 / est.n_topics)
+    with pytest.raises(DataError, match="no words"):
+        est.perplexity(empty)
+    assert np.isfinite(make(epochs=1).fit(empty).components_).all()
 
 
 @pytest.mark.skipif(not REUTERS.is_dir(), reason="the Reuters articles are not beside the project")

@@ -72,6 +72,32 @@ def test_ids_may_be_anything(triples):
         make().fit(items + 0.5, users, ratings)
 
 
+@pytest.mark.parametrize(
+    ("ids", "asked"),
+    [
+        ([b"ann", b"bob"], "ann"),
+        (np.array([b"ann", "bob"], object), b"ann"),
+        ([True, False], 1),
+        (np.array(["2020-02-29", "2020-03-01"], "M8[D]"), "2020-02-29"),
+        (np.array([7, 8], np.uint8), 7.0),
+    ],
+)
+def test_ids_of_every_type_are_found_again(ids, asked):
+    """Bytes are text, truth values are numbers, and all else is what it prints as."""
+    est = make(epochs=1).fit(ids, [1, 2], [5.0, 1.0])
+    known = est.predict(np.asarray(ids)[:1], [1])
+    assert known != pytest.approx(est.mean_, abs=1e-6)
+    assert est.predict([asked], [1]) == known
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_ids_are_refused(missing):
+    """Ratings of nobody would be taken for those of one user."""
+    for users in ([missing, 3], np.array([missing, "ann"], object)):
+        with pytest.raises(DataError, match="users: an id is missing"):
+            make().fit(users, [1, 2], [5.0, 1.0])
+
+
 def test_unknown_users_and_items_get_the_mean(triples):
     """Nobody knows them: the mean; or one of two: the mean and the other's bias."""
     users, items, ratings = triples

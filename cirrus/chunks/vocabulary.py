@@ -139,7 +139,10 @@ class Vocabulary:
             if self.is_text:
                 return array, np.ones(array.shape, np.bool_)
             array = np.char.decode(array, "utf-8", "replace")
-        texts = [name if isinstance(name, str) else str(name) for name in array.tolist()]
+        texts = [
+            name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+            for name in array.tolist()
+        ]
         if self.is_text:
             encoded = [name.encode("utf-8", "replace") for name in texts]
             possible = np.array(["\0" not in name for name in texts], np.bool_)

@@ -36,13 +36,28 @@ def number_ids(ids: Any, name: str) -> Vocabulary:
     if array.ndim != 1 or array.size == 0:
         raise DataError(f"{name}: must be one id for each rating, got an array of shape {array.shape}")
     if array.dtype.kind == "f":
+        if np.isnan(array).any():
+            raise DataError(f"{name}: an id is missing (NaN)")
         if not np.array_equal(array, np.rint(array)):
             raise DataError(f"{name}: ids must be whole numbers or text, got fractions")
         array = array.astype(np.int64)
-    if array.dtype.kind in "iu":
-        return Vocabulary.of(np.unique(array).tolist())
-    names = sorted({str(one) for one in array.tolist()})
-    return Vocabulary.of(names)
+    if array.dtype.kind in "iub":
+        return Vocabulary.of(np.unique(array.astype(np.int64, copy=False)).tolist())
+    return Vocabulary.of(sorted({_text(one, name) for one in array.tolist()}))
+
+
+def _text(one: Any, name: str) -> str:
+    """Return an id as text.
+
+    Raises:
+        DataError: It is missing, or bytes that are no text.
+    """
+    if one is None or one != one:
+        raise DataError(f"{name}: an id is missing ({one})")
+    try:
+        return one.decode() if isinstance(one, bytes) else str(one)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: {one!r} is not UTF-8") from error
 
 
 def ratings_rows(users: Array, items: Array, n_users: int, n_items: int) -> scipy.sparse.csr_array:

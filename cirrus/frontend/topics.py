@@ -99,6 +99,9 @@ class LatentDirichletAllocation(TransformerMixin, Estimator):  # type: ignore[mi
             if isinstance(value, (bool, str)) or not 0 < value < np.inf:
                 raise ConfigError(name, f"must be a positive number or None, got {value!r}")
             found.append(float(value))
+        offset = self.learning_offset
+        if isinstance(offset, (bool, str)) or not 1 <= offset < np.inf:
+            raise ConfigError("learning_offset", f"must be a number >= 1, got {offset!r}")
         return found[0], found[1]
 
     def _model_config(self, data: TrainingData) -> ModelConfig:
@@ -174,11 +177,16 @@ class LatentDirichletAllocation(TransformerMixin, Estimator):  # type: ignore[mi
         """Return ``exp(-bound per word)`` of documents given the topics; lower is better.
 
         The bound is that of the documents alone: scikit-learn's has a term for the topics, too.
+
+        Raises:
+            DataError: The documents are all empty.
         """
         bound = n_words = 0.0
         for documents in self._infer(X):
             bound += float(documents.bounds().sum())
             n_words += float(documents.counts.sum())
+        if not n_words:
+            raise DataError("X: has no words, of which to tell the perplexity")
         return float(np.exp(-bound / n_words))
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -194,8 +202,11 @@ class LatentDirichletAllocation(TransformerMixin, Estimator):  # type: ignore[mi
 
         Raises:
             DataError: The vocabulary is of another size.
+            ConfigError: ``n`` is no number of words.
         """
         check_is_fitted(self)
+        if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
+            raise ConfigError("n", f"must be a whole number >= 1, got {n!r}")
         names = vocabulary.ids() if isinstance(vocabulary, Vocabulary) else list(vocabulary)
         if len(names) != self.n_features_in_:
             raise DataError(f"the vocabulary has {len(names)} words, the model {self.n_features_in_}")

@@ -289,6 +289,8 @@ def infer(words: Array, block: Block, alpha: float) -> Documents:
     gamma = alpha + np.repeat(np.bincount(rows, counts, n_rows)[:, None] / k, k, axis=1)
     open_rows = np.unique(rows)
     for _ in range(0, MAX_ROUNDS, ROUNDS_AT_A_TIME):
+        if not open_rows.size:
+            break
         # Documents that have settled are left out now and then: some take many more rounds than most.
         chosen = np.zeros(n_rows, np.bool_)
         chosen[open_rows] = True
@@ -297,8 +299,6 @@ def infer(words: Array, block: Block, alpha: float) -> Documents:
         found, settled = _rounds(gamma[open_rows], by_entry[entries], counts[entries], place, alpha)
         gamma[open_rows] = found
         open_rows = open_rows[~settled]
-        if not open_rows.size:
-            break
     weights = sample_weights(block)
     if weights is None:
         weights = np.ones(n_rows)
