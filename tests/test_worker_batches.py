@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cirrus.chunks import Block, StoredBlock, encode_block
+from cirrus.config import LeaseRange
 from cirrus.errors import CorruptDataError
 from cirrus.worker_runtime.batches import minibatches
 from cirrus.worker_runtime.gradient_filter import GradientFilter
+from cirrus.worker_runtime.train import pulls_ahead
 
 N_FEATURES = 50
 
@@ -141,3 +143,13 @@ def test_small_values_are_sent_when_they_have_added_up() -> None:
     assert sent.tolist() == [[1.0], [2.0]]
     assert held.select(ids[:1], gradient[:1], last=False)[0].tolist() == []
     assert held.select(ids[1:], gradient[1:], last=True)[0].tolist() == [3, 8]
+
+
+def test_pulls_are_further_ahead_where_an_epoch_is_long():
+    """Few steps an epoch do not bear older weights; the leases of all count, not those of one worker."""
+
+    def lease(n_steps: int) -> LeaseRange:
+        return LeaseRange(chunk=0, first_block=0, n_blocks=1, n_rows=n_steps, n_steps=n_steps)
+
+    assert pulls_ahead([lease(200), lease(55)]) == 2
+    assert pulls_ahead([lease(200), lease(56)]) == 3

@@ -1,8 +1,8 @@
 """Training on one lease: minibatch, pull, gradient, push.
 
-The pulls of the next two minibatches are under way while the gradient of this one is computed; the push of
-this one goes out together with the pull of the third after it, and is not waited for. Pushes are acknowledged
-at the end of the lease.
+The pull of the next minibatch is under way while the gradient of this one is computed; the push of this one
+goes out together with the pull of the one after next, and is not waited for. Where an epoch is long, pulls
+are a minibatch further ahead. Pushes are acknowledged at the end of the lease.
 
 With bounded staleness there is one pull under way, asked for when the pushes before it were sent: a worker
 then sees its own steps. Where there are others it first waits for its turn.
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cirrus.chunks import Block
+from cirrus.config import LeaseRange
 from cirrus.errors import CorruptDataError
 from cirrus.models import Gradients
 from cirrus.paramserver.client import ParameterClient, PullTicket
@@ -27,9 +28,12 @@ from cirrus.worker_runtime.fetch import FetchedLease
 from cirrus.worker_runtime.gradient_filter import GradientFilter
 from cirrus.worker_runtime.session import DeadlineError, Session
 
-#: With two, the reply for the next minibatch comes while this one's gradient is computed; the third is for a
-#: shard that is late, since others ask it or it waits for a processor (a fifth faster on busy ones).
-PULLS_AHEAD = 3
+#: With two, the reply for the next minibatch comes while this one's gradient is computed.
+PULLS_AHEAD = 2
+#: One more is for a shard that is late, since others ask it or it waits for a processor (a fifth faster on
+#: busy ones). Gradients are then of older weights, which matters where an epoch has few steps: Adam swings.
+LONG_PULLS_AHEAD = 3
+LONG_EPOCH_STEPS = 256
 #: Shard 0 says after this long at the latest whether it is a worker's turn.
 TURN_SECONDS = 1.0
 
@@ -48,6 +52,12 @@ class Totals:
     push_seconds: float = 0.0
 
 
+def pulls_ahead(leases: Sequence[LeaseRange]) -> int:
+    """Return how many pulls an asynchronous worker keeps under way, given an epoch's leases."""
+    is_long = sum(lease.n_steps for lease in leases) >= LONG_EPOCH_STEPS
+    return LONG_PULLS_AHEAD if is_long else PULLS_AHEAD
+
+
 class LeaseTrainer:
     """Trains the rest of one lease.
 
@@ -64,7 +74,7 @@ class LeaseTrainer:
         self._totals = Totals()
         config = session.config
         self._range = config.leases[lease.task.lease]
-        self._pulls_ahead = PULLS_AHEAD if config.staleness is None else 1
+        self._pulls_ahead = 1 if config.staleness is not None else pulls_ahead(config.leases)
         self._takes_turns = config.staleness is not None and config.n_workers > 1
         threshold = config.gradient_threshold
         self._filters: dict[int, GradientFilter] | None = None
