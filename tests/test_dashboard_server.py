@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cirrus_dashboard import DashboardServer, serve
 from cirrus_dashboard.security import allowed_hosts
@@ -21,6 +22,8 @@ from cirrus_dashboard.sources import FolderSource
 from dashboard_runs import make_run, points, write_status
 from stand_ins import eventually
 
+import cirrus
+from cirrus.client_backend.runs import open_run
 from cirrus.client_backend.search_folder import SearchConfig, SearchFolder, SearchState, Trial, TrialStatus
 from cirrus.errors import ConfigError, CorruptDataError, RunError
 from cirrus.metrics import RunEvent, RunState
@@ -306,6 +309,28 @@ class TestFolders:
         source.resume("b")
         eventually(lambda: source.poll().records["b"].problem == "error: its data is gone")
         assert asked == [(str(tmp_path), "b")]
+
+    @pytest.mark.timeout(240)
+    def test_a_killed_trial_goes_on_though_nobody_drives_its_search(self, tmp_path):
+        """The search is resumed in a process of its own, and its driver is asked for the trial."""
+        rows = np.random.default_rng(0).normal(size=(600, 5)).astype(np.float32)
+        data = cirrus.load_arrays(rows, (rows[:, 0] > 0).astype(int), tmp_path / "rows")
+        backend = cirrus.LocalBackend(root=tmp_path / "home")
+        estimator = cirrus.LogisticRegression(
+            n_workers=1, epochs=200, tol=None, batch_size=10, random_state=0, backend=backend
+        )
+        search = cirrus.GridSearch(estimator, {"l1": [0]}, search_id="sweep")
+        with search.start(data):
+            eventually(lambda: search.status.trials[0].updates > 0)
+            search.kill(0)
+        with FolderSource(str(backend.root), poll_seconds=0.1) as source:
+            eventually(lambda: "sweep:0" in source.snapshot.records)
+            assert source.snapshot.records["sweep:0"].state == "killed"
+            source.resume("sweep:0")
+            eventually(lambda: source.snapshot.records["sweep:0"].state == "finished", 150)
+            assert source.snapshot.records["sweep:0"].runs == search.status.trials[0].runs
+        run = open_run(str(backend.root), search.status.trials[0].runs[0])
+        assert run.status.counts["shard0.steps_applied"] == 200 * 60
 
     def test_killing_an_abandoned_run_ends_it(self, tmp_path):
         """A run whose client and shards are gone is declared dead: it is not only asked to be."""

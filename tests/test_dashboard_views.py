@@ -106,6 +106,15 @@ class TestChoosing:
 class TestDelta:
     """What a page lacks."""
 
+    def test_the_newest_come_first_and_trials_by_number(self):
+        """Trial 10 comes after trial 9, and a search has its place by its own age."""
+        trials = [
+            dataclasses.replace(record(f"search-2:{n}"), search="search-2", trial=n) for n in (10, 9, 0)
+        ]
+        found = ask(snapshot(record("1-run"), *trials, record("3-run")), View())
+        assert found is not None
+        assert found["row_order"] == ["3-run", "search-2:0", "search-2:9", "search-2:10", "1-run"]
+
     def test_a_page_that_is_up_to_date_gets_nothing(self):
         """The same version and view: no answer at all."""
         held = snapshot(record("a"))
@@ -363,3 +372,24 @@ class TestExports:
         assert len(train) == 1001
         assert train[1].endswith(",0.7")
         assert curves_csv([run], View(loss="validation_loss")).splitlines()[1:] == ["a,2000,5,5,0,0.25"]
+
+
+@pytest.mark.parametrize(
+    ("generation", "text"),
+    [
+        (3, "generation 3"),
+        (1_000_000, "generation 1"),
+        (1_000_004, "generation 5"),
+        (2_000_000, "generation 1 of client 2"),
+    ],
+)
+def test_generations_are_told_as_people_count(generation, text):
+    """Workers count from a high number, so that those of another client are never taken for theirs."""
+    assert panels.generation_text(generation) == text
+
+
+def test_what_tells_a_run_from_others_comes_first():
+    """Hyperparameters that all runs share are folded away."""
+    run = record("a", learning_rate=0.5, l1=1)
+    text = str(panels.detail(run, [], ["learning_rate"]))
+    assert text.index("learning_rate") < text.index("that all runs share") < text.index("'l1'")

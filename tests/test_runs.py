@@ -25,6 +25,7 @@ from cirrus.client_backend.inline import (
     WorkerContext,
 )
 from cirrus.client_backend.runs import Run, judge_status, list_runs, new_run_id, open_run, run_url
+from cirrus.client_backend.supervisor import CLAIM_RENEW_SECONDS, Silence
 from cirrus.errors import DataError, NotFoundError, RunError
 from cirrus.metrics import MetricPoint, RunState, RunStatus
 from cirrus.run_folder import ClientClaim, MetricsWriter, RunFolder, ShardAddress
@@ -381,3 +382,13 @@ class TestList:
     def test_there_may_be_no_runs(self, tmp_path: Path) -> None:
         """A root that does not exist yet has no runs, which is no error."""
         assert list_runs(str(tmp_path / "nowhere")) == []
+
+
+def test_silence_is_counted_only_while_somebody_listens() -> None:
+    """Shard 0 is stuck when its heartbeat stands still, and not when this machine slept meanwhile."""
+    silence = Silence()
+    assert silence.lasts(10.0, 100.0) == 0
+    assert silence.lasts(10.0, 103.0) == 3
+    assert silence.lasts(10.0, 106.0) == 6
+    assert silence.lasts(10.0, 9_000.0) == 6 + 2 * CLAIM_RENEW_SECONDS
+    assert silence.lasts(11.0, 9_003.0) == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from stand_ins import eventually, processes
 import cirrus
 from cirrus import GridSearch, InlineBackend, LocalBackend, LogisticRegression, RandomSearch, SearchState
 from cirrus.chunks import plan_leases
+from cirrus.client_backend.local import LocalLauncher
 from cirrus.client_backend.overview import Overview
 from cirrus.client_backend.runs import list_runs, open_run
 from cirrus.client_backend.search_folder import SearchFolder, TrialStatus
-from cirrus.errors import ConfigError, ConflictError, DataError, NotFoundError, RunError
+from cirrus.errors import ConfigError, ConflictError, DataError, NotFoundError, RunError, StorageError
 from cirrus.metrics import RunState
 from cirrus.run_folder import RunFolder
 
@@ -535,6 +538,85 @@ class TestShardHosts:
             counts = open_run(str(tmp_path), trial.runs[0]).status.counts
             assert counts["shard0.steps_applied"] == steps
         assert not processes(str(tmp_path))
+
+    def test_a_process_that_hangs_is_replaced(
+        self, tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody waits for ever for shards that stand still: they go on from their snapshots in another."""
+        monkeypatch.setattr(LocalLauncher, "silent_seconds", 4.0)
+        search = GridSearch(
+            estimator(LocalBackend(root=tmp_path), epochs=EPOCHS, batch_size=BATCH_ROWS), {"l1": [0]}
+        ).start(data[0])
+        with search:
+            eventually(lambda: at_work(search, 0))
+            for host in processes(f"{tmp_path}/searches", "cirrus.paramserver.pack"):
+                host.suspend()
+            search.wait()
+        (trial,) = search.status.trials
+        counts = open_run(str(tmp_path), trial.runs[0]).status.counts
+        assert counts["shard0.steps_applied"] == EPOCHS * steps_of(data[0])
+
+
+class TestAStoreThatFails:
+    """A store that cannot be reached for a moment costs nothing but that moment."""
+
+    def test_the_search_goes_on(self, data: Any) -> None:
+        """Whatever the driver was about to read or write, it does so afterwards, and each trial once."""
+        search = GridSearch(estimator(), {"l1": [0, 1], "learning_rate": [0.1, 0.3]}, pruner="asha")
+        calls = itertools.count()
+
+        def failing(method: Any) -> Any:
+            def call(*arguments: Any, **options: Any) -> Any:
+                if threading.current_thread().name == "cirrus-search" and next(calls) % 5 == 3:
+                    raise StorageError("the store is away")
+                return method(*arguments, **options)
+
+            return call
+
+        begun = search.start(data[0], validation=data[1])
+        store = begun._driver._folder.store
+        for name in ("put", "get", "list", "get_versioned", "exists"):
+            setattr(store, name, failing(getattr(store, name)))
+        search.wait()
+        assert {*statuses(search)} <= {"finished", "pruned"}
+        assert "finished" in statuses(search)
+        assert next(calls) > 10
+
+    def test_a_store_that_stays_away_ends_it(self, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The error says so, and nothing is left running."""
+        monkeypatch.setattr("cirrus.frontend.search.driver.STORE_PATIENCE_SECONDS", 0.5)
+        search = GridSearch(estimator(epochs=FOR_EVER), {"l1": [0]}).start(data[0])
+        eventually(lambda: at_work(search, 0))
+
+        def away(*_: Any, **__: Any) -> Any:
+            raise StorageError("the store is away")
+
+        search._driver._folder.store.list = away
+        with pytest.raises(RunError, match="the store is away"):
+            search.wait()
+        assert search.status.state is RunState.FAILED
+
+    def test_a_state_whose_answer_was_lost_is_no_conflict(self, data: Any) -> None:
+        """The driver finds its own state in the store, and goes on."""
+        search = GridSearch(estimator(epochs=FOR_EVER), {"l1": [0]}).start(data[0])
+        with search:
+            eventually(lambda: at_work(search, 0))
+            store = search._driver._folder.store
+            put, lost = store.put, threading.Event()
+
+            def losing(key: str, *arguments: Any, **options: Any) -> Any:
+                etag = put(key, *arguments, **options)
+                if key == "state.json" and not lost.is_set():
+                    lost.set()
+                    raise StorageError("no answer")
+                return etag
+
+            store.put = losing
+            eventually(lost.is_set)
+            updates = search.status.trials[0].updates
+            eventually(lambda: search.status.trials[0].updates > updates)
+            search.kill(0)
+        assert statuses(search) == ["killed"]
 
 
 def test_twenty_experiments_at_a_time(tmp_path: Path, data: Any) -> None:

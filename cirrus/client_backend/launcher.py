@@ -15,9 +15,12 @@ class Launcher(ABC):
 
     Attributes:
         status_age_seconds: How old the run's status may be that the client's threads share; 0: always new.
+        silent_seconds: Shard 0 of a run at work is taken for stuck when its status stands still for this
+            long; None: something else watches it.
     """
 
     status_age_seconds: float = 0.0
+    silent_seconds: float | None = None
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -40,6 +43,10 @@ class Launcher(ABC):
         Raises:
             CirrusError: It crashed, or could not be started.
         """
+
+    def end_stuck_shard(self, shard: int) -> None:
+        """Kill what runs a shard that is stuck; :meth:`run_shard` then fails, and it is started anew."""
+        return
 
     @abstractmethod
     def invoke(self, event: WorkerEvent) -> WorkerResult:

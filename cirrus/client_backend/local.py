@@ -33,6 +33,8 @@ KEEP_RUNS = 100
 WORKER_GRACE_SECONDS = 0.3
 #: Shards write a last snapshot. One that takes longer is lost, and the one before it stands.
 SHARD_GRACE_SECONDS = 1.5
+#: Shard 0 renews its status every second. One that has not for so long hangs, however busy the machine is.
+SILENT_SECONDS = 120.0
 #: What processes that run the shards of many runs are called in a process list, below the root.
 HOSTS_NAME = "searches"
 #: Where those processes log, below the root.
@@ -166,6 +168,8 @@ class LocalLauncher(Launcher):
         commands: What to run.
     """
 
+    silent_seconds = SILENT_SECONDS
+
     def __init__(self, run_url: str, commands: LocalCommands) -> None:
         self._run_url = run_url
         self._commands = commands
@@ -173,6 +177,12 @@ class LocalLauncher(Launcher):
         self._logs = None if folder is None else folder / "logs"
         self.shards = ChildSet()
         self.workers = ChildSet()
+
+    def end_stuck_shard(self, shard: int) -> None:
+        """See :meth:`Launcher.end_stuck_shard`."""
+        address = RunFolder(self._run_url).shard_address(shard)
+        if address is not None:
+            self.shards.kill_some(lambda pid: pid == address.pid)
 
     def _log_path(self, name: str) -> Path | None:
         return None if self._logs is None else self._logs / f"{name}.log"
@@ -257,6 +267,13 @@ class PackedLauncher(LocalLauncher):
             raise AttemptError(
                 f"shard {shard}: {ticket.error}", is_permanent=ticket.error.is_permanent
             ) from ticket.error
+
+    def end_stuck_shard(self, shard: int) -> None:
+        """See :meth:`Launcher.end_stuck_shard`: its process ends, and what other shards are in it too."""
+        with self._lock:
+            stuck = [ticket for ticket in self._tickets if ticket.shard == shard]
+        for ticket in stuck:
+            self._hosts.kill(ticket)
 
     def close(self) -> None:
         """See :meth:`Launcher.close`."""

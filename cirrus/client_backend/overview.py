@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cirrus.chunks import MANIFEST_KEY
 from cirrus.client_backend.claims import is_held, new_claim
 from cirrus.client_backend.metric_columns import Columns, columns_of_lines, joined
 from cirrus.client_backend.run_index import IndexedRun, RunIndex, index_path
@@ -36,6 +37,7 @@ from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConflictError, NotFoundError, RunError
 from cirrus.metrics import MetricPoint, RunState
 from cirrus.run_folder import MetricsCursor, MetricsReader, RunFolder
+from cirrus.storage import open_store
 
 #: Of these a run does not come back: what was read once holds for ever. (A killed one can be resumed.)
 FINAL_STATES = frozenset({RunState.FINISHED, RunState.FAILED})
@@ -251,6 +253,30 @@ class Overview:
         self._trial(self._state(search_id), search_id, trial)
         self._require_driver(search_id)
         SearchFolder.open(self.root, search_id).request(SearchRequest(action="resume", trial=trial))
+
+    def queue_trial(self, search_id: str, trial: int) -> None:
+        """Leave a request for whoever resumes a search that nobody drives: to go on with a trial.
+
+        Args:
+            search_id: The search.
+            trial: Its index.
+
+        Raises:
+            NotFoundError: There is no such search or trial.
+            RunError: Its sampler, or its data, is gone.
+        """
+        folder = SearchFolder.open(self.root, search_id)
+        config = folder.config()
+        if config.method == "optuna":
+            raise RunError(
+                f"no file holds the sampler of search {search_id}: run its program again, with "
+                f"search_id={search_id!r}"
+            )
+        if not open_store(config.train_url).exists(MANIFEST_KEY):
+            raise RunError(f"the data of search {search_id} went away with its end: {config.train_url}")
+        chosen = self._trial(folder.state(), search_id, trial)
+        if chosen.status in (TrialStatus.KILLED, TrialStatus.PRUNED):
+            folder.request(SearchRequest(action="resume", trial=trial))
 
     def _require_driver(self, search_id: str) -> None:
         if not self.is_driven(search_id):

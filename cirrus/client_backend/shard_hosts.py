@@ -33,9 +33,10 @@ def host_command(name: str) -> list[str]:
 class Ticket:
     """One shard that somebody waits for: ``ended`` is set when it has, with ``error`` if it crashed."""
 
-    def __init__(self, host: _Host, number: int) -> None:
+    def __init__(self, host: _Host, number: int, shard: int) -> None:
         self.host = host
         self.number = number
+        self.shard = shard
         self.ended = threading.Event()
         self.error: AttemptError | None = None
 
@@ -103,7 +104,7 @@ class ShardHosts:
             if self._closed:
                 raise RunError("the search is being ended")
             host = self._free_host()
-            ticket = Ticket(host, next(self._numbers))
+            ticket = Ticket(host, next(self._numbers), shard)
             host.tickets[ticket.number] = ticket
             order = {"id": ticket.number, "run_url": run_url, "shard": shard, "generation": generation}
             self._send(host, order)
@@ -114,6 +115,12 @@ class ShardHosts:
         with self._lock:
             if not ticket.host.is_gone:
                 self._send(ticket.host, {"id": ticket.number, "end": how})
+
+    def kill(self, ticket: Ticket) -> None:
+        """Kill the process of a shard that is stuck: all shards in it end like killed processes."""
+        with self._lock:
+            if not ticket.host.is_gone:
+                ticket.host.child.kill()
 
     def close(self) -> None:
         """End all processes, and with them what shards are left."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import logging
 import os
 import queue
 import random
@@ -28,6 +29,8 @@ from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConflictError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.run_folder import ClientClaim, ControlRequest, RunFolder
+
+log = logging.getLogger(__name__)
 
 #: The claim on a run is renewed this often; it lapses after ``run_folder.CLAIM_SECONDS``.
 CLAIM_RENEW_SECONDS = 3.0
@@ -63,6 +66,29 @@ class _Remove:
 
 #: What the watcher is told.
 _Message = _ShardEnded | _Failed | _Close | _Remove
+
+
+class Silence:
+    """How long nothing new was heard, counted only while somebody listens: a machine may have slept."""
+
+    def __init__(self) -> None:
+        self._heard: float | None = None
+        self._looked_at = 0.0
+        self._seconds = 0.0
+
+    def lasts(self, heard: float, now: float) -> float:
+        """Return the seconds since something new was heard.
+
+        Args:
+            heard: When the other last gave a sign of life, by its own clock.
+            now: Monotonic seconds.
+        """
+        if heard != self._heard:
+            self._heard, self._seconds = heard, 0.0
+        else:
+            self._seconds += min(now - self._looked_at, 2 * CLAIM_RENEW_SECONDS)
+        self._looked_at = now
+        return self._seconds
 
 
 class Supervisor:
@@ -104,6 +130,7 @@ class Supervisor:
         self._failure_lock = threading.Lock()
         self._failure: CirrusError | None = None
         self._status = StatusCache(folder, launcher.status_age_seconds)
+        self._silence = Silence()
         self._live_shards = set(range(config.n_shards))
         self._fleet = Fleet(
             config.n_workers,
@@ -271,6 +298,7 @@ class Supervisor:
             if now >= renew_at:
                 if not self._renew_claim():
                     return
+                self._watch_coordinator(now)
                 renew_at = now + CLAIM_RENEW_SECONDS
             try:
                 message = self._mailbox.get(timeout=max(0.0, min(renew_at, give_up_at) - now))
@@ -285,6 +313,18 @@ class Supervisor:
                     self._live_shards.discard(shard)
             if not self._live_shards or (self._failure is not None and 0 not in self._live_shards):
                 return
+
+    def _watch_coordinator(self, now: float) -> None:
+        """Have shard 0 started anew when it is stuck: what waits for it would wait for ever."""
+        limit = self._launcher.silent_seconds
+        status = self._status.read()
+        if limit is None or status is None or status.state is not RunState.RUNNING:
+            self._silence = Silence()
+        elif self._silence.lasts(status.heartbeat_at, now) > limit:
+            log.warning("shard 0 of %s gives no sign of life: it is started anew", self._folder.url)
+            self._silence = Silence()
+            with contextlib.suppress(CirrusError):
+                self._launcher.end_stuck_shard(0)
 
     def _renew_claim(self) -> bool:
         """Renew the claim; return False when it is lost to another client."""

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from cirrus.errors import CirrusError, ConfigError, RunError, SupersededError
 from cirrus.paramserver import kernels
@@ -32,12 +32,19 @@ log = logging.getLogger(__name__)
 
 #: All shards have this long for their last snapshots once nobody wants them any more.
 FAREWELL_SECONDS = 5.0
+#: A longer report would be cut in the midst of a line, and nobody would hear that its shard has ended.
+ERROR_CHARACTERS = 4_000
 
 
 class Pack:
-    """The shards of this process, by the numbers that orders give them."""
+    """The shards of this process, by the numbers that orders give them.
 
-    def __init__(self) -> None:
+    Args:
+        out: Where reports go; nothing else may write there.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
         self._lock = threading.Lock()
         self._shards: dict[int, Shard | None] = {}
         """None for one that is starting."""
@@ -85,14 +92,14 @@ class Pack:
             self._ends.pop(number, None)
         report = {"id": number, "error": None, "type": ""}
         if error is not None:
-            report |= {"error": str(error), "type": type(error).__name__}
+            report |= {"error": str(error)[:ERROR_CHARACTERS], "type": type(error).__name__}
         self._say(report)
 
     def _say(self, report: Mapping[str, Any]) -> None:
         """Print a line, whole: shards end at the same time, and print() writes text and line end apart."""
         with self._lock:
-            sys.stdout.write(json.dumps(report) + "\n")
-            sys.stdout.flush()
+            self._out.write(json.dumps(report) + "\n")
+            self._out.flush()
 
     def _serve(self, number: int, shard: Shard) -> None:
         """Run a shard to its end; one that is not wanted any more does not start."""
@@ -137,10 +144,20 @@ def _end_shard(shard: Shard, how: str) -> None:
         shard.stop()
 
 
+def own_output() -> TextIO:
+    """Return standard output for reports alone: what a library prints goes where the log goes.
+
+    A line of theirs in the midst of a report would leave whoever waits for that shard waiting for ever.
+    """
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return out
+
+
 def main() -> int:
     """Obey until standard input closes or SIGTERM comes; return the exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
-    pack = Pack()
+    pack = Pack(own_output())
     kernels.compile_all()
     pack.ready()
     for number in (signal.SIGTERM, signal.SIGINT):

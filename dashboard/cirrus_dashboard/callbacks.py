@@ -195,7 +195,7 @@ def _register_panels(app: Dash, source: Source) -> None:
         if mark == drawn:
             raise PreventUpdate
         events = source.events(run_id) if record is not None else []
-        return panels.detail(record, events), mark
+        return panels.detail(record, events, varying(source.snapshot.records.values())), mark
 
     @app.callback(
         Output("note-text", "value"),
@@ -333,7 +333,7 @@ def _register_downloads(app: Dash, source: Source) -> None:
     )
     def download(_: Any, __: Any, *values: Any) -> Any:
         view = _view(values)
-        records = sorted(source.snapshot.records.values(), key=lambda record: record.run_id)
+        records = sorted(source.snapshot.records.values(), key=lambda record: record.place)
         if ctx.triggered_id == "csv-runs":
             return _file("cirrus-runs.csv", runs_csv(records))
         return _file("cirrus-curves.csv", curves_csv(choose(records, view), view))

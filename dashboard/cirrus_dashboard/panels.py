@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from dash import dcc, html
 
+from cirrus.client_backend.base import GENERATIONS_PER_CLIENT
 from cirrus.metrics import RunEvent
 from cirrus_dashboard.accessibility import aria
 from cirrus_dashboard.analysis import (
@@ -52,7 +53,7 @@ def totals(found: Totals) -> list[html.Div]:
         ("workers", f"{found.n_workers:,}"),
         ("memory", f"{found.memory_mb / 1024:,.1f} GB"),
         ("cost", dollars(found.cost)),
-        ("per hour", dollars(found.dollars_per_second * 3600)),
+        (f"per hour, {found.dollars_per_second:.2g} $/s", dollars(found.dollars_per_second * 3600)),
     ]
     return [html.Div([html.B(value), html.Span(name)], className="total") for name, value in figures]
 
@@ -84,8 +85,14 @@ def _pairs(rows: Sequence[tuple[str, str]]) -> html.Table:
     return html.Table(html.Tbody(lines), className="pairs")
 
 
-def detail(record: RunRecord | None, events: Sequence[RunEvent]) -> list[Any]:
-    """Return everything about one run."""
+def detail(record: RunRecord | None, events: Sequence[RunEvent], names: Sequence[str] = ()) -> list[Any]:
+    """Return everything about one run.
+
+    Args:
+        record: The run.
+        events: What happened in it, oldest first.
+        names: Hyperparameters that differ between runs; the others are folded away.
+    """
     if record is None:
         return [_hint("Click a curve, or a line of the table, to see a run's hyperparameters, where its time "
                       "goes, and what happened to it.")]  # fmt: skip
@@ -100,11 +107,21 @@ def detail(record: RunRecord | None, events: Sequence[RunEvent]) -> list[Any]:
     split = step_split(record.columns)
     if split:
         parts += [html.H3("Where a worker's time goes"), *_split_bar(split)]
-    chosen = [(name, value_text(value)) for name, value in sorted(record.hyperparameters.items())]
-    parts += [html.H3("Hyperparameters"), _pairs(chosen)]
+    parts += _hyperparameters(record, names)
     if events:
         parts += [html.H3("Events"), _event_list(events)]
     return parts
+
+
+def _hyperparameters(record: RunRecord, names: Sequence[str]) -> list[Any]:
+    """Return what was chosen: first what tells the run from others."""
+    texts = {name: value_text(value) for name, value in sorted(record.hyperparameters.items())}
+    telling = [(name, text) for name, text in texts.items() if name in names]
+    others = [(name, text) for name, text in texts.items() if name not in names]
+    if not telling:
+        return [html.H3("Hyperparameters"), _pairs(others)]
+    folded = html.Details([html.Summary(f"{len(others)} that all runs share"), _pairs(others)])
+    return [html.H3("Hyperparameters"), _pairs(telling), folded]
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -164,7 +181,15 @@ def _clock(unix: float) -> str:
 def _event_text(event: RunEvent) -> str:
     if event.kind == "ended":
         return f"{event.who} {event.text}"
-    return f"{_who(event.who)} {event.kind} (generation {event.generation})"
+    return f"{_who(event.who)} {event.kind} ({generation_text(event.generation)})"
+
+
+def generation_text(generation: int) -> str:
+    """Return a generation in words: workers count from a high number with each client of the run."""
+    client, number = divmod(generation, GENERATIONS_PER_CLIENT)
+    if client == 0:
+        return f"generation {number}"
+    return f"generation {number + 1}" + (f" of client {client}" if client > 1 else "")
 
 
 def _who(who: str) -> str:
@@ -348,10 +373,10 @@ def timeline(record: RunRecord | None, events: Sequence[RunEvent]) -> Any:
             "color": [_span_color(who, place) for who, _, place, _ in bars],
             "line": {"color": "#ffffff", "width": 1},
         },
-        "customdata": [[span.generation, "at work" if span.open else "ended"] for *_, span in bars],
-        "hovertemplate": (
-            "<b>%{y}</b>, generation %{customdata[0]}<br>%{x:.1f} s, %{customdata[1]}<extra></extra>"
-        ),
+        "customdata": [
+            [generation_text(span.generation), "at work" if span.open else "ended"] for *_, span in bars
+        ],
+        "hovertemplate": ("<b>%{y}</b>, %{customdata[0]}<br>%{x:.1f} s, %{customdata[1]}<extra></extra>"),
     }
     layout = {
         **_LAYOUT,

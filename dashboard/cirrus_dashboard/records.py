@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cirrus.client_backend.search_folder import TrialStatus
+from cirrus.client_backend.search_folder import SEARCH_PREFIX, TrialStatus
 from cirrus.config import RunConfig
 from cirrus.metrics import RunState, RunStatus
 from cirrus_dashboard.curves import TRAIN_LOSS, VALIDATION_LOSS, Columns
@@ -65,6 +65,13 @@ class RunRecord:
         return "broken" if self.status is None else self.status.state.value
 
     @property
+    def place(self) -> tuple[str, int]:
+        """What runs are sorted by: age, as ids begin with a time; and trials by their number."""
+        if self.search is None or self.trial is None:
+            return self.run_id, 0
+        return self.search.removeprefix(SEARCH_PREFIX), self.trial
+
+    @property
     def is_live(self) -> bool:
         """True while the run works, or is about to."""
         return self.status is not None and not self.status.state.ended
@@ -85,7 +92,8 @@ class RunRecord:
     def can_be_resumed(self) -> bool:
         """True when nobody works on the run, and it can be gone on with."""
         if self.trial_status is not None:
-            return self.trial_status in _RESUMABLE_TRIALS
+            lost = self.trial_status == TrialStatus.RUNNING and self.is_interrupted
+            return lost or self.trial_status in _RESUMABLE_TRIALS
         return self.is_interrupted or (self.status is not None and self.status.state is RunState.KILLED)
 
     @property

@@ -98,11 +98,20 @@ def attach_process(root: str, run_id: str) -> str | None:
     Returns:
         When the run has ended: None, or why it could not be gone on with.
     """
-    command = [sys.executable, "-m", "cirrus", "attach", run_id, "--killed", "--home", root]
+    return _run_cirrus("attach", run_id, "--killed", "--home", root)
+
+
+def search_process(root: str, search_id: str) -> str | None:
+    """Go on with a search that nobody drives, as :func:`attach_process` does with a run."""
+    return _run_cirrus("search", "--resume", search_id, "--home", root)
+
+
+def _run_cirrus(*arguments: str) -> str | None:
+    """Run a command to its end; return None, or what went wrong."""
     # No pipe: that would end with this process, and break what the other writes.
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "cirrus", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -112,7 +121,7 @@ def attach_process(root: str, run_id: str) -> str | None:
             return None
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"cirrus attach ended with exit code {process.returncode}"
+    return lines[-1] if lines else f"cirrus {arguments[0]} ended with exit code {process.returncode}"
 
 
 class FolderSource:
@@ -123,6 +132,7 @@ class FolderSource:
     Args:
         root: Object-store URL that holds ``runs/``.
         resume: Goes on with a run to its end, given (root, run id); returns what went wrong, or None.
+        resume_search: Goes on with a search, given (root, search id), likewise.
         poll_seconds: How often folders are read; None: a second, less often over the network.
     """
 
@@ -131,11 +141,13 @@ class FolderSource:
         root: str,
         *,
         resume: Callable[[str, str], str | None] = attach_process,
+        resume_search: Callable[[str, str], str | None] = search_process,
         poll_seconds: float | None = None,
     ) -> None:
         self._root = root.rstrip("/")
         self._overview = Overview(self._root)
         self._resume = resume
+        self._resume_search = resume_search
         is_remote = "://" in self._root and not self._root.startswith(("memory:", "file:"))
         # Over the network a reader waits most of the time; on this machine more than one would only compete.
         self._readers = ThreadPoolExecutor(READ_THREADS, "dashboard-read") if is_remote else None
@@ -372,24 +384,34 @@ class FolderSource:
         """See :meth:`Source.resume`.
 
         Raises:
-            RunError: The run is not one that can be gone on with, or nobody drives its search.
+            RunError: The run is not one that can be gone on with, or what it needs is gone.
         """
         record = self._snapshot.records.get(run_id)
         if record is None or not record.can_be_resumed:
             raise RunError(f"run {run_id} works, or has finished: there is nothing to go on with")
-        if record.search is not None and record.trial is not None:
+        if record.search is None or record.trial is None:
+            self._in_background(self._resume, record.runs[-1], [record.runs[-1]])
+        elif self._overview.is_driven(record.search):
             self._overview.resume_trial(record.search, record.trial)
         else:
-            run = record.runs[-1]
-            threading.Thread(target=self._resume_now, args=(run,), name=f"resume-{run}", daemon=True).start()
+            self._overview.queue_trial(record.search, record.trial)
+            self._in_background(self._resume_search, record.search, record.runs[-1:])
         self._wake.set()
 
-    def _resume_now(self, run_id: str) -> None:
-        self._resume_problems.pop(run_id, None)
-        problem = self._resume(self._root, run_id)
-        if problem is not None:
-            self._resume_problems[run_id] = problem
-            self._wake.set()
+    def _in_background(
+        self, resume: Callable[[str, str], str | None], name: str, shown_at: Sequence[str]
+    ) -> None:
+        """Go on with a run or a search; what goes wrong is shown with some runs."""
+
+        def work() -> None:
+            for run_id in shown_at:
+                self._resume_problems.pop(run_id, None)
+            problem = resume(self._root, name)
+            if problem is not None:
+                self._resume_problems |= dict.fromkeys(shown_at, problem)
+                self._wake.set()
+
+        threading.Thread(target=work, name=f"resume-{name}", daemon=True).start()
 
     def set_note(self, run_id: str, text: str) -> None:
         """See :meth:`Source.set_note`.

@@ -42,6 +42,9 @@ def columns(names: list[str]) -> list[dict[str, Any]]:
             "cellClassRules": {
                 f"state-{state}": f"params.value === '{state}'"
                 for state in (
+                    "queued",
+                    "paused",
+                    "pruned",
                     "starting",
                     "running",
                     "killing",
@@ -75,6 +78,7 @@ def columns(names: list[str]) -> list[dict[str, Any]]:
         _number("rate", "Updates/s", ",.1f", 118),
         _number("seconds", "Time (s)", ",.1f", 108),
         _number("cost", "Cost ($)", ".4f", 106),
+        _number("dollars_per_second", "$/s", ".3~g", 98),
         _number("dollars_per_hour", "$/h", ".3f", 88),
         _number("workers", "Workers", ".0f", 104),
         {"field": "model", "headerName": "Model", "width": 150},

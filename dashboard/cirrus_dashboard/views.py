@@ -96,7 +96,7 @@ def choose(records: Iterable[RunRecord], view: View) -> list[RunRecord]:
         ordered = [run_id for _, run_id in scored]
         kept = set(ordered[: view.count] if view.show == "best" else ordered[-view.count :])
         candidates = [x for x in candidates if x.run_id in kept or x.run_id in view.pinned]
-    return sorted(candidates, key=lambda record: record.run_id)
+    return sorted(candidates, key=lambda record: record.place)
 
 
 def _is_number(value: float | None) -> bool:
@@ -229,7 +229,7 @@ def delta(
         "bands": _bands(shown, view, cache) if view.group_by else [],
         "legend": styles.legend,
         "rows": rows,
-        "row_order": [record.run_id for record in sorted(records, key=lambda x: x.run_id, reverse=True)],
+        "row_order": [record.run_id for record in _newest_first(records)],
         "titles": {"loss": view.loss_title, "x": X_AXES[view.x]},
         "cursors": {
             "source": source,
@@ -240,6 +240,12 @@ def delta(
             "curves": curve_cursors,
         },
     }
+
+
+def _newest_first(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return runs as the table lists them: the newest first, but the trials of a search by number."""
+    by_trial = sorted(records, key=lambda record: record.place[1])
+    return sorted(by_trial, key=lambda record: record.place[0], reverse=True)
 
 
 def _curves(
@@ -341,6 +347,7 @@ def row(record: RunRecord, names: Sequence[str], *, live_rate: bool) -> dict[str
             "workers": status.n_workers if record.is_live else 0,
             "seconds": _finite(seconds),
             "cost": _finite(status.cost),
+            "dollars_per_second": record.dollars_per_second,
             "dollars_per_hour": record.dollars_per_second * 3600,
             "reason": status.stop_reason or "",
         }

@@ -263,7 +263,8 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         try:
             state = folder.read_state()
             rows = held_out = None
-            if state is None or any(not trial.status.ended for trial in state[0].trials):
+            is_left = state is None or any(not trial.status.ended for trial in state[0].trials)
+            if is_left or folder.requests():  # such as to go on with a trial that was killed
                 rows = _open_data(config.train_url, config.train_fingerprint)
                 held_out = _open_data(config.validation_url) if config.validation_url else None
             self._drive(folder, claim, self._with_budgets(config, backend), backend, rows, held_out)
@@ -671,7 +672,10 @@ class _Farewell:
     def __call__(self) -> None:
         self._backend.close_shared()
         found = self._folder.read_state()
-        if found is not None and found[0].state is RunState.FINISHED:
+        if found is None or found[0].state is not RunState.FINISHED:
+            return
+        # A trial that somebody killed may be gone on with.
+        if not any(trial.status is TrialStatus.KILLED for trial in found[0].trials):
             self._folder.store.delete_prefix(DATA_FOLDER)
 
 

@@ -31,7 +31,7 @@ from cirrus.client_backend.search_folder import (
     Trial,
     TrialStatus,
 )
-from cirrus.errors import CirrusError, ConflictError, RunError
+from cirrus.errors import CirrusError, ConflictError, NotFoundError, RunError, StorageError
 from cirrus.frontend.search.schedules import Job, Schedule
 from cirrus.metrics import MetricPoint, RunState, RunStatus
 from cirrus.run_folder import ClientClaim
@@ -47,6 +47,10 @@ REMOTE_STATE_SECONDS = 5.0
 CLAIM_RENEW_SECONDS = 3.0
 #: How long :meth:`Driver.close` waits. Ctrl-C promises 3 seconds, and runs end side by side.
 CLOSE_SECONDS = 8.0
+#: A store that cannot be reached for longer than this ends the search, which can be gone on with.
+STORE_PATIENCE_SECONDS = 60.0
+#: So often the last writes of a driver are tried again.
+FINAL_RETRIES = 5
 #: How long a request of this process may take.
 REQUEST_SECONDS = 20.0
 
@@ -177,6 +181,10 @@ class Driver:
         self._winding_down: str | None = None
         self._killed = False
         self._requests_seen: set[str] = set()
+        self._pending: list[_Request] = []
+        """Requests that were heard, and are not carried out yet."""
+        self._renew_at = self._control_at = self._state_at = 0.0
+        """When the claim, the requests of others and the state are due again; monotonic seconds."""
         self._mailbox: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         """Guards what other threads read: the state."""
@@ -266,27 +274,39 @@ class Driver:
                 self._finish()
 
     def _loop(self) -> None:
-        pending: list[_Request] = []
-        state_at = renew_at = control_at = 0.0
+        working_at = time.monotonic()
         while not self._closing.is_set():
-            now = time.monotonic()
-            if now >= renew_at:
-                self._renew_claim()
-                renew_at = now + CLAIM_RENEW_SECONDS
-            if now >= control_at:
-                pending += self._requests_of_others()
-                control_at = now + 2 * self._poll_seconds
-            for index in list(self._live):
-                self._look_at(self._live[index])
-            pending = [request for request in pending if not self._settled(request)]
-            self._check_budgets()
-            self._fill()
-            if self._dirty or now >= state_at:
-                self._write_state()
-                state_at = now + self._state_seconds
-            if self._is_done and not pending:
-                return
-            pending += self._next_messages()
+            try:
+                if self._step():
+                    return
+                working_at = time.monotonic()
+            except ConflictError:
+                raise
+            except StorageError as error:
+                # Runs go on without their driver for a while, and what a step has not done the next one does.
+                if time.monotonic() - working_at > STORE_PATIENCE_SECONDS:
+                    raise
+                log.warning("search %s: %s: it is tried again", self._config.search_id, error)
+            self._pending += self._next_messages()
+
+    def _step(self) -> bool:
+        """Look after everything once; return whether nothing is left to do."""
+        now = time.monotonic()
+        if now >= self._renew_at:
+            self._renew_claim()
+            self._renew_at = now + CLAIM_RENEW_SECONDS
+        if now >= self._control_at:
+            self._pending += self._requests_of_others()
+            self._control_at = now + 2 * self._poll_seconds
+        for index in list(self._live):
+            self._look_at(self._live[index])
+        self._pending = [request for request in self._pending if not self._settled(request)]
+        self._check_budgets()
+        self._fill()
+        if self._dirty or now >= self._state_at:
+            self._write_state()
+            self._state_at = now + self._state_seconds
+        return self._is_done and not self._pending
 
     def _next_messages(self) -> list[_Request]:
         """Wait a little, or until somebody of this process asks for something; obey."""
@@ -358,6 +378,9 @@ class Driver:
         except ConflictError:
             raise
         except (CirrusError, ValueError, OSError) as error:  # ValueError: scikit-learn's own about data
+            if isinstance(error, StorageError) and not isinstance(error, NotFoundError):
+                self._trials[job.trial] = dataclasses.replace(before, status=TrialStatus.QUEUED)
+                raise  # nothing has begun, and the next step tries it again
             log.warning("trial %d cannot be started: %s", job.trial, error)
             self._put(job.trial, status=TrialStatus.FAILED, error=str(error))
             self._tell(job.trial)
@@ -466,15 +489,18 @@ class Driver:
 
     def _take_end(self, work: _Live, status: RunStatus) -> None:
         """A run of a trial has ended."""
-        del self._live[work.trial]
         run_id = work.live.run.run_id
         work.live.close()
         if self._schedule.needs_curves:
             self._curves[work.trial] = self._curve(self._trials[work.trial])
+        # From here on nothing is read that might fail and have the run looked at again.
+        del self._live[work.trial]
         match status.state:
             case RunState.FINISHED:
                 self._take_model(work.job, run_id, status, pruned=work.pruning, stopped=work.stopping)
             case RunState.KILLED:
+                self._put(work.trial, status=TrialStatus.KILLED)
+            case RunState.INTERRUPTED if work.killing is not None:  # the store failed while it was killed
                 self._put(work.trial, status=TrialStatus.KILLED)
             case RunState.INTERRUPTED:
                 self._put(work.trial, status=TrialStatus.FAILED, error="its run was interrupted")
@@ -663,10 +689,25 @@ class Driver:
             seconds=self._seconds,
             renewed_at=time.time(),
         )
-        self._etag = self._folder.write_state(state, self._etag)
+        try:
+            self._etag = self._folder.write_state(state, self._etag)
+        except ConflictError:
+            self._etag = self._folder.write_state(state, self._etag_of_own())
         with self._lock:
             self._state = state
         self._dirty = False
+
+    def _etag_of_own(self) -> str | None:
+        """Return the etag of a state that this client wrote, though the answer to that was lost.
+
+        Raises:
+            ConflictError: Another client drives the search.
+        """
+        holder = self._folder.claim_holder()
+        if holder is None or holder.client_id != self._claim.client_id:
+            raise ConflictError(f"another client drives search {self._config.search_id}")
+        found = self._folder.read_state()
+        return None if found is None else found[1]
 
     def _close_runs(self) -> None:
         """End what is still at work, side by side; it can be gone on with."""
@@ -688,18 +729,10 @@ class Driver:
         try:
             if isinstance(self.failure, ConflictError):
                 return  # another client drives the search by now
-            if self.failure is not None:
-                self._write_state(state=RunState.FAILED, stop_reason="failed", error=str(self.failure))
-            elif self._is_done:
-                self._end_paused()
-                killed = self._killed and not any(t.status is TrialStatus.FINISHED for t in self._trials)
-                self._write_state(
-                    state=RunState.KILLED if self._killed or killed else RunState.FINISHED,
-                    stop_reason=self._winding_down or "all",
-                )
-            else:
-                self._write_state(state=RunState.INTERRUPTED, stop_reason="interrupted")
-            self._folder.renew_claim(dataclasses.replace(self._claim, renewed_at=time.time(), released=True))
+            ending = self._ending()
+            self._insist(lambda: self._write_state(**ending))
+            released = dataclasses.replace(self._claim, renewed_at=time.time(), released=True)
+            self._insist(lambda: self._folder.renew_claim(released))
         except CirrusError as error:
             self.failure = self.failure or error
         finally:
@@ -707,8 +740,32 @@ class Driver:
             try:
                 if self._on_end is not None:
                     self._on_end()
+            except CirrusError as error:  # what is left over costs space and nothing else
+                log.warning("search %s: %s", self._config.search_id, error)
             finally:
                 self._ended.set()
+
+    def _ending(self) -> dict[str, Any]:
+        """Return how the search has ended, as fields of its state."""
+        if self.failure is not None:
+            return {"state": RunState.FAILED, "stop_reason": "failed", "error": str(self.failure)}
+        if not self._is_done:
+            return {"state": RunState.INTERRUPTED, "stop_reason": "interrupted"}
+        self._end_paused()
+        state = RunState.KILLED if self._killed else RunState.FINISHED
+        return {"state": state, "stop_reason": self._winding_down or "all"}
+
+    def _insist(self, write: Callable[[], None]) -> None:
+        """Write something at the end, where no next step will do it."""
+        for _ in range(FINAL_RETRIES):
+            try:
+                return write()
+            except ConflictError:
+                raise
+            except StorageError as error:
+                log.warning("search %s: %s: it is tried again", self._config.search_id, error)
+            time.sleep(self._poll_seconds)  # a store wakes nobody when it is back
+        return write()
 
     def _end_paused(self) -> None:
         for trial in list(self._trials):
