@@ -298,6 +298,19 @@ def test_futures_can_be_waited_for_some_at_a_time() -> None:
         cirrus.wait(futures, 7)
 
 
+def test_progress_of_futures_and_samples_is_told() -> None:
+    """Both say how far they are; what is no listener is refused at once."""
+    source = make_dataset("memory://told/in")
+    heard: list[Any] = []
+    assert len(cirrus.wait(source.submit(count_rows, progress=heard.append), timeout=20).done) == 6
+    assert [progress.chunks_done for progress in heard] == [1, 2, 3, 4, 5, 6]
+    heard.clear()
+    source.sample(5, progress=heard.append)
+    assert heard[-1].rows == N_ROWS
+    with pytest.raises(ConfigError, match="progress"):
+        source.submit(count_rows, progress=5)  # type: ignore[arg-type]
+
+
 def test_describe_and_sample() -> None:
     """Each column's statistics are those of the rows; a sample holds distinct rows, in order."""
     source = make_dataset("memory://described/in")

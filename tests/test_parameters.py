@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -401,9 +402,14 @@ def test_workers_and_progress_of_a_step_act(make: Any) -> None:
         def job_launcher(self, job_url: str) -> Any:
             launcher = super().job_launcher(job_url)
             invoke = launcher.invoke
+            all_begun = threading.Barrier(3)
+            begun: set[int] = set()
 
             def watched(event: Any) -> Any:
                 asked.append(event.worker_id)
+                if event.worker_id not in begun:
+                    begun.add(event.worker_id)
+                    all_begun.wait(30)  # else two of them may have done all before the third is asked
                 return invoke(event)
 
             launcher.invoke = watched  # type: ignore[method-assign]
