@@ -90,10 +90,14 @@ def test_a_step_is_that_of_the_paper(documents, era_log_decay, n_eras, error):
 
 def test_the_bound_rises_and_is_watched(documents):
     """Validation loss is the negative bound per word, and falls while topics are found."""
-    est = make(n_topics=3, batch_size=50, epochs=10).fit(documents[:150], validation=documents[150:])
+    train, held_out = documents[:150], documents[150:]
+    est = make(n_topics=3, batch_size=50, epochs=10).fit(train, validation=held_out)
     losses = [point.validation_loss for point in est.history_ if point.validation_loss is not None]
-    assert losses[-1] < losses[0] - 0.1
-    assert np.exp(losses[-1]) == pytest.approx(est.perplexity(documents[150:]), rel=1e-3)
+    assert losses[-1] == pytest.approx(np.log(est.perplexity(held_out)), rel=1e-3)
+    # How often it is watched is a matter of time, so that the first figure may be late.
+    assert losses[-1] <= losses[0]
+    one = make(n_topics=1, epochs=2).fit(train)
+    assert losses[-1] < np.log(one.perplexity(held_out)) - 0.5
 
 
 def test_models_are_saved_and_go_on(documents, tmp_path):

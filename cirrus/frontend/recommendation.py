@@ -320,7 +320,7 @@ class MatrixFactorization(SgdEstimator):
             Pairs of item and predicted rating, the highest first.
         """
         check_is_fitted(self)
-        if n < 1:
+        if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
             raise ConfigError("n", f"must be a whole number >= 1, got {n!r}")
         items = np.arange(len(self.items_))
         left_out = self.items_.codes(list(exclude)) if (exclude := list(exclude)) else np.empty(0, np.int64)
