@@ -118,6 +118,21 @@ def test_without_credentials_nothing_is_made(home, monkeypatch, fake_terraform):
     assert not home.exists()
 
 
+@pytest.mark.parametrize(
+    ("region", "hint"),
+    [(None, "give --region"), ("eu-centrl-1", "did you mean eu-central-1"), ("mars", "name one")],
+)
+def test_a_region_that_there_is_not_is_told_first(region, hint, home, monkeypatch, fake_terraform):
+    """A slip of the pen, or none at all, is an error before anything is made or asked."""
+    fake_terraform("""echo '{"terraform_version": "1.11.4"}'""")
+    use_services(monkeypatch, "http://127.0.0.1:9")
+    for name in ("AWS_DEFAULT_REGION", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=f"region: .*{hint}"):
+        deploy(DeployOptions(region=region), boto3.session.Session(region_name=region), never, never)
+    assert not home.exists()
+
+
 def test_expired_credentials_are_told(home, monkeypatch, fake_terraform):
     """What AWS says of the credentials comes with what to do."""
     fake_terraform("""echo '{"terraform_version": "1.11.4"}'""")

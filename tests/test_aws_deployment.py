@@ -96,7 +96,7 @@ def test_the_bucket_of_another_deployment_is_refused(bucket: str) -> None:
         bucket_deployment(bucket)
 
 
-@pytest.mark.parametrize("name", ["", "s3://", "s3://bucket/prefix"])
+@pytest.mark.parametrize("name", ["", "s3://", "s3://bucket/prefix", "Bad Bucket", "ab"])
 def test_names_that_are_no_buckets(name: str) -> None:
     """A bucket is named without anything behind it."""
     with pytest.raises(ConfigError, match="bucket"):

@@ -168,7 +168,7 @@ def test_shards_share_a_server_to_the_end_of_the_run() -> None:
     threads = world.serve(0, 1, 2)
     eventually(lambda: len(world.cloud.tokens) == 2)
     assert {m.tags["cirrus:shards"] for m in world.cloud.machines.values()} == {"0-1", "2"}
-    assert sorted(world.cloud.tokens) == ["r-0-1", "r-2-1"]
+    assert sorted(token.rpartition("-")[0] for token in world.cloud.tokens) == ["r-0-1", "r-2-1"]
     assert {m.tags["cirrus:deployment"] for m in world.cloud.machines.values()} == {"cirrus"}
     world.finish()
     world.join(threads)
@@ -286,7 +286,7 @@ def test_a_server_that_says_it_is_lost(phase: HostPhase, text: str, kind: str | 
     assert world.cloud.machines["i-1"].state == "shutting-down"
     threads = world.serve(0, 1, generation=2)
     eventually(lambda: "i-2" in world.cloud.machines)
-    assert world.cloud.tokens == ["r-0-1", "r-0-2"]
+    assert [token.rpartition("-")[0] for token in world.cloud.tokens] == ["r-0-1", "r-0-2"]
     world.finish()
     world.join(threads)
 

@@ -382,3 +382,11 @@ def test_arrays_larger_than_their_file_are_refused_unallocated() -> None:
         archive.writestr("meta.json.npy", file.getvalue())
     with pytest.raises(CorruptDataError, match="is not of shape"):
         unpack_arrays(out.getvalue(), "x.npz")
+
+
+def test_what_fit_transform_does_not_take_of_a_dataset_is_refused(tmp_path):
+    """Where functions run is a parameter of the transformer; given elsewhere it is an error that says so."""
+    dataset = cirrus.load_arrays(np.eye(3), [0, 1, 1], url=str(tmp_path / "in"))
+    for transformer in (MinMaxScaler(), StandardScaler(with_mean=False), FeatureHasher(8)):
+        with pytest.raises(ConfigError, match=rf"backend: .*{type(transformer).__name__}\(backend=\.\.\.\)"):
+            transformer.fit_transform(dataset, str(tmp_path / "out"), backend="inline")

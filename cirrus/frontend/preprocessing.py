@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,12 @@ class _OnDatasets:
 
     def _n_features_out(self) -> int:
         return self.n_features_in_
+
+    def _refuse(self, fit_params: Mapping[str, Any]) -> None:
+        for name in fit_params:
+            raise ConfigError(
+                name, f"is no parameter here where data is a Dataset: try {type(self).__name__}({name}=...)"
+            )
 
     def _transform_dataset(self, dataset: Dataset, url: str | os.PathLike[str] | None) -> Dataset:
         if url is None:
@@ -203,6 +209,7 @@ class MinMaxScaler(_OnDatasets, sklearn.preprocessing.MinMaxScaler):  # type: ig
     def fit_transform(self, X: Any, url: Any = None, **fit_params: Any) -> Any:
         """Fit, then transform; ``url`` is for a Dataset, and scikit-learn's ``y`` for arrays."""
         if isinstance(X, Dataset):
+            self._refuse(fit_params)
             return self.fit(X).transform(X, url)
         return super().fit_transform(X, url, **fit_params)
 
@@ -297,6 +304,7 @@ class StandardScaler(_OnDatasets, sklearn.preprocessing.StandardScaler):  # type
     def fit_transform(self, X: Any, url: Any = None, **fit_params: Any) -> Any:
         """Fit, then transform; ``url`` is for a Dataset, and scikit-learn's ``y`` for arrays."""
         if isinstance(X, Dataset):
+            self._refuse(fit_params)
             return self.fit(X).transform(X, url)
         return super().fit_transform(X, url, **fit_params)
 
@@ -384,6 +392,7 @@ class FeatureHasher(_OnDatasets, sklearn.feature_extraction.FeatureHasher):  # t
     def fit_transform(self, X: Any, url: Any = None, **fit_params: Any) -> Any:
         """Fit, then transform; ``url`` is for a Dataset."""
         if isinstance(X, Dataset):
+            self._refuse(fit_params)
             return self.fit(X).transform(X, url)
         return super().fit_transform(X, url, **fit_params)
 

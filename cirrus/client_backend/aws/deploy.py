@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import re
 import shutil
 import time
@@ -137,6 +138,7 @@ def deploy(
     """
     folder = deployment_folder(options.name)
     terraform = Terraform(folder, plugin_folder=options.plugin_folder)
+    check_region(session)
     progress(f"account {account_of(session)}")
     build_worker_package(folder / "worker.zip", options.target, progress)
     build_server_package(folder / "server", options.target, progress)
@@ -232,6 +234,26 @@ def account_of(session: Session) -> str:
     """
     with aws_errors("asking who you are", needs="sts:GetCallerIdentity"):
         return str(session.client("sts").get_caller_identity()["Account"])
+
+
+def check_region(session: Session) -> None:
+    """Check that there is a region, and that AWS has one of this name: minutes before Terraform would ask.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    region = session.region_name
+    if not region:
+        raise ConfigError("region", "is missing: give --region, such as eu-central-1, or set AWS_REGION")
+    known = {
+        name
+        for partition in session.get_available_partitions()
+        for name in session.get_available_regions("lambda", partition)
+    }
+    if region not in known:
+        near = difflib.get_close_matches(region, sorted(known), 1)
+        hint = f"did you mean {near[0]}?" if near else "name one, such as eu-central-1"
+        raise ConfigError("region", f"{region!r} is no region of AWS ({hint}); for a new one, upgrade boto3")
 
 
 def _end_servers(session: Session, deployment: Deployment, name: str, progress: Progress) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from cirrus.storage import open_store
 
 DEPLOYMENT_KEY = "cirrus/deployment.json"
 LOCAL_NAME = "deployment.json"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 ARCHITECTURES = ("arm64", "x86_64")
 
 
@@ -155,8 +157,8 @@ def bucket_deployment(bucket: str) -> Deployment:
         CorruptDataError: What it says is damaged.
     """
     name = bucket.removeprefix("s3://").strip("/")
-    if "/" in name or not name:
-        raise ConfigError("bucket", f"{bucket!r} is no bucket's name")
+    if not _BUCKET.fullmatch(name):
+        raise ConfigError("bucket", f"{bucket!r} is no bucket's name: give one, such as my-bucket")
     try:
         data = open_store(f"s3://{name}").get(DEPLOYMENT_KEY)
     except NotFoundError as error:

@@ -12,6 +12,7 @@ might be left of the old ones.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +58,7 @@ WARM_MARGIN_SECONDS = 15.0
 LAUNCHING_SECONDS = 2.0
 #: EC2 takes client tokens of up to 64 characters.
 TOKEN_CHARACTERS = 64
+NONCE_BYTES = 4
 
 _PHASE_WORDS = {
     HostPhase.INSTALLING: "installing packages",
@@ -126,6 +128,8 @@ class Servers:
         self.launching = threading.Lock()
         """Held while an instance is being launched."""
         self.billing = _Billing()
+        # Another client's tokens name what it launched, and EC2 would give that back, ended as it may be.
+        self.nonce = secrets.token_hex(NONCE_BYTES)
         self.phase = ""
         """What the start-up is waiting for, in words."""
         size = plan.shards_per_server
@@ -266,7 +270,9 @@ class _Server:
                 return None
             return self._all.facade.run_instance(
                 template_id=plan.launch_template_id,
-                client_token=f"{plan.run_id}-{self._shards[0]}-{generation}"[-TOKEN_CHARACTERS:],
+                client_token=f"{plan.run_id}-{self._shards[0]}-{generation}-{self._all.nonce}"[
+                    -TOKEN_CHARACTERS:
+                ],
                 tags=self._tags,
                 instance_type=plan.instance_type if plan.overrides_type else None,
                 spot=plan.spot,
