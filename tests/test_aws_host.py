@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+import psutil
 import pytest
 from fake_metadata import FakeMetadata, instance_values
 from real_runs import assert_exact, make_dataset, plan
@@ -18,11 +19,12 @@ from stand_ins import eventually, make_config, shard_command
 
 from cirrus.client_backend.aws.host import Host, HostOptions, compile_kernels
 from cirrus.client_backend.aws.instance import Instance, InstanceMetadata
-from cirrus.client_backend.aws.run_service import LONGEST_LOOK_SECONDS, RunService
-from cirrus.client_backend.claims import new_claim, process_exists
+from cirrus.client_backend.aws.run_service import RunService
+from cirrus.client_backend.claims import LONGEST_LOOK_SECONDS, new_claim, process_exists
 from cirrus.client_backend.local import LocalCommands
 from cirrus.errors import ConfigError, RunError
 from cirrus.metrics import RunState
+from cirrus.paramserver.__main__ import STANDBY
 from cirrus.paramserver.host_records import HostPhase, HostReports, ServerClaim, WarmServers
 from cirrus.run_folder import ControlRequest, RunFolder
 from cirrus.storage import open_store
@@ -188,9 +190,9 @@ def test_time_in_which_the_host_stood_still_is_no_silence(machine):
     service.start()
     try:
         assert service.look() is None
-        service._looked_at -= 3600.0  # an hour in which nobody looked
+        service._client._looked_at -= 3600.0  # an hour in which nobody looked
         assert service.look() is None
-        service._looked_at -= 3600.0
+        service._client._looked_at -= 3600.0
         assert service.look() is HostPhase.INTERRUPTED
         assert service.client_lost
     finally:
@@ -267,24 +269,53 @@ def test_after_a_crash_of_the_host_program_the_claim_counts(machine):
 
 
 def test_real_shards_work_on_the_instance(machine, tmp_path):
-    """A real run of two shards on an instance, from compiling to warmth: exact, the model saved."""
+    """Two runs of two shards on an instance, from compiling on: exact, the models saved.
+
+    The second run's shards are processes that waited for it, loaded, while the server was free; when the host
+    program ends, none of its processes is left.
+    """
     compile_kernels()
-    config = plan(make_dataset(str(tmp_path / "data")), epochs=2, n_workers=1)
-    folder = machine.create(config)
-    machine.metadata.values |= instance_values(NAME, config.run_id, "0-1")
+    data = make_dataset(str(tmp_path / "data"))
+    first, second = (plan(data, epochs=2, n_workers=1) for _ in range(2))
+    folder = machine.create(first)
+    machine.metadata.values |= instance_values(NAME, first.run_id, "0-1")
     environment = {**os.environ, "AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.metadata.url}
     command = [sys.executable, "-m", "cirrus.client_backend.aws.host", "--root", machine.root]
-    command += ["--keep-warm-seconds", "0.5", "--client-lost-seconds", "60"]
+    command += ["--keep-warm-seconds", "60", "--client-lost-seconds", "60"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        host = psutil.Process(process.pid)
         try:
             handler({"role": "train", "run_url": folder.url, "worker_id": 0, "generation": 1})
+            assert_exact(first, finished(folder))
+            waiting = eventually(lambda: standbys_of(host))
+            assert eventually(lambda: machine.phase(folder) is HostPhase.ENDED)
+            again = machine.create(second)
+            assert machine.servers.claim(NAME, ServerClaim(run=second.run_id, shards=(0, 1)))
+            handler({"role": "train", "run_url": again.url, "worker_id": 0, "generation": 1})
+            assert_exact(second, finished(again))
+            addresses = [again.shard_address(shard) for shard in (0, 1)]
+            assert {address.pid for address in addresses} <= {child.pid for child in waiting}
+            children = host.children()
+            process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         finally:
             process.kill()
-    status = folder.status()
-    assert status.state is RunState.FINISHED
-    assert_exact(config, status)
-    assert machine.phase(folder) is HostPhase.ENDED
+    assert psutil.wait_procs([*waiting, *children], timeout=10)[1] == []
+
+
+def standbys_of(host):
+    """Return the processes of a host program that wait to become shards, once there are two."""
+    found = []
+    for child in host.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] if STANDBY in child.cmdline() else []
+    return found if len(found) >= 2 else []
+
+
+def finished(folder):
+    """Return the status of a run once it has finished."""
+    eventually(lambda: folder.status().state is RunState.FINISHED)
+    return folder.status()
 
 
 class TestMetadata:

@@ -17,7 +17,7 @@ from cirrus.client_backend.base import Backend
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.housekeeping import remove_old_runs
 from cirrus.client_backend.launcher import Launcher
-from cirrus.client_backend.processes import ChildExit, ChildSet
+from cirrus.client_backend.processes import ChildExit, ChildProcess, ChildSet
 from cirrus.client_backend.runs import Run
 from cirrus.client_backend.shard_hosts import ShardHosts, Ticket
 from cirrus.config import RunConfig
@@ -50,8 +50,12 @@ def default_home() -> str:
 
 def shard_command(run_url: str, shard: int, generation: int) -> list[str]:
     """Return the command line of a shard process."""
-    arguments = ["--run-url", run_url, "--shard", str(shard), "--generation", str(generation)]
-    return [*_python(run_url), "-m", "cirrus.paramserver", *arguments]
+    return [*_python(run_url), "-m", "cirrus.paramserver", *shard_words(run_url, shard, generation)]
+
+
+def shard_words(run_url: str, shard: int, generation: int) -> list[str]:
+    """Return the arguments of a shard process."""
+    return ["--run-url", run_url, "--shard", str(shard), "--generation", str(generation)]
 
 
 def worker_command(run_url: str) -> list[str]:
@@ -64,6 +68,10 @@ def _python(run_url: str) -> list[str]:
     return [sys.executable, "-P", "-X", f"cirrus_run={run_url}"]
 
 
+def _no_standby(run_url: str, shard: int, generation: int) -> ChildProcess | None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class LocalCommands:
     """What the local backend runs as its shards and workers."""
@@ -72,6 +80,8 @@ class LocalCommands:
     """Command line for (run url, shard, generation)."""
     worker: Callable[[str], Sequence[str]] = worker_command
     """Command line for (run url)."""
+    standby: Callable[[str, int, int], ChildProcess | None] = _no_standby
+    """A process that becomes the shard (run url, shard, generation), if there is one that waits for that."""
 
 
 class LocalBackend(Backend):
@@ -189,14 +199,18 @@ class LocalLauncher(Launcher):
 
     def run_shard(self, shard: int, generation: int) -> None:
         """See :meth:`Launcher.run_shard`."""
-        command = self._commands.shard(self._run_url, shard, generation)
-        end = self.shards.run(command, log_path=self._log_path(f"shard-{shard}"))
+        ready = self._commands.standby(self._run_url, shard, generation)
+        if ready is not None:
+            end = self.shards.adopt(ready)
+        else:
+            command = self._commands.shard(self._run_url, shard, generation)
+            end = self.shards.run(command, log_path=self._log_path(f"shard-{shard}"))
         if end.returncode != 0:
             raise _child_error(f"shard {shard}", end)
 
     def invoke(self, event: WorkerEvent) -> WorkerResult:
         """See :meth:`Launcher.invoke`."""
-        name = f"{'evaluator' if event.role == 'evaluate' else 'worker'} {event.worker_id}"
+        name = f"{'worker' if event.role == 'train' else 'evaluator'} {event.worker_id}"
         end = self.workers.run(
             self._commands.worker(self._run_url),
             input_line=event.to_json(),

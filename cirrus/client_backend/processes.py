@@ -106,6 +106,11 @@ class ChildProcess:
         """The child's process id."""
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """True when it is dead, whether or not anybody waits for it."""
+        return self._process.poll() is not None
+
     def send(self, data: bytes) -> None:
         """Write to the child's standard input; to one that is dead nothing is written.
 
@@ -181,7 +186,10 @@ class ChildSet:
         """
         if self._closed:
             raise RunError("the run is being ended")
-        child = ChildProcess(command, input_line=input_line, log_path=log_path)
+        return self.adopt(ChildProcess(command, input_line=input_line, log_path=log_path))
+
+    def adopt(self, child: ChildProcess) -> ChildExit:
+        """Take a child that runs and that nobody waits for into the set, and wait for its end."""
         with self._lock:
             self._children.add(child)
             if self._closed:

@@ -1,8 +1,14 @@
-"""Runs one shard as a process: ``python -m cirrus.paramserver --run-url URL --shard 0 --generation 1``."""
+"""Runs one shard as a process: ``python -m cirrus.paramserver --run-url URL --shard 0 --generation 1``.
+
+With ``--standby`` alone the process loads everything that a shard needs, which takes more than a second of a
+processor, and then waits for the other words as a line of JSON on standard input: ``["--run-url", ...]``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import logging
 import os
@@ -12,10 +18,13 @@ import threading
 from collections.abc import Sequence
 
 from cirrus.errors import CirrusError, SupersededError
+from cirrus.paramserver import kernels
 from cirrus.paramserver.limits import Limits, parse_limits
 from cirrus.paramserver.server import Shard
 
 log = logging.getLogger(__name__)
+
+STANDBY = "--standby"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         + ", ".join(f"{name} ({value:g})" for name, value in vars(Limits()).items()),
     )
     parser.add_argument("--no-leash", action="store_true", help="go on when standard input closes")
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == [STANDBY]:
+        ordered = _await_order()
+        if ordered is None:
+            return 0
+        words = ordered
+    options = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     try:
         shard = Shard(
@@ -69,6 +84,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: threading.Thread(target=shard.stop, daemon=True).start())
     shard.wait()
     return 1 if shard.failed else 0
+
+
+def _await_order() -> list[str] | None:
+    """Get ready to be a shard; return the words of the one that this process becomes, or None: of none."""
+    kernels.compile_all()
+    with contextlib.suppress(ImportError):  # of stores that are no folders
+        importlib.import_module("boto3.session")
+    line = b""
+    # Byte by byte: whatever comes after the line is for the leash.
+    while not line.endswith(b"\n"):
+        byte = os.read(sys.stdin.fileno(), 1)
+        if not byte:
+            return None
+        line += byte
+    return [str(word) for word in json.loads(line)]
 
 
 def _watch(shard: Shard) -> None:

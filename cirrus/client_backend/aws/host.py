@@ -28,8 +28,9 @@ from dataclasses import dataclass
 
 from cirrus.client_backend.aws.instance import Instance, InstanceMetadata
 from cirrus.client_backend.aws.run_service import RunService
-from cirrus.client_backend.local import LocalCommands, shard_command
-from cirrus.client_backend.processes import child_environment
+from cirrus.client_backend.aws.standbys import Standbys
+from cirrus.client_backend.local import LocalCommands, shard_command, shard_words
+from cirrus.client_backend.processes import ChildProcess, child_environment
 from cirrus.client_backend.runs import run_url
 from cirrus.errors import CirrusError, ConfigError, RunError
 from cirrus.paramserver.host_records import (
@@ -101,6 +102,7 @@ class Host:
         self._servers = WarmServers(open_store(options.root))
         self._stop = threading.Event()
         self._spot_look_at = 0.0
+        self._standbys = Standbys()
 
     def stop(self) -> None:
         """Have the shards save themselves and :meth:`run` return, soon; a signal handler may call this."""
@@ -125,14 +127,17 @@ class Host:
                 log.exception("this instance cannot serve")
                 self._report(run, shards, HostPhase.FAILED, error)
                 return
-        while True:
-            phase = self._serve(run, shards)
-            if phase not in (HostPhase.ENDED, HostPhase.INTERRUPTED) or self._stop.is_set():
-                break
-            next_claim = self._await_claim(len(shards))
-            if next_claim is None or next_claim.run is None:
-                break
-            run, shards = next_claim.run, next_claim.shards
+        try:
+            while True:
+                phase = self._serve(run, shards)
+                if phase not in (HostPhase.ENDED, HostPhase.INTERRUPTED) or self._stop.is_set():
+                    break
+                next_claim = self._await_claim(len(shards))
+                if next_claim is None or next_claim.run is None:
+                    break
+                run, shards = next_claim.run, next_claim.shards
+        finally:
+            self._standbys.close()
         self._servers.forget(self._instance.instance)
 
     def _serve(self, run: str, shards: tuple[int, ...]) -> HostPhase:
@@ -167,12 +172,17 @@ class Host:
         return phase
 
     def _commands(self) -> LocalCommands:
-        def command(url: str, shard: int, generation: int) -> list[str]:
+        def where(shard: int) -> list[str]:
             port = self._options.first_port + shard if self._options.first_port else 0
-            where = ["--host", self._instance.address, "--port", str(port)]
-            return [*self._command(url, shard, generation), *where]
+            return ["--host", self._instance.address, "--port", str(port)]
 
-        return LocalCommands(shard=command)
+        def command(url: str, shard: int, generation: int) -> list[str]:
+            return [*self._command(url, shard, generation), *where(shard)]
+
+        def standby(url: str, shard: int, generation: int) -> ChildProcess | None:
+            return self._standbys.take([*shard_words(url, shard, generation), *where(shard)])
+
+        return LocalCommands(shard=command, standby=standby)
 
     def _await_claim(self, n_shards: int) -> ServerClaim | None:
         """Wait for the next run; return None when nobody wants the instance."""
@@ -189,6 +199,7 @@ class Host:
             instance_type=self._instance.instance_type,
         )
         self._servers.offer(offer)
+        self._get_standbys_ready(n_shards)
         end = time.monotonic() + seconds
         claim = None
         while claim is None and time.monotonic() < end and not self._is_reclaimed():
@@ -203,6 +214,15 @@ class Host:
             claim = self._servers.claim_of(name)
         self._servers.withdraw(name)
         return claim
+
+    def _get_standbys_ready(self, n_shards: int) -> None:
+        """Start processes for the shards of the next run, which has as many as this one or as processors."""
+        if self._command is not shard_command:
+            return
+        try:
+            self._standbys.start(max(n_shards, os.cpu_count() or 1))
+        except RunError as error:  # the next run then starts its shards itself
+            log.warning("%s", error)
 
     def _is_reclaimed(self) -> bool:
         now = time.monotonic()
