@@ -23,7 +23,7 @@ import numpy as np
 import test_codec
 from ps_runs import FrameReader, Shards, create_run, make_config, make_table
 
-from cirrus import load_arrays
+from cirrus import LogisticRegression, load_arrays
 from cirrus.chunks import Block, ChunkInfo, DatasetSummary, decode_block, encode_block
 from cirrus.chunks.codec import HEADER_BYTES, StoredBlock
 from cirrus.chunks.manifest import Manifest
@@ -31,7 +31,7 @@ from cirrus.chunks.touches import TouchCounter
 from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.client_backend.load_tasks import BucketResult, ScatterResult, read_scatter_result
 from cirrus.client_backend.rows import SegmentFacts
-from cirrus.client_backend.search_folder import SearchConfig, SearchFolder, SearchState
+from cirrus.client_backend.search_folder import SearchConfig, SearchFolder, SearchState, Trial
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError
 from cirrus.frontend.model_files import read_model_files
@@ -264,7 +264,7 @@ def _json_targets() -> Iterator[tuple[str, Callable[[bytes], object], bytes]]:
         _in_store("checkpoint.json", lambda url: checkpoint.read_checkpoint(open_store(url))),
         _plain(manifest),
     )
-    yield "model", _in_store("model.json", read_model_files), b'{"format": "cirrus-model", "version": 1}'
+    yield "model", _in_store("model.json", read_model_files), _model()
     yield (
         "search config",
         _in_store("search.json", lambda url: SearchFolder(url).config()),
@@ -273,7 +273,7 @@ def _json_targets() -> Iterator[tuple[str, Callable[[bytes], object], bytes]]:
     yield (
         "search state",
         _in_store("state.json", lambda url: SearchFolder(url).state()),
-        _plain(SearchState(state=RunState.RUNNING)),
+        _plain(SearchState(state=RunState.RUNNING, trials=(Trial(index=0, params={"l1": 1}),))),
     )
     yield (
         "host",
@@ -294,8 +294,16 @@ def _json_targets() -> Iterator[tuple[str, Callable[[bytes], object], bytes]]:
 
 
 def _search_config() -> bytes:
-    """Every field, with something of its kind."""
-    return json.dumps({f.name: None for f in dataclasses.fields(SearchConfig)}).encode()
+    return _plain(
+        SearchConfig(search_id="s", estimator="LogisticRegression", method="grid", space={"l1": [0, 1]})
+    )
+
+
+def _model() -> bytes:
+    """Save a model, and return what describes it."""
+    est = LogisticRegression(backend="inline", epochs=1).fit(np.eye(4), [0, 1, 0, 1])
+    est.save("memory://fuzzed-model")
+    return open_store("memory://fuzzed-model").get("model.json")
 
 
 def _event(data: bytes) -> None:
