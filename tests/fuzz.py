@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import collections
 import hashlib
+import inspect
 import random
 import resource
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fuzz_targets import CORPUS, ShardTarget, Target, attempt, mutated, shard_seeds, targets
@@ -95,6 +97,19 @@ def fuzz_by_chance(chosen: dict[str, Target], seconds: float, seed: int) -> int:
     return n_broken
 
 
+def own_functions() -> Iterator[types.FunctionType]:
+    """Yield the functions and methods of Cirrus that have been imported."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] != "cirrus":
+            continue
+        things = list(vars(module).values())
+        things += [member for thing in things if inspect.isclass(thing) for member in vars(thing).values()]
+        for thing in things:
+            function = inspect.unwrap(getattr(thing, "__func__", thing))
+            if isinstance(function, types.FunctionType) and function.__module__.startswith("cirrus"):
+                yield function
+
+
 def fuzz_by_coverage(name: str, target: Target, seconds: float) -> int:
     """Fuzz one target with atheris (libFuzzer); it ends the process when something breaks."""
     import atheris
@@ -116,7 +131,8 @@ def fuzz_by_coverage(name: str, target: Target, seconds: float) -> int:
         (work / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
     arguments = [sys.argv[0], f"-max_total_time={int(seconds)}", "-max_len=65536", "-rss_limit_mb=3000"]
     arguments += [f"-artifact_prefix={folder}/", "-timeout=10", str(work)]
-    atheris.instrument_all()
+    for function in own_functions():
+        atheris.instrument_func(function)
     atheris.Setup(arguments, one, custom_mutator=change)
     atheris.Fuzz()
     return 0
@@ -132,7 +148,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of chance (the time)")
     parser.add_argument("--engine", choices=("chance", "atheris"), default="chance")
     options = parser.parse_args()
-    signal.signal(signal.SIGALRM, _out_of_time)
     known = dict(targets())
     shard = ShardTarget()
     known["shard"] = Target(shard, shard_seeds())
@@ -141,6 +156,7 @@ def main() -> int:
     if options.engine == "atheris":
         (name, target) = next(iter(chosen.items()))
         return fuzz_by_coverage(name, target, options.seconds)
+    signal.signal(signal.SIGALRM, _out_of_time)  # libFuzzer has its own
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
     try:
