@@ -68,8 +68,11 @@ def test_what_was_put_is_what_one_gets(store: ObjectStore) -> None:
     assert store.get_range("a/b", 2, 3) == b"234"
     assert store.get_range("a/b", 9, 1) == b"9"
     assert store.get_range("a/b", 4, 0) == b""
-    etag = store.put("a/b", memoryview(b"new"))
-    assert store.get_versioned("a/b") == (b"new", etag)
+    store.put("a/b", memoryview(b"new"))
+    data, etag = store.get_versioned("a/b")
+    assert data == b"new"
+    newer = store.put("a/b", memoryview(b"newer"), if_match=etag)
+    assert store.get_versioned("a/b") == (b"newer", newer)
 
 
 def test_absent_objects(store: ObjectStore) -> None:
@@ -131,7 +134,7 @@ def test_if_absent(store: ObjectStore) -> None:
 
 def test_if_match(store: ObjectStore) -> None:
     """``if_match`` writes over that very version only, and never makes a new object."""
-    etag = store.put("k", b"1")
+    etag = store.put("k", b"1", if_absent=True)
     newer = store.put("k", b"2", if_match=etag)
     with pytest.raises(ConflictError):
         store.put("k", b"3", if_match=etag)
@@ -354,4 +357,4 @@ def test_throttling_is_waited_out(s3_options: S3Options) -> None:
     answers = iter([slow, Answer(200, b"", {"ETag": '"1"'})])
     with answering(lambda _: next(answers)) as url:
         store = open_store("s3://bucket", s3=dataclasses.replace(s3_options, endpoint_url=url, attempts=3))
-        assert store.put("k", b"") == '"1"'
+        assert store.put("k", b"", if_absent=True) == '"1"'

@@ -54,8 +54,6 @@ class FastCsvParser:
         self._label_column = -1 if file_format.label is None else file_format.label.index
         self._label_names = label_names
         self._is_simple = file_format.sep.isascii()
-        self._ends_cell = np.zeros(256, np.bool_)
-        self._ends_cell[list(f"{file_format.sep}\r\n".encode() if self._is_simple else b"")] = True
 
     def parse(self, data: bytes, first_line: int) -> tuple[ParsedRows, SegmentFacts]:
         """See :class:`~cirrus.client_backend.rows.Parser`."""
@@ -77,7 +75,7 @@ class FastCsvParser:
         hard = np.empty((n_lines * n_numeric, 4), np.int64)
         n_rows, n_hard = kernels.read_rows(
             np.frombuffer(data, np.uint8),
-            self._ends_cell,
+            ord(self._format.sep),
             self._format.n_columns,
             int(first_line == 1 and self._format.has_header),
             self._label_column,

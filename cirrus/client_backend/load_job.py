@@ -39,7 +39,7 @@ from cirrus.storage import ObjectStore, open_store
 #: Loads have their folders below this one of the dataset.
 LOADING_FOLDER = "loading"
 #: Part of every load's identity: raised when pieces are written or rows are spread in another way.
-LOAD_VERSION = 2
+LOAD_VERSION = 3
 #: A load that nobody went on with for this long is removed by the next one to the same place.
 LOAD_EXPIRY_SECONDS = 24 * 3600.0
 RENEW_SECONDS = CLAIM_SECONDS / 4

@@ -76,8 +76,8 @@ class LoadSizes:
 
     segment_bytes: int = 8 * 2**20
     """Text that is parsed at once."""
-    bucket_text_bytes: int = 48 * 2**20
-    """Text whose rows go into one bucket: about one chunk's worth."""
+    bucket_text_bytes: int = 32 * 2**20
+    """Text whose rows go into one bucket: a chunk's worth; if it were more, a small one would follow."""
     bucket_bytes: int = 48 * 2**20
     """A bucket whose rows take more memory than this is stored in several parts."""
 

@@ -405,7 +405,7 @@ class _Load:
             folder=job.folder.url,
             is_temporary=job.is_temporary,
             n_workers=_n_workers(options.n_processes, text_bytes, store),
-            n_buckets=max(1, round(text_bytes / sizes.bucket_text_bytes)),
+            n_buckets=_n_buckets(text_bytes, sizes),
             shuffle=options.shuffle,
             seed=job.state.seed,
             bucket_bytes=sizes.bucket_bytes,
@@ -641,6 +641,12 @@ def _are_packed(inputs: Inputs, *, is_table: bool) -> list[bool]:
 def _piece_requests(text_bytes: int, sizes: LoadSizes) -> float:
     """Return how many requests the pieces take: two for each segment and bucket."""
     return 2 * (text_bytes / sizes.segment_bytes) * (text_bytes / sizes.bucket_text_bytes)
+
+
+def _n_buckets(text_bytes: int, sizes: LoadSizes) -> int:
+    """Return the number of buckets: 1 or even, so that of two workers none waits for the other's last one."""
+    n = max(1, round(text_bytes / sizes.bucket_text_bytes))
+    return n if n == 1 else n + n % 2
 
 
 def _ratio(is_packed: bool) -> int:

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus.client_backend.bits import count_ones, trailing_zeros
 from cirrus.client_backend.field_rows import NO_FEATURE
 
 #: Ids are sorted by this many bits at a time: counters that fit in the first-level cache.
@@ -107,10 +108,12 @@ def _number(keys: NDArray[np.uint32], positions: NDArray[np.intp]) -> NDArray[np
         positions: Takes each key's position among those that are returned. Shape (n,).
     """
     n = keys.size
+    highest = keys.max() if n else np.uint32(0)
+    if highest >> 6 < n:
+        return _number_by_bits(keys, positions, int(highest))
     order = np.arange(n).astype(np.uint32)
     other_keys = np.empty_like(keys)
     other_order = np.empty_like(order)
-    highest = keys.max() if n else np.uint32(0)
     shift = 0
     while shift < 32 and highest >> shift > 0:
         starts = np.zeros((1 << _DIGIT_BITS) + 1, np.int64)
@@ -134,6 +137,35 @@ def _number(keys: NDArray[np.uint32], positions: NDArray[np.intp]) -> NDArray[np
             n_ids += 1
         positions[order[i]] = n_ids - 1
     return keys[:n_ids].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _number_by_bits(
+    keys: NDArray[np.uint32], positions: NDArray[np.intp], highest: int
+) -> NDArray[np.uint32]:
+    """Do as :func:`_number` by a bit for each possible key, in less time where these fit a cache."""
+    occurs = np.zeros((highest >> 6) + 1, np.uint64)
+    for key in keys:
+        occurs[np.uintp(key >> 6)] |= np.uint64(1) << np.uint64(key & 63)
+    # How many keys occur below those of each word.
+    before = np.empty(occurs.size, np.uint32)
+    n_ids = np.uint64(0)
+    for k in range(occurs.size):
+        before[k] = n_ids
+        n_ids += count_ones(occurs[k])
+    for i in range(keys.size):
+        word = np.uintp(keys[i] >> 6)
+        lower = (np.uint64(1) << np.uint64(keys[i] & 63)) - np.uint64(1)
+        positions[i] = before[word] + count_ones(occurs[word] & lower)
+    ids = np.empty(n_ids, np.uint32)
+    at = np.uintp(0)
+    for k in range(occurs.size):
+        word = occurs[k]
+        while word:
+            ids[at] = np.uint32(k << 6) + np.uint32(trailing_zeros(word))
+            at += np.uintp(1)
+            word &= word - np.uint64(1)
+    return ids
 
 
 @numba.njit(cache=True, nogil=True)

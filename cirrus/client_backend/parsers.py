@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus.client_backend.bits import count_digits, value_of_digits, word_at
 from cirrus.client_backend.rows import MAX_INDEX, NARROWED_LABEL, Rows, SegmentFacts
 from cirrus.errors import DataError
 
@@ -192,15 +193,24 @@ def _parse_label(text: Bytes, start: int) -> tuple[int, int, float]:
         return _BAD_LABEL, start, 0.0
     if not np.isfinite(np.float32(label)):
         return _INFINITE_LABEL, start, 0.0
-    if np.float32(label) != label and np.floor(label) == label:
-        # One with a point or an exponent is a measured number, which is rounded as others are.
-        first = start + 1 if text[start] == _PLUS or text[start] == _MINUS else start
-        whole = True
-        for i in range(first, end):
-            whole = whole and _is_digit(text[i])
-        if whole:
-            return _NARROWED_LABEL, start, 0.0
+    if narrows_whole_number(text, start, end, label):
+        return _NARROWED_LABEL, start, 0.0
     return _OK, end, label
+
+
+@numba.njit(cache=True, nogil=True)
+def narrows_whole_number(text: Bytes, start: int, end: int, number: float) -> bool:
+    """Return whether a number that is written as a whole one becomes another one in float32.
+
+    One with a point or an exponent is a measured number, which is rounded as others are.
+    """
+    if np.float32(number) == number or np.floor(number) != number:
+        return False
+    first = start + 1 if text[start] == _PLUS or text[start] == _MINUS else start
+    whole = True
+    for i in range(first, end):
+        whole = whole and _is_digit(text[i])
+    return whole
 
 
 @numba.njit(cache=True, nogil=True)
@@ -208,6 +218,15 @@ def _parse_entry(text: Bytes, start: int, before: int, limit: int) -> tuple[int,
     """Return a code, where the entry ends (or begins, if it is bad), its index and its value."""
     i = start
     index = 0
+    if start + 10 <= text.size:  # most entries are a few digits, and a digit for their value
+        word = word_at(text, start)
+        n = count_digits(word)
+        if 0 < n < 8 and text[np.uintp(start + n)] == _COLON:
+            index = value_of_digits(word, n)
+            i = start + n
+            digit = text[np.uintp(i + 1)]
+            if _is_digit(digit) and before < index <= limit and _ends_token(text, i + 2):
+                return _OK, i + 2, index, float(digit - _ZERO)
     while i < text.size and _is_digit(text[i]):
         if index <= MAX_INDEX:
             index = index * 10 + (text[i] - _ZERO)

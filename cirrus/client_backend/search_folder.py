@@ -267,7 +267,9 @@ class SearchFolder:
             ConflictError: Another client has written one.
         """
         data = _to_json(state, "hyperparameters")
-        return self.store.put(STATE_KEY, data, if_match=etag, if_absent=etag is None)
+        written = self.store.put(STATE_KEY, data, if_match=etag, if_absent=etag is None)
+        assert written is not None  # there was a condition
+        return written
 
     def read_state(self) -> tuple[SearchState, str] | None:
         """Return the state as it was written, and its etag; None before the first."""

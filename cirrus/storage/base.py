@@ -80,8 +80,8 @@ class ObjectStore(abc.ABC):
         if_match: str | None = None,
         if_absent: bool = False,
         private: bool = False,
-    ) -> str:
-        """Write an object, atomically, and return its etag.
+    ) -> str | None:
+        """Write an object, atomically.
 
         Args:
             key: Where to.
@@ -90,6 +90,10 @@ class ObjectStore(abc.ABC):
             if_absent: Write only where there is no object yet.
             private: In a folder, let nobody but this user read it (mode 0600). Elsewhere access is a matter
                 of the bucket's or the process' own rights, and this changes nothing.
+
+        Returns:
+            Its etag if there was a condition; else None, because it may have to be computed from the whole
+            object, which takes as long as writing that.
 
         Raises:
             ConflictError: The condition did not hold.

@@ -86,13 +86,14 @@ class FolderStore(ObjectStore):
         if_match: str | None = None,
         if_absent: bool = False,
         private: bool = False,
-    ) -> str:
+    ) -> str | None:
         """See :meth:`ObjectStore.put`."""
         check_conditions(if_match, if_absent)
         path = self._path(key)
+        is_conditional = if_match is not None or if_absent
         with _os_errors(path), _temporary_file(path, data, 0o600 if private else 0o666) as temporary:
-            self._move(temporary, path, if_match, conditional=if_match is not None or if_absent)
-        return etag(data)
+            self._move(temporary, path, if_match, conditional=is_conditional)
+        return etag(data) if is_conditional else None
 
     @classmethod
     def _move(cls, temporary: str, path: str, if_match: str | None, *, conditional: bool) -> None:
@@ -188,7 +189,7 @@ def _temporary_file(path: str, data: bytes | memoryview, mode: int) -> Iterator[
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, TEMPORARY_PREFIX + secrets.token_hex(8))
     for attempt in range(FOLDER_ATTEMPTS):
-        os.makedirs(folder, exist_ok=True)
+        _make_folder(folder)
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             break
@@ -204,6 +205,16 @@ def _temporary_file(path: str, data: bytes | memoryview, mode: int) -> Iterator[
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = folder
+        while file != os.path.dirname(file) and not os.path.isfile(file):
+            file = os.path.dirname(file)
+        raise StorageError(f"{file}: is a file, where a folder is needed: name another place") from error
 
 
 class _DirectoryLock:

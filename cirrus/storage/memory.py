@@ -84,18 +84,19 @@ class MemoryStore(ObjectStore):
         if_match: str | None = None,
         if_absent: bool = False,
         private: bool = False,
-    ) -> str:
+    ) -> str | None:
         """See :meth:`ObjectStore.put`."""
         check_conditions(if_match, if_absent)
         path = self._root + check_key(key)
         new = bytes(data)
         shared = self._shared
         with shared.lock:
-            if if_match is not None or if_absent:
+            is_conditional = if_match is not None or if_absent
+            if is_conditional:
                 current = shared.objects.get(path)
                 check_version(None if current is None else etag(current), if_match, f"{self.url}/{key}")
             shared.objects[path] = new
-        return etag(new)
+        return etag(new) if is_conditional else None
 
     def list(self, prefix: str = "") -> list[str]:
         """See :meth:`ObjectStore.list`."""

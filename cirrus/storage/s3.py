@@ -89,7 +89,7 @@ class S3Store(ObjectStore):
         if_match: str | None = None,
         if_absent: bool = False,
         private: bool = False,
-    ) -> str:
+    ) -> str | None:
         """See :meth:`ObjectStore.put`."""
         check_conditions(if_match, if_absent)
         conditions = {}
@@ -99,7 +99,7 @@ class S3Store(ObjectStore):
             conditions["IfNoneMatch"] = "*"
         with _s3_errors(self._name(key), conditional=bool(conditions)):
             response = self._client.put_object(**self._where(key), Body=bytes(data), **conditions)
-        return str(response["ETag"])
+        return str(response["ETag"]) if conditions else None
 
     def list(self, prefix: str = "") -> list[str]:
         """See :meth:`ObjectStore.list`."""
