@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ from cirrus.client_backend.loader import LoadOptions, LoadProgress, load_svmligh
 from cirrus.client_backend.numbering import number_ids
 from cirrus.client_backend.parsers import SvmlightParser
 from cirrus.client_backend.segments import InputFile, read_segments
-from cirrus.errors import ConfigError, DataError, NotFoundError, StorageError
+from cirrus.errors import ConfigError, DataError, NotFoundError, RunError, StorageError
 from cirrus.frontend.datasets import Dataset, load_csv, load_csv_like, load_svmlight
 from cirrus.storage import open_store
 
@@ -591,6 +593,7 @@ def test_csv_in_zip(tmp_path: Path) -> None:
 
 LOAD_AND_WAIT = """
 import sys
+import threading
 from cirrus.client_backend.load_tasks import LoadSizes
 from cirrus.client_backend.loader import LoadOptions, load_svmlight_file
 from cirrus.storage import open_store
@@ -652,19 +655,51 @@ def test_a_load_that_dies_goes_on(tmp_path: Path, how: signal.Signals, quarter: 
     assert set(open_store(tmp_path / "d").list()) == keys
 
 
-def test_a_worker_that_dies_is_one_error(tmp_path: Path, temporary: Path) -> None:
-    """When a process of the load is killed, the load fails with one error, and can be gone on with."""
+def _load_processes() -> list[psutil.Process]:
+    children = psutil.Process().children()
+    return [child for child in children if "load_process" in " ".join(child.cmdline())]
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path: Path, temporary: Path) -> None:
+    """When a process of the load is killed, another does its work, and the dataset is the same."""
     path = tmp_path / "x.svm"
     path.write_text(svmlight_text(3000))
+    killed: list[psutil.Process] = []
 
     def kill_one(progress: LoadProgress) -> None:
-        for child in psutil.Process().children():
-            if "load_process" in " ".join(child.cmdline()):
-                child.kill()
+        if not killed:
+            killed.append(_load_processes()[0])
+            killed[0].kill()
 
-    with pytest.raises(Exception, match="a process for loading ended unexpectedly") as caught:
-        load(path, tmp_path / "d", n_processes=2, progress=kill_one)
-    assert type(caught.value).__name__ == "RunError"
+    made = load(path, tmp_path / "d", n_processes=2, random_state=3, progress=kill_one)
+    assert killed
+    alone = load(path, tmp_path / "e", n_processes=1, random_state=3)
+    assert made.manifest.fingerprint == alone.manifest.fingerprint
+    assert not _load_processes()
+
+
+def test_workers_that_die_again_and_again_are_one_error(tmp_path: Path, temporary: Path) -> None:
+    """A load whose processes all die ends with one error that says how to go on, and then does go on."""
+    path = tmp_path / "x.svm"
+    path.write_text(svmlight_text(3000))
+    stop = threading.Event()
+
+    def kill_all() -> None:
+        while not stop.wait(0.01):
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if "load_process" in " ".join(child.cmdline()):
+                        child.kill()
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        with pytest.raises(RunError, match=r"killed by signal 9, as 3 others .* kept: load again") as caught:
+            load(path, tmp_path / "d", n_processes=2)
+    finally:
+        stop.set()
+        killer.join()
+    assert "n_processes=1" in str(caught.value)
     assert load(path, tmp_path / "d").n_rows == 3000
     assert not open_store(tmp_path / "d").list("loading")
 

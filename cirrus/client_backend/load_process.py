@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from typing import IO, Any
 
 import cirrus.errors
@@ -36,6 +38,10 @@ from cirrus.config import from_plain
 from cirrus.errors import CirrusError, RunError
 from cirrus.storage import open_store
 
+#: So many times a process that died is replaced, and what it worked on is done again.
+MAX_RESTARTS = 3
+#: Room in the pipe to a child, in bytes: segments go through it, 64 kB at a time by default.
+PIPE_BYTES = 2**20
 #: How much of a dead child's standard error goes into the text of an error.
 STDERR_TAIL_BYTES = 2000
 #: How long a child may take to end once it was told to, before it is killed.
@@ -70,7 +76,15 @@ class RemoteLoadWorker:
     """
 
     def __init__(self, plan: LoadPlan) -> None:
+        self._plan = plan
+        self._n_restarts = 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by release)
+        # What ends the process may come while another thread replaces it.
+        self._lock = threading.Lock()
+        self._is_ending = False
+        self._start()
+
+    def _start(self) -> None:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__],
@@ -84,8 +98,9 @@ class RemoteLoadWorker:
         except OSError as error:
             self._errors.close()
             raise RunError(f"a process for loading cannot be started: {error}") from error
+        _widen(self._stdin)
         with contextlib.suppress(OSError):  # the first request will say why it is dead
-            _send(self._stdin, {"plan": dataclasses.asdict(plan)})
+            _send(self._stdin, {"plan": dataclasses.asdict(self._plan)})
 
     @property
     def _stdin(self) -> IO[bytes]:
@@ -106,22 +121,45 @@ class RemoteLoadWorker:
         return BucketResult.from_bytes(self._call("store_bucket", task)[1])
 
     def _call(self, name: str, task: ScatterTask | NumberTask | BucketTask) -> tuple[dict[str, Any], bytes]:
-        assert self._process.stdout is not None
         request, data = task_to_parts(task)
-        try:
-            _send(self._stdin, {"call": name, "request": request}, data)
-            answer = _receive(self._process.stdout)
-        except OSError:  # a broken pipe
-            answer = None
-        if answer is None:
-            raise RunError(
-                f"a process for loading ended unexpectedly ({self._process.wait()}): {self._tail()}"
-            )
+        while (answer := self._asked({"call": name, "request": request}, data)) is None:
+            self._restart()  # objects are written whole, so that whatever it had done is just done again
         plain, payload = answer
         if "error" in plain:
             kind = getattr(cirrus.errors, plain["error"], RunError)
             raise kind(*plain["arguments"])
         return plain["result"], payload
+
+    def _asked(self, message: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes] | None:
+        """Return the answer to a message; None: the process is dead."""
+        assert self._process.stdout is not None
+        try:
+            _send(self._stdin, message, data)
+            return _receive(self._process.stdout)
+        except OSError:  # a broken pipe
+            return None
+
+    def _restart(self) -> None:
+        """Replace the process, which is dead, unless it was told to end or too many before it died."""
+        end = self._process.wait()
+        with self._lock:
+            if self._is_ending or self._n_restarts == MAX_RESTARTS:
+                how = f"was killed by signal {-end}" if end < 0 else f"ended with exit code {end}"
+                times = f", as {self._n_restarts} others did before it" if self._n_restarts else ""
+                if self._plan.is_temporary:
+                    remedy = "load again"
+                else:
+                    remedy = "what is parsed is kept: load again, as you did, to go on with it"
+                raise RunError(
+                    f"a process for loading {how}{times} ({self._tail()}): {remedy}; if there is too little "
+                    "memory for it, with n_processes=1"
+                )
+            self._n_restarts += 1
+            for pipe in (self._stdin, self._process.stdout):
+                assert pipe is not None
+                with contextlib.suppress(OSError):
+                    pipe.close()
+            self._start()
 
     def _tail(self) -> str:
         size = self._errors.seek(0, os.SEEK_END)
@@ -135,7 +173,9 @@ class RemoteLoadWorker:
 
     def kill(self) -> None:
         """End the process at once. A call that waits for it raises a RunError."""
-        self._process.kill()
+        with self._lock:
+            self._is_ending = True
+            self._process.kill()
 
     def release(self) -> None:
         """Wait for the end of the process, which was told to, when no call waits for it any more."""
@@ -148,6 +188,14 @@ class RemoteLoadWorker:
         for file in (self._stdin, self._process.stdout, self._errors):
             with contextlib.suppress(OSError):  # what it did not read any more
                 file.close()
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Let more fit into a pipe where the system allows it: fewer changes between processes."""
+    set_size = getattr(fcntl, "F_SETPIPE_SZ", None)
+    if set_size is not None:
+        with contextlib.suppress(OSError):  # more than this user may have
+            fcntl.fcntl(pipe, set_size, PIPE_BYTES)
 
 
 def main() -> None:
@@ -203,3 +251,5 @@ def _clean_up(plan: LoadPlan) -> None:
 
 if __name__ == "__main__":
     main()
+    # All is written: to take down the numeric libraries would only let the parent wait.
+    os._exit(0)
