@@ -211,7 +211,7 @@ ERRORS = [
     ({"errorType": "ConfigError", "errorMessage": "l1: is wrong"}, "ConfigError: l1: is wrong", True),
     ({"errorType": "StorageError", "errorMessage": "S3 answered 500"}, "S3 answered 500", False),
     ({"errorType": "Sandbox.Timedout", "errorMessage": "after 900 s"}, "after 900 s", False),
-    ({"errorType": "Runtime.OutOfMemory", "errorMessage": "killed"}, "set worker_memory_mb", False),
+    ({"errorType": "Runtime.OutOfMemory", "errorMessage": "killed"}, "raise worker_memory_mb", False),
     ({"errorType": "Runtime.ImportModuleError", "errorMessage": "no lz4"}, "run 'cirrus deploy' again", True),
     ("odd", "odd", False),
 ]

@@ -263,6 +263,28 @@ def test_options_have_to_apply_to_the_model(home, svmlight):
     assert (code, "does not apply to --model-type linear" in err) == (1, True)
 
 
+def test_every_parameter_of_the_estimator_can_be_set(home, svmlight, tmp_path):
+    """``--mode``, ``--staleness`` and ``--set`` reach the model; what is wrong with them is one line."""
+    code, _, err = run(
+        *("train", svmlight, "--epochs", 1, "--model", tmp_path / "m", "--mode", "average"),
+        *("--set", "fit_intercept=false", "--set", "max-cost=7.5"),
+    )
+    assert code == 0, err
+    params = cirrus.load_model(tmp_path / "m").get_params()
+    assert (params["mode"], params["fit_intercept"], params["max_cost"]) == ("average", False, 7.5)
+    code, _, err = run("train", svmlight, "--epochs", 1, "--model", tmp_path / "n", "--staleness", 0)
+    assert code == 0, err
+    assert cirrus.load_model(tmp_path / "n").get_params()["staleness"] == 0
+    for wrong, problem in (
+        (["--set", "l1=1"], "--set: 'l1' has an option of its own"),
+        (["--set", "nothing=1"], "--set: --model-type logistic has no parameter 'nothing'"),
+        (["--staleness", "-1"], "--staleness: "),
+        (["--set", "wire_dtype=float8"], "--set wire_dtype: "),
+    ):
+        code, _, err = run("train", svmlight, *wrong)
+        assert (code, problem in err, "Traceback" in err) == (1, True, False), err
+
+
 def test_csv_files_train_and_predict(home, tmp_path):
     """CSV columns are named; a file to predict from has no label, and its columns in any order."""
     rng = np.random.default_rng(0)

@@ -69,6 +69,9 @@ CASES: dict[str, tuple[str, str, list[str], dict[str, Any]]] = {
         ["--format", "ratings", "--header"],
         {"n_features": 4},
     ),
+    "zero-based": ("x.svm", "1 1:1\n0 3:2\n", ["--zero-based"], {"n_features": 4}),
+    "one-based": ("x.svm", "1 1:1\n0 3:2\n", ["--one-based"], {"n_features": 3}),
+    "na values": ("x.csv", "1,?\n0,-\n", ["--numeric", "1", "--na-values", "?, -"], {}),
     "ldac": ("x.ldac", "1 0:1\n1 6:2\n", [], {"n_features": 7}),
     "docword": ("x.txt", "2\n5\n2\n1 1 1\n2 2 2\n", ["--format", "docword"], {"n_features": 5}),
 }

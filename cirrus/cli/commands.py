@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ParamSpec
@@ -24,23 +25,28 @@ from cirrus.cli.options import (
     InteractionsOption,
     LabelAboveOption,
     LabelOption,
+    Mode,
     ModelType,
     NameOption,
+    NaValuesOption,
     NFeaturesOption,
     NumericOption,
     Optimizer,
     PluginDirOption,
     Preprocessing,
     PreprocessOptions,
+    ProcessesOption,
     Pruner,
     PythonVersion,
     RunArgument,
     SearchOptions,
     SeedOption,
     SepOption,
+    SetOption,
     TrainOptions,
     VocabularyOption,
     YesOption,
+    ZeroBasedOption,
 )
 from cirrus.errors import CirrusError
 
@@ -82,7 +88,9 @@ def _command(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def reporting(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            function(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = functools.partial(_show_warning, function)
+                function(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted", INTERRUPTED_EXIT_CODE)
         except BrokenPipeError:
@@ -98,6 +106,12 @@ def _command(function: Callable[P, None]) -> Callable[P, None]:
 
     app.command()(reporting)
     return reporting
+
+
+def _show_warning(function: Callable[..., None], message: Warning | str, *_: object, **__: object) -> None:
+    from cirrus.cli.wording import in_options
+
+    print(f"warning: {in_options(str(message), function)}", file=sys.stderr, flush=True)
 
 
 def _end(message: str, code: int) -> None:
@@ -130,8 +144,10 @@ def load(
     shuffle: Annotated[
         bool, typer.Option(help="Spread the rows at random, or keep the file's order.")
     ] = True,
+    na_values: NaValuesOption = "",
+    zero_based: ZeroBasedOption = None,
     seed: SeedOption = 0,
-    processes: Annotated[int | None, typer.Option(help="Processes that parse; default: one a core.")] = None,
+    processes: ProcessesOption = None,
 ) -> None:
     """Parse files once and store them as a dataset, to train on as often as you like.
 
@@ -167,6 +183,8 @@ def load(
             vocabulary=vocabulary,
             n_features=n_features,
             drop_missing_labels=drop_missing_labels,
+            na_values=na_values,
+            zero_based=zero_based,
             seed=seed,
             shuffle=shuffle,
             n_processes=processes,
@@ -209,6 +227,9 @@ def preprocess(
     densify: Annotated[
         bool, typer.Option("--densify", help="Fill in zeros that do not stay zero, however many.")
     ] = False,
+    alternate_sign: Annotated[
+        bool, typer.Option(help="hash: flip the sign of half of the columns, so that collisions cancel.")
+    ] = True,
     save: Annotated[str | None, typer.Option(help="Also save what was fitted, to use it on arrays.")] = None,
     workers: Annotated[int | None, typer.Option(help="Functions at a time; default: one a core.")] = None,
 ) -> None:
@@ -231,6 +252,7 @@ def preprocess(
             buckets=buckets,
             columns=columns,
             densify=densify,
+            alternate_sign=alternate_sign,
             save=save,
             workers=workers,
         ),
@@ -283,6 +305,14 @@ def train(
     checkpoint_seconds: Annotated[float | None, typer.Option(help="Cut a checkpoint this often.")] = None,
     checkpoint_url: Annotated[str | None, typer.Option(help="Where checkpoints go.")] = None,
     resume_from: Annotated[str | None, typer.Option(help="A checkpoint to go on from.")] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="sgd: workers send gradients; average: what they learned from a lease.")
+    ] = Mode.SGD,
+    staleness: Annotated[
+        int | None,
+        typer.Option(help="Most steps between workers; 0: in step, the same every time; default: any."),
+    ] = None,
+    fixed: SetOption = None,
     format: FormatOption = Format.AUTO,
     label: LabelOption = "0",
     label_above: LabelAboveOption = None,
@@ -293,6 +323,10 @@ def train(
     interactions: InteractionsOption = "",
     n_features: NFeaturesOption = None,
     drop_missing_labels: DropOption = False,
+    header: HeaderOption = None,
+    na_values: NaValuesOption = "",
+    zero_based: ZeroBasedOption = None,
+    processes: ProcessesOption = None,
     seed: SeedOption = 0,
     home: HomeOption = None,
 ) -> None:
@@ -319,6 +353,10 @@ def train(
             interactions=interactions,
             n_features=n_features,
             drop_missing_labels=drop_missing_labels,
+            header=header,
+            na_values=na_values,
+            zero_based=zero_based,
+            n_processes=processes,
             seed=seed,
         ),
         TrainOptions(
@@ -343,6 +381,9 @@ def train(
             checkpoint_seconds=checkpoint_seconds,
             checkpoint_url=checkpoint_url,
             resume_from=resume_from,
+            mode=mode,
+            staleness=staleness,
+            fixed=fixed or [],
             seed=seed,
             home=home,
         ),
@@ -367,9 +408,7 @@ def search(
     draws: Annotated[
         int | None, typer.Option(help="Try so many random draws instead of every combination.")
     ] = None,
-    fixed: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of all trials.")
-    ] = None,
+    fixed: SetOption = None,
     pruner: Annotated[Pruner, typer.Option(help="How the hopeless are given up.")] = Pruner.NONE,
     max_concurrent: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
     max_workers: Annotated[int | None, typer.Option(help="Workers at a time, over all trials.")] = None,
@@ -408,6 +447,10 @@ def search(
     n_features: NFeaturesOption = None,
     drop_missing_labels: DropOption = False,
     interactions: InteractionsOption = "",
+    header: HeaderOption = None,
+    na_values: NaValuesOption = "",
+    zero_based: ZeroBasedOption = None,
+    processes: ProcessesOption = None,
     seed: SeedOption = 0,
     home: HomeOption = None,
 ) -> None:
@@ -458,6 +501,10 @@ def search(
             interactions=interactions,
             n_features=n_features,
             drop_missing_labels=drop_missing_labels,
+            header=header,
+            na_values=na_values,
+            zero_based=zero_based,
+            n_processes=processes,
             seed=seed,
         ),
         options,

@@ -48,6 +48,13 @@ class ModelType(enum.StrEnum):
     KMEANS = "kmeans"
 
 
+class Mode(enum.StrEnum):
+    """What workers send."""
+
+    SGD = "sgd"
+    AVERAGE = "average"
+
+
 class Pruner(enum.StrEnum):
     """How a search gives up the hopeless."""
 
@@ -103,6 +110,27 @@ SepOption = Annotated[
 HashFeaturesOption = Annotated[
     int | None,
     typer.Option(help="Tables, vw: hash into so many features; default 2**20, vw 2**18.", show_default=False),
+]
+NaValuesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="TEXTS", help="Tables: cells that mean no value, besides the usual; separated by commas."
+    ),
+]
+ZeroBasedOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--zero-based/--one-based",
+        help="svmlight: the first index; default: as it looks.",
+        show_default=False,
+    ),
+]
+ProcessesOption = Annotated[int | None, typer.Option(help="Processes that parse; default: one a core.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any other parameter of the estimator; may be repeated."
+    ),
 ]
 HeaderOption = Annotated[
     bool | None,
@@ -161,6 +189,8 @@ class FileOptions:
     drop_missing_labels: bool
     seed: int
     interactions: str
+    na_values: str = ""
+    zero_based: bool | None = None
     header: bool | None = None
     vocabulary: str | None = None
     shuffle: bool = True
@@ -192,6 +222,9 @@ class TrainOptions:
     checkpoint_seconds: float | None
     checkpoint_url: str | None
     resume_from: str | None
+    mode: Mode
+    staleness: int | None
+    fixed: list[str]
     seed: int
     home: str | None
 
@@ -234,5 +267,6 @@ class PreprocessOptions:
     buckets: int
     columns: str
     densify: bool
+    alternate_sign: bool
     save: str | None
     workers: int | None

@@ -40,7 +40,12 @@ def _transformer(options: PreprocessOptions) -> Any:
     for name in names:
         if not name.isdecimal():
             raise ConfigError("columns", f"must be numbers of columns, from 0; got {name!r}")
-    return FeatureHasher(options.buckets, columns=[int(name) for name in names] or None, **common)
+    return FeatureHasher(
+        options.buckets,
+        columns=[int(name) for name in names] or None,
+        alternate_sign=options.alternate_sign,
+        **common,
+    )
 
 
 def describe_columns(dataset: Dataset, n_columns: int) -> None:

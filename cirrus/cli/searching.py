@@ -9,6 +9,7 @@ from scipy.stats import loguniform, uniform
 
 from cirrus.cli.console import say, show, table
 from cirrus.cli.options import FileOptions, Pruner, SearchOptions
+from cirrus.cli.parameters import fixed_parameters, pair, value_of
 from cirrus.cli.sources import is_dataset, load_file, load_file_like
 from cirrus.cli.training import ESTIMATORS, WITHOUT_LABELS, number_or_auto
 from cirrus.client_backend.backend import Backend, backend_at
@@ -30,13 +31,12 @@ from cirrus.metrics import RunState
 TOP_TRIALS = 10
 HEAD = ("TRIAL", "STATUS", "EPOCHS", "LOSS", "SCORE", "COST", "HYPERPARAMETERS")
 NUMBER_COLUMNS = frozenset({0, 2, 3, 4, 5})
-_WORDS: dict[str, Any] = {"none": None, "true": True, "false": False}
 
 
 def search(data: str, file_options: FileOptions, options: SearchOptions) -> None:
     """Try hyperparameters, show the best, and save the best model."""
     if not 0 < options.validation_split < 1 and options.validation is None:
-        raise ConfigError("validation-split", f"must be above 0 and below 1, got {options.validation_split}")
+        raise ConfigError("validation_split", f"must be above 0 and below 1, got {options.validation_split}")
     _check_model_place(options.model)
     backend = backend_at(options.home)
     search_id = options.name or new_search_id()
@@ -124,19 +124,13 @@ def _is_driven(root: str, search_id: str) -> bool:
 
 
 def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
-    fixed = {name: _value(text) for name, text in map(_pair, options.fixed)}
-    for name in ("backend", "progress", "n_workers", "epochs", "random_state"):
-        if name in fixed:
-            raise ConfigError("set", f"{name} has an option of its own, or is set by the search")
     if options.model_type in WITHOUT_LABELS:
         raise ConfigError(
-            "model-type", f"{options.model_type.value} cannot be searched from the command line"
+            "model_type", f"{options.model_type.value} cannot be searched from the command line"
         )
     kind = ESTIMATORS[options.model_type]
-    known = kind().get_params().keys()
-    for name in fixed:
-        if name not in known:
-            raise ConfigError("set", f"--model-type {options.model_type.value} has no parameter {name}")
+    taken = ("backend", "progress", "n_workers", "epochs", "random_state", "task")
+    fixed = fixed_parameters(options.fixed, kind, options.model_type.value, taken)
     estimator = kind(
         **fixed,
         epochs=number_or_auto(options.epochs),
@@ -144,8 +138,10 @@ def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
         random_state=options.seed,
         backend=backend,
     )
-    grid = {name: [_value(part) for part in text.split(",")] for name, text in map(_pair, options.grid)}
-    ranges = {name: _distribution(name, text) for name, text in map(_pair, options.ranges)}
+    grid = {name: [value_of(part) for part in text.split(",")] for name, text in map(pair, options.grid)}
+    ranges = {
+        name: _distribution(name, text) for name, text in (pair(text, "range") for text in options.ranges)
+    }
     common: dict[str, Any] = {
         "max_concurrent": options.max_concurrent,
         "max_workers": options.max_workers,
@@ -186,29 +182,9 @@ def _data(
     )
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, separator, values = text.partition("=")
-    if not separator or not name or not values:
-        raise ConfigError("grid", f"{text!r} is not of the form NAME=VALUES, such as l1=0,1")
-    return name.strip().replace("-", "_"), values
-
-
-def _value(text: str) -> Any:
-    """Return what a word of the command line stands for: a number, none, true, false, or itself."""
-    text = text.strip()
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
 def _distribution(name: str, text: str) -> Any:
     low_text, separator, high_text = text.partition(":")
-    low, high = _value(low_text), _value(high_text)
+    low, high = value_of(low_text), value_of(high_text)
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (low, high))
     if not separator or not numbers or not low < high:
         raise ConfigError("range", f"{name}={text} is not of the form NAME=LOW:HIGH, such as l1=0.1:10")

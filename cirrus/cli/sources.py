@@ -10,6 +10,7 @@ from typing import Any, Literal
 from cirrus.chunks import MANIFEST_KEY
 from cirrus.cli.console import say
 from cirrus.cli.options import FileOptions, Format
+from cirrus.client_backend.csv_format import NA_VALUES
 from cirrus.client_backend.inputs import STANDARD_INPUT, open_inputs
 from cirrus.errors import ConfigError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset, load_csv, load_csv_like, load_svmlight
@@ -33,10 +34,18 @@ _SUFFIXES = {
     ".vw": Format.VW,
     ".ldac": Format.LDAC,
 }
-_TABLE = {"label", "label_above", "numeric", "categorical", "hash_features", "drop_missing_labels"}
+_TABLE = {
+    "label",
+    "label_above",
+    "numeric",
+    "categorical",
+    "hash_features",
+    "drop_missing_labels",
+    "na_values",
+}
 #: The options that say something about files of a format.
 _OPTIONS = {
-    Format.SVMLIGHT: {"n_features"},
+    Format.SVMLIGHT: {"n_features", "zero_based"},
     Format.CSV: {*_TABLE, "sep", "header"},
     Format.PARQUET: _TABLE,
     Format.VW: {"hash_features", "drop_missing_labels", "interactions"},
@@ -50,6 +59,7 @@ _NOT_GIVEN: dict[str, Any] = {
     "numeric": "",
     "categorical": "",
     "interactions": "",
+    "na_values": "",
     "drop_missing_labels": False,
 }
 
@@ -186,7 +196,8 @@ def _load(data: str, url: str, options: FileOptions, common: dict[str, Any]) -> 
     if written in (Format.LDAC, Format.DOCWORD):
         kind: Literal["ldac", "docword"] = "ldac" if written is Format.LDAC else "docword"
         return load_bag_of_words(data, url, kind, vocabulary=options.vocabulary, **common)
-    return load_svmlight(data, url, n_features=options.n_features, **common)
+    zero_based: bool | Literal["auto"] = "auto" if options.zero_based is None else options.zero_based
+    return load_svmlight(data, url, n_features=options.n_features, zero_based=zero_based, **common)
 
 
 def _check_options(written: Format, options: FileOptions) -> None:
@@ -221,6 +232,7 @@ def _table_options(data: str, options: FileOptions) -> dict[str, Any]:
         "numeric": numeric,
         "categorical": categorical,
         "label_above": options.label_above,
+        "na_values": (*NA_VALUES, *(text.strip() for text in options.na_values.split(",") if text.strip())),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from cirrus.chunks import DERIVED_FOLDER
 from cirrus.cli.console import say, show
 from cirrus.cli.options import FileOptions, ModelType, TrainOptions
+from cirrus.cli.parameters import fixed_parameters
 from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_file_options
 from cirrus.client_backend.backend import Backend, backend_at
 from cirrus.errors import ConfigError, DataError
@@ -112,21 +113,25 @@ def _estimator(options: TrainOptions, backend: Backend) -> Estimator:
         raise ConfigError(strange[0], f"does not apply to --model-type {options.model_type.value}")
     if options.tol is not None:
         given["tol"] = _tol(options.tol)
-    return kind(
-        **given,
-        epochs=number_or_auto(options.epochs),
-        n_workers=options.workers,
-        n_shards=options.shards,
-        target_loss=options.target_loss,
-        max_seconds=options.max_seconds,
-        early_stopping=options.early_stopping,
-        checkpoint_seconds=options.checkpoint_seconds,
-        checkpoint_url=options.checkpoint_url,
-        resume_from=options.resume_from,
-        backend=backend,
-        random_state=options.seed,
-        progress=True,
-    )
+    chosen: dict[str, Any] = {
+        "epochs": number_or_auto(options.epochs),
+        "n_workers": options.workers,
+        "n_shards": options.shards,
+        "target_loss": options.target_loss,
+        "max_seconds": options.max_seconds,
+        "early_stopping": options.early_stopping,
+        "checkpoint_seconds": options.checkpoint_seconds,
+        "checkpoint_url": options.checkpoint_url,
+        "resume_from": options.resume_from,
+        "mode": options.mode.value,
+        "staleness": options.staleness,
+        "backend": backend,
+        "random_state": options.seed,
+        "progress": True,
+    }
+    taken = {*params, *chosen, "tol", "task"}
+    fixed = fixed_parameters(options.fixed, kind, options.model_type.value, taken)
+    return kind(**given, **chosen, **fixed)
 
 
 class _Job:

@@ -266,7 +266,7 @@ def _function_error(name: str, said: Invocation) -> AttemptError:
             f"{name}: the function is broken ({text}): run 'cirrus deploy' again", is_permanent=True
         )
     if "OutOfMemory" in kind or "signal: killed" in text:
-        text += ": it may need more memory: set worker_memory_mb"
+        text += ": it may need more memory: raise worker_memory_mb"
     lines = [line for line in said.log_tail.splitlines() if line.strip()][-LOG_LINES:]
     words = "; its last words:\n" + "\n".join(lines) if lines else ""
     return AttemptError.of_kind(f"{name}: {kind}: {text}{words}", kind)
