@@ -91,6 +91,8 @@ class Manifest:
     single_label_blocks: int = 0
     """Blocks whose rows all have the same label although the dataset has several."""
     has_weights: bool = False
+    has_negatives: bool = False
+    """Whether a value is known to be below 0; datasets of earlier versions do not say."""
     encoding: Mapping[str, Any] = field(default_factory=dict)
     """How raw rows became columns: what is needed to read further rows in the same way."""
     vocabularies: tuple[VocabularyInfo, ...] = ()

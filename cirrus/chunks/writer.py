@@ -52,6 +52,7 @@ class DatasetSummary:
         self.n_features = 0
         """One more than the highest id."""
         self.has_weights = False
+        self.has_negatives = False
 
     def add(self, block: Block) -> None:
         """Count a block."""
@@ -64,6 +65,7 @@ class DatasetSummary:
         self.single_label_blocks += labels.size == 1
         self._add_labels(zip(labels.tolist(), label_counts.tolist(), strict=True))
         self.has_weights |= block.weights is not None
+        self.has_negatives |= block.values is not None and bool(block.values.min(initial=0) < 0)
 
     def _add_labels(self, counts: Iterable[tuple[float, int]]) -> None:
         if self.too_many_labels:
@@ -82,6 +84,7 @@ class DatasetSummary:
             "single_label_blocks": self.single_label_blocks,
             "n_features": self.n_features,
             "has_weights": self.has_weights,
+            "has_negatives": self.has_negatives,
         }
         return plain, self.touches.to_bytes()
 
@@ -95,6 +98,7 @@ class DatasetSummary:
         summary.single_label_blocks = plain["single_label_blocks"]
         summary.n_features = plain["n_features"]
         summary.has_weights = plain["has_weights"]
+        summary.has_negatives = plain["has_negatives"]
         return summary
 
     def merge(self, other: DatasetSummary) -> None:
@@ -107,6 +111,7 @@ class DatasetSummary:
         self.single_label_blocks += other.single_label_blocks
         self.n_features = max(self.n_features, other.n_features)
         self.has_weights |= other.has_weights
+        self.has_negatives |= other.has_negatives
 
 
 class ChunkWriter:
@@ -269,6 +274,7 @@ def commit_dataset(
         label_names=label_names,
         single_label_blocks=summary.single_label_blocks if several else 0,
         has_weights=summary.has_weights,
+        has_negatives=summary.has_negatives,
         encoding=json.loads(json.dumps(encoding or {})),  # as it will be read back
         vocabularies=vocabularies,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from cirrus.chunks import (
 )
 from cirrus.chunks.vocabulary import Vocabulary, store_vocabulary
 from cirrus.chunks.writer import find_replaced
+from cirrus.client_backend.loader import LoadProgress
 from cirrus.errors import DataError
 from cirrus.storage import ObjectStore
 
@@ -34,6 +35,7 @@ def store_arrays(
     random_state: int | None = None,
     encoding: Mapping[str, Any] | None = None,
     vocabularies: Mapping[str, Vocabulary] | None = None,
+    progress: Callable[[LoadProgress], None] | None = None,
 ) -> Manifest:
     """Store arrays as a dataset.
 
@@ -46,6 +48,7 @@ def store_arrays(
         random_state: Seed of that.
         encoding: What the columns are.
         vocabularies: What they are called.
+        progress: Told after each block.
 
     Raises:
         DataError: The shapes do not fit, or there are values that are not finite.
@@ -72,6 +75,8 @@ def store_arrays(
                     None if weights is None else weights[chosen],
                 )
             )
+            if progress is not None:
+                progress(_progress(rows, first + chosen.size))
         writer.flush()
         return commit_dataset(
             store,
@@ -89,6 +94,11 @@ def store_arrays(
     except BaseException:
         discard_chunks(store, prefix)
         raise
+
+
+def _progress(rows: Any, n_done: int) -> LoadProgress:
+    n_bytes = int(rows.data.nbytes)
+    return LoadProgress(bytes_done=n_bytes * n_done // rows.shape[0], bytes_total=n_bytes, rows=n_done)
 
 
 def _as_rows(X: Any) -> Any:

@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import io
 import itertools
+import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +134,10 @@ class CsvRequest:
             raise ConfigError("header", f'must be "infer", True or False, got {self.header!r}')
         if self.missing_label not in ("error", "drop"):
             raise ConfigError("missing_label", f'must be "error" or "drop", got {self.missing_label!r}')
+        above = self.label_above
+        is_number = isinstance(above, numbers.Real) and not isinstance(above, bool) and math.isfinite(above)
+        if above is not None and not is_number:
+            raise ConfigError("label_above", f"must be a finite number, got {above!r}")
         if not 1 <= self.hash_features < 2**32 - 2**16:
             raise ConfigError("hash_features", f"must be a whole number >= 1, got {self.hash_features!r}")
         if not self.numeric and not self.categorical:

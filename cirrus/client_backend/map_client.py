@@ -93,6 +93,8 @@ class MapRequest:
     manifest: Manifest
     output_url: str | None = None
     n_features: int | None = None
+    keeps_features: bool = True
+    """Whether a feature of the new dataset is the one of that number here, so that it is called the same."""
 
     def job(self) -> MapJob:
         """Return the job that this asks for, as one that begins."""

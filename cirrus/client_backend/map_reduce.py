@@ -15,6 +15,7 @@ from cirrus.chunks import (
     commit_dataset,
     read_manifest,
 )
+from cirrus.chunks.manifest import VocabularyInfo
 from cirrus.chunks.vocabulary import copy_vocabularies
 from cirrus.chunks.writer import find_replaced
 from cirrus.client_backend.fleet import AttemptError
@@ -58,9 +59,11 @@ def rewrite_dataset(
         if done is not None:  # all that an earlier client did not come to was to remove the job
             return done
         n_features = request.n_features or max(summary.n_features, request.manifest.n_features)
-        vocabularies = copy_vocabularies(
-            open_store(request.input_url), request.manifest, store, client.job.prefix
-        )
+        vocabularies: tuple[VocabularyInfo, ...] = ()
+        if request.keeps_features:
+            vocabularies = copy_vocabularies(
+                open_store(request.input_url), request.manifest, store, client.job.prefix
+            )
         return commit_dataset(
             store,
             [chunk for number in sorted(written) for chunk in written[number]],

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from cirrus.chunks.vocabulary import MAX_ID_BYTES, Vocabulary, canonical_number
 from cirrus.client_backend.csv_format import decode, reader_of
+from cirrus.client_backend.csv_rows import narrows_whole_numbers
 from cirrus.client_backend.load_formats import LoadFacts, LoadFormat, Outcome, Segment, SegmentReader
-from cirrus.client_backend.rows import MAX_INDEX, ParsedRows, Rows, SegmentFacts
+from cirrus.client_backend.rows import MAX_INDEX, NARROWED_LABEL, ParsedRows, Rows, SegmentFacts
 from cirrus.errors import ConfigError, DataError
 
 #: Columns that a line may have.
@@ -187,10 +188,15 @@ class _RatingsText:
         if None in ratings:
             bad = ratings.index(None)
             self._refuse(bad, f"rating {_shown(self._table[bad][_RATING])} is not a number: correct it")
+        wide = np.array(ratings, np.float64)
         with np.errstate(over="ignore"):
-            narrow = np.array(ratings, np.float64).astype(np.float32)
+            narrow = wide.astype(np.float32)
         for bad in np.flatnonzero(~np.isfinite(narrow)).tolist():
             self._refuse(bad, f"rating {_shown(self._table[bad][_RATING])} is not finite: correct it")
+        for bad in np.flatnonzero(narrows_whole_numbers(wide, narrow)).tolist():
+            cell = self._table[bad][_RATING].strip()
+            if cell.lstrip("+-").isdigit():  # else a measured number, which is rounded as others are
+                self._refuse(bad, f"rating {_shown(cell)} {NARROWED_LABEL}")
         return narrow
 
     def _refuse(self, row: int, problem: str) -> NoReturn:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from cirrus.client_backend.csv_kernels import murmur3
 from cirrus.client_backend.numbering import tidy_rows
-from cirrus.client_backend.parsers import parse_number
-from cirrus.client_backend.rows import Rows, SegmentFacts, row_starts
+from cirrus.client_backend.parsers import narrows_whole_number, parse_number
+from cirrus.client_backend.rows import NARROWED_LABEL, Rows, SegmentFacts, row_starts
 from cirrus.client_backend.vw_format import VwFormat
 from cirrus.errors import DataError
 
@@ -33,7 +33,7 @@ SHOWN_CHARACTERS = 40
 
 _NEWLINE, _SPACE, _TAB, _RETURN, _BAR, _COLON, _QUOTE, _HASH, _CARET = (ord(c) for c in "\n \t\r|:'#^")
 _PLUS, _MINUS, _Y = (ord(c) for c in "+-y")
-_OK, _LABEL, _IMPORTANCE, _BASE, _EXTRA, _MISSING, _SCALE, _VALUE, _NAMELESS, _PAIRS = range(10)
+_OK, _LABEL, _IMPORTANCE, _BASE, _EXTRA, _MISSING, _SCALE, _VALUE, _NAMELESS, _PAIRS, _NARROWED = range(11)
 _PROBLEMS = {
     _LABEL: "label {token!r} is not a finite number: other kinds of labels are not supported",
     _IMPORTANCE: "importance weight {token!r} is not a finite number >= 0: correct it",
@@ -43,6 +43,7 @@ _PROBLEMS = {
     _SCALE: "the scale of namespace {token!r} is not a finite number: correct it",
     _VALUE: "the value of {token!r} is not finite: correct it",
     _NAMELESS: "{token!r} is a value without a feature: name it",
+    _NARROWED: f"label {{token!r}} {NARROWED_LABEL}",
     _PAIRS: "interactions make more than 2**20 pairs of this row: use fewer",
 }
 #: What to do with a row without a label.
@@ -229,6 +230,8 @@ def _parse_label(text: Bytes, start: int, bar: int, has_bar: bool) -> tuple[int,
         if n_tokens == 0:
             if not is_number:
                 return _LABEL, i, 0.0, 1.0
+            if narrows_whole_number(text, i, end, number):
+                return _NARROWED, i, 0.0, 1.0
             label = number
         elif n_tokens == 1:
             if not is_number or number < 0:

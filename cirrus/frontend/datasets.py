@@ -244,6 +244,7 @@ def load_arrays(
     shuffle: bool = True,
     random_state: int | None = None,
     folder: bool = False,
+    progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Store arrays as a dataset.
 
@@ -256,6 +257,8 @@ def load_arrays(
         shuffle: Spread the rows over the blocks at random, as training needs it.
         random_state: Seed of that.
         folder: Without a URL: in a temporary folder instead of memory, so that other processes can read it.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` after each block, in this
+            thread.
 
     Raises:
         DataError: The shapes do not fit, or there are values that are not finite.
@@ -268,9 +271,16 @@ def load_arrays(
     """
     scratch = Scratch(None if folder else memory_scratch_url()) if url is None else None
     store = open_store(scratch.url("dataset") if scratch else str(url))
-    manifest = store_arrays(
-        X, y, store, sample_weight=sample_weight, shuffle=shuffle, random_state=random_state
-    )
+    with listening_to_load(progress) as listener:
+        manifest = store_arrays(
+            X,
+            y,
+            store,
+            sample_weight=sample_weight,
+            shuffle=shuffle,
+            random_state=random_state,
+            progress=listener,
+        )
     return Dataset(store.url, manifest, scratch=scratch)
 
 

@@ -118,6 +118,11 @@ def take_dataset(
         if value is not None:
             raise ConfigError(name, "must be None: a Dataset holds its own")
     check_width(estimator, dataset, reset=reset)
+    if wanted.non_negative and dataset.manifest.has_negatives:
+        raise DataError(
+            f"{dataset.url}: has values below 0, and {type(estimator).__name__} needs counts: leave out "
+            "what made them negative, such as scaling or hashing with signs"
+        )
     return TrainingData(
         url=scratch.reachable(dataset.url, "train"),
         manifest=dataset.manifest,
