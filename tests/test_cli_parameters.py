@@ -25,6 +25,7 @@ from cirrus.cli import commands
 from cirrus.cli.commands import app
 from cirrus.cli.options import (
     FileOptions,
+    Mode,
     ModelType,
     Optimizer,
     PreprocessOptions,
@@ -160,7 +161,7 @@ PLAIN = TrainOptions(
     model=None, model_type=ModelType.FM, size=None, epochs="auto", workers=2, shards=1, validation=None,
     validation_split=0.1, optimizer=None, learning_rate=None, l1=None, l2=None, batch_size="auto", tol=None,
     balanced=False, target_loss=None, max_seconds=None, early_stopping=False, checkpoint_seconds=None,
-    checkpoint_url=None, resume_from=None, seed=0, home=None,
+    checkpoint_url=None, resume_from=None, mode=Mode.SGD, staleness=None, fixed=[], seed=0, home=None,
 )  # fmt: skip
 #: Another value of each option that becomes a parameter of the estimator.
 TRAINED: dict[str, Any] = {
@@ -182,6 +183,9 @@ TRAINED: dict[str, Any] = {
     "checkpoint_seconds": 5.0,
     "checkpoint_url": "x",
     "resume_from": "x",
+    "mode": Mode.AVERAGE,
+    "staleness": 0,
+    "fixed": ["max_cost=5"],
     "seed": 5,
 }
 #: These say what is done around the training; each with the test that it acts.

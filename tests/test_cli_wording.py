@@ -129,8 +129,8 @@ def test_no_error_shows_python(command: Callable[..., None]) -> None:
         (commands.load, "with n_processes=1", "with --processes 1"),
         (
             commands.load,
-            "must be a list such as interactions=['ab', 'c']",
-            "must be a list such as --interactions ab,c",
+            "must be a list: interactions=['ab', 'c']",
+            "must be a list: --interactions ab,c",
         ),
         (commands.search, "such as --grid l1=0,1 or", "such as --grid l1=0,1 or"),
         (commands.train, "needs data: fit(..., validation=...)", "needs data: --validation ..."),
