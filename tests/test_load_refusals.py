@@ -65,7 +65,7 @@ def test_topics_need_counts(tmp_path: Path) -> None:
     X = scipy.sparse.random(50, 8, density=0.5, random_state=0, format="csr")
     counts = cirrus.load_arrays(X, np.zeros(50), tmp_path / "counts")
     assert not counts.manifest.has_negatives
-    scaled = StandardScaler().fit_transform(
+    scaled = StandardScaler(backend="inline").fit_transform(
         cirrus.load_arrays(X.toarray(), np.zeros(50)), tmp_path / "scaled"
     )
     assert scaled.manifest.has_negatives

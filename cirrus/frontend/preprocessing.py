@@ -74,7 +74,7 @@ class _OnDatasets:
             manifest=dataset.manifest,
             output_url=dataset._output(url),
             n_features=self._n_features_out(),
-            keeps_features=columns.target is None,
+            keeps_features=not columns.moves,
         )
         encoding = dict(dataset.manifest.encoding)
         encoding["preprocessing"] = [*encoding.get("preprocessing", ()), step.to_plain()]
