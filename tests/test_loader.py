@@ -354,7 +354,7 @@ def test_a_store_that_refuses_is_a_storage_error(tmp_path: Path, temporary: Path
     path.write_text(svmlight_text(1000))
     (tmp_path / "file").write_text("in the way")
     for n_processes in (1, 2):
-        with pytest.raises(StorageError, match="file/d"):
+        with pytest.raises(StorageError, match="file: is a file, where a folder is needed"):
             load(path, tmp_path / "file" / "d", n_processes=n_processes)
 
 
