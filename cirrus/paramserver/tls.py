@@ -11,6 +11,7 @@ decrypting happen without the interpreter lock.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import tempfile
@@ -43,14 +44,28 @@ class TlsSocket(ssl.SSLSocket):
         self._receive_seconds, self._send_seconds = receive_seconds, send_seconds
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        """Receive what is there, at least a byte; 0 at the end."""
+        """Receive what is there, at least a byte and maybe many records; 0 at the end."""
         self.settimeout(self._receive_seconds)
         try:
-            return super().recv_into(buffer, nbytes, flags)
+            return self._receive_more(memoryview(buffer), super().recv_into(buffer, nbytes, flags))
         except TimeoutError as error:
             raise BlockingIOError("nothing came in time") from error
         except ValueError as error:  # closed by another thread
             raise ConnectionResetError(str(error)) from error
+
+    def _receive_more(self, buffer: memoryview, received: int) -> int:
+        """Take in what else has come; return how many bytes there are now.
+
+        A record at a time would have the whole loop around this run for every 16 KB.
+        """
+        if received < RECORD_BYTES:
+            return received
+        self.settimeout(0.0)
+        # Errors and the end come again at the next call.
+        with contextlib.suppress(OSError):
+            while received < len(buffer) and (more := super().recv_into(buffer[received:])):
+                received += more
+        return received
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send everything."""
@@ -69,7 +84,7 @@ class TlsSocket(ssl.SSLSocket):
 
         A record that could not be sent whole is under way: the next call has to bring the same bytes again.
         """
-        first = next(memoryview(piece) for piece in buffers)[:RECORD_BYTES]
+        first = _first_record(buffers)
         self.settimeout(0.0 if flags & socket.MSG_DONTWAIT else self._send_seconds)
         try:
             return self.send(first)
@@ -81,6 +96,18 @@ class TlsSocket(ssl.SSLSocket):
     def shutdown(self, how: int) -> None:
         """End the connection below TLS, also for a thread that is using it at this moment."""
         socket.socket.shutdown(self, how)
+
+
+def _first_record(pieces: Iterable[Any]) -> bytes | memoryview:
+    """Return the beginning of some pieces, as much as fits a record."""
+    found: list[memoryview] = []
+    room = RECORD_BYTES
+    for piece in pieces:
+        found.append(memoryview(piece).cast("B")[:room])
+        room -= len(found[-1])
+        if room == 0:
+            break
+    return found[0] if len(found) == 1 else b"".join(found)
 
 
 def _context(purpose: int) -> ssl.SSLContext:
