@@ -1,7 +1,7 @@
 # make train   install and train on real flights       make test   run the tests
 # make check   formatting, lint, types, layers         make bench  speed against other tools
 # make scan    look for unsafe settings in terraform/   make audit  look for packages with known flaws
-# make fuzz    ten minutes of damaged input
+# make fuzz    ten minutes of damaged input             make soak   break runs for half an hour
 #
 # Everything lives in .venv, made with $(PYTHON) (3.11 or newer): `make PYTHON=python3.12 train`.
 
@@ -18,10 +18,11 @@ BENCH_TOOL := ../shared/tools/make_criteo_like.py
 BENCH_ARGS ?=
 BENCH_ROWS ?= 1000000
 FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test check scan audit fuzz format bench clean
+.PHONY: help install train test check scan audit fuzz soak format bench clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -72,6 +73,11 @@ train: install
 
 test: $(VENV)/.installed-dev $(VENV)/.kernels
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(TEST_ARGS)
+
+# The seed is printed: `make soak CIRRUS_TEST_SEED=7` repeats the choice of victims and moments.
+soak: $(VENV)/.installed-dev $(VENV)/.kernels
+	CIRRUS_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/test_soak.py
+	CIRRUS_FAULTS=all $(BIN)/python -m pytest tests/test_fault_table.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check

@@ -43,6 +43,7 @@ MODES = ("sgd", "average")
 NONFINITE_POLICIES = ("skip", "fail")
 #: Tables of a model: one frame carries a step's gradients of all of them.
 MAX_TABLES = 64
+ON_CLIENT_LOSS = ("stop", "continue")
 
 T = TypeVar("T")
 
@@ -271,6 +272,9 @@ class RunConfig:
     """A checkpoint (tables, optimizer state, ledger) that the shards start from."""
     resume_ledger: bool = False
     """True: go on in the checkpoint's epoch. False: take the tables alone and start at epoch 0."""
+    on_client_loss: str = "stop"
+    """What happens when the client dies: ``stop`` (shards snapshot and end), or ``continue`` until no worker
+    is left, and then the same."""
     lease_seconds: float = 30.0
     """A lease without progress for this long is given to another worker."""
     generation_seconds: float | None = None
@@ -310,6 +314,7 @@ class RunConfig:
             f"must be one of {', '.join(WIRE_DTYPES)}, got {self.wire_dtype!r}",
         )
         _check(self.mode in MODES, "mode", f"must be one of {', '.join(MODES)}, got {self.mode!r}")
+        check_on_client_loss(self.on_client_loss)
         _check(
             self.nonfinite_gradients in NONFINITE_POLICIES,
             "nonfinite_gradients",
@@ -385,6 +390,19 @@ class RunConfig:
         except ValueError as error:
             raise ConfigError("config.json", f"is not JSON: {error}") from error
         return from_plain(cls, raw, "config.json")
+
+
+def check_on_client_loss(value: object) -> None:
+    """Check what a run shall do without its client.
+
+    Raises:
+        ConfigError: It is none of :data:`ON_CLIENT_LOSS`.
+    """
+    _check(
+        value in ON_CLIENT_LOSS,
+        "on_client_loss",
+        f"must be one of {', '.join(ON_CLIENT_LOSS)}, got {value!r}",
+    )
 
 
 def from_plain(kind: type[T], raw: Any, where: str) -> T:

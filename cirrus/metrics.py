@@ -88,7 +88,9 @@ class RunStatus:
     warning: str | None = None
     """What the run goes on without, such as a validation loss that cannot be computed."""
     detail: str = ""
-    """What a run that is starting waits for, in words."""
+    """What a run that is starting waits for, or that one goes on without a client, in words."""
+    silent_shards: tuple[int, ...] = ()
+    """Shards that shard 0 has not heard of for a while, though they are announced."""
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     """Counters of all shards: steps applied, duplicates dropped, leases given again, ..."""
 

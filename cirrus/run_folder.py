@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 #: A metrics object is rewritten as it grows to this size; then the next one begins.
 METRICS_SEGMENT_BYTES = 64 * 1024
-#: A supervisor that has not renewed its claim for this long is taken for dead.
+#: A supervisor whose claim has not changed for this long, while somebody watched, is taken for dead.
 CLAIM_SECONDS = 10.0
 TOKEN_BYTES = 32
 #: Longest note on a run; four bytes each at most.
@@ -151,28 +151,38 @@ class RunFolder:
 
     # Supervision.
 
-    def claim(self, claim: ClientClaim, *, dead_client: str | None = None) -> None:
+    def claim(self, claim: ClientClaim, *, dead: ClientClaim | None = None) -> None:
         """Become the supervisor, or renew the claim.
+
+        No clock is asked: whoever has not released the claim holds it, unless the caller knows better.
 
         Args:
             claim: Who wants it.
-            dead_client: The id of a client that is known to be dead, however fresh its claim.
+            dead: The claim of a client that is dead; if it has changed since, it was not.
 
         Raises:
-            ConflictError: Another living client holds the claim.
+            ConflictError: Another client holds the claim, or was faster.
         """
         data = json.dumps(dataclasses.asdict(claim)).encode()
         try:
             raw, etag = self.store.get_versioned("client.json")
         except NotFoundError:
-            self.store.put("client.json", data, if_absent=True)
+            self._put_claim(data, if_absent=True)
             return
         held = from_plain(ClientClaim, _parse(raw, "client.json"), "client.json")
-        alive = not held.released and time.time() - held.renewed_at < CLAIM_SECONDS
-        alive = alive and held.client_id != dead_client
-        if held.client_id != claim.client_id and alive:
-            raise ConflictError(f"{self.url} is supervised by process {held.pid} on {held.host}")
-        self.store.put("client.json", data, if_match=etag)
+        if held.client_id != claim.client_id and not held.released and held != dead:
+            raise ConflictError(self._held_by(held))
+        self._put_claim(data, if_match=etag)
+
+    def _put_claim(self, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> None:
+        try:
+            self.store.put("client.json", data, if_match=if_match, if_absent=if_absent)
+        except ConflictError as error:
+            holder = self.claim_holder()
+            raise ConflictError(str(error) if holder is None else self._held_by(holder)) from error
+
+    def _held_by(self, holder: ClientClaim) -> str:
+        return f"{self.url} is supervised by process {holder.pid} on {holder.host}"
 
     def claim_holder(self) -> ClientClaim | None:
         """Return who supervises the run, or None if nobody ever did."""

@@ -35,7 +35,14 @@ def make_dataset(url: str) -> Dataset:
     return load_arrays(*make_data(), url=url)
 
 
-def plan(train: Dataset, *, run_id: str = "", snapshot_seconds: float = 0.3, **params: Any) -> RunConfig:
+def plan(
+    train: Dataset,
+    *,
+    run_id: str = "",
+    snapshot_seconds: float = 0.3,
+    generation_seconds: float | None = None,
+    **params: Any,
+) -> RunConfig:
     """Return the config of a run over the dataset."""
     defaults = {"epochs": FOR_EVER, "tol": None, "batch_size": BATCH_ROWS, "n_workers": 2, "n_shards": 2}
     config = plan_run(
@@ -48,7 +55,9 @@ def plan(train: Dataset, *, run_id: str = "", snapshot_seconds: float = 0.3, **p
         manifest=train.manifest,
         seed=0,
     )
-    return dataclasses.replace(config, snapshot_seconds=snapshot_seconds)
+    return dataclasses.replace(
+        config, snapshot_seconds=snapshot_seconds, generation_seconds=generation_seconds
+    )
 
 
 def accuracy(run: Run) -> float:

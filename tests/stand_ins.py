@@ -3,6 +3,7 @@
 ``python stand_ins.py shard RUN_URL SHARD GENERATION`` behaves as ``model_metadata`` of the run's config says:
 
 - ``finish_after``: seconds until the stand-in of shard 0 ends the run;
+- ``works_for``: seconds for which it says that there is a worker;
 - ``shard``: ``serve``, ``crash`` (at once), ``stubborn`` (heeds neither end of file nor SIGTERM);
 - ``worker``: ``work`` (until the run is over), ``crash``, ``config_error``, ``generations`` (of 0.1 s),
   ``stubborn``, ``babble`` (prints much, and no result).
@@ -132,7 +133,7 @@ def run_shard(run_url: str, shard: int, generation: int) -> None:
         return
     print("127.0.0.1:1", flush=True)
     if shard == 0:
-        _coordinate(folder, lost_parent, metadata.get("finish_after"))
+        _coordinate(folder, lost_parent, metadata.get("finish_after"), metadata.get("works_for", 0.0))
         return
     while not lost_parent.is_set():
         status = folder.status()
@@ -141,14 +142,22 @@ def run_shard(run_url: str, shard: int, generation: int) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _coordinate(folder: RunFolder, lost_parent: threading.Event, finish_after: float | None) -> None:
+def _coordinate(
+    folder: RunFolder, lost_parent: threading.Event, finish_after: float | None, works_for: float
+) -> None:
     before = folder.status()
     updates = 0 if before is None else before.updates
     start = time.monotonic()
     while True:
         updates += 1
         now = time.time()
-        status = RunStatus(state=RunState.RUNNING, updates=updates, heartbeat_at=now, started_at=now)
+        status = RunStatus(
+            state=RunState.RUNNING,
+            updates=updates,
+            heartbeat_at=now,
+            started_at=now,
+            n_workers=int(time.monotonic() - start < works_for),
+        )
         state, error = RunState.RUNNING, None
         for key, request in folder.requests():
             ends = {"kill": RunState.KILLED, "stop": RunState.FINISHED, "fail": RunState.FAILED}

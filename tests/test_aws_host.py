@@ -17,6 +17,7 @@ from fake_metadata import FakeMetadata, instance_values
 from real_runs import assert_exact, make_dataset, plan
 from stand_ins import eventually, make_config, shard_command
 
+from cirrus.client_backend.aws import run_service
 from cirrus.client_backend.aws.host import Host, HostOptions, compile_kernels
 from cirrus.client_backend.aws.instance import Instance, InstanceMetadata
 from cirrus.client_backend.aws.run_service import RunService
@@ -197,6 +198,20 @@ def test_time_in_which_the_host_stood_still_is_no_silence(machine):
         assert service.client_lost
     finally:
         service.end()
+
+
+def test_a_run_that_continues_lasts_as_long_as_its_workers(machine, monkeypatch):
+    """Without its client it goes on while a worker is registered; then it saves, and the instance ends."""
+    monkeypatch.setattr(run_service, "WORKERLESS_SECONDS", 1.0)
+    config = make_config(works_for=8.0)
+    run = machine.create(dataclasses.replace(config, on_client_loss="continue"))
+    machine.launch(run, client_lost_seconds=1.5)
+    eventually(lambda: (s := run.status()) and s.n_workers)
+    machine.thread.join(5.0)
+    assert machine.phase(run) is HostPhase.SERVING
+    eventually(lambda: machine.phase(run) is HostPhase.INTERRUPTED)
+    assert not run.status().n_workers
+    eventually(machine.ended)
 
 
 def test_a_sign_of_life_counts_whatever_the_client_s_clock_says(machine):

@@ -348,7 +348,7 @@ class TestAttaching:
         holder = first.folder.claim_holder()
         assert holder is not None
         # As if this client had been suspended for longer than a claim lasts.
-        data = {**vars(holder), "renewed_at": time.time() - 60.0}
+        data = {**vars(holder), "released": True}
         first.folder.store.put("client.json", json.dumps(data).encode())
         second = backend.attach(first.run_id)
         assert first.supervisor is not None

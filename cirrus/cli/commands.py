@@ -31,6 +31,7 @@ from cirrus.cli.options import (
     NaValuesOption,
     NFeaturesOption,
     NumericOption,
+    OnClientLoss,
     Optimizer,
     PluginDirOption,
     Preprocessing,
@@ -305,6 +306,9 @@ def train(
     checkpoint_seconds: Annotated[float | None, typer.Option(help="Cut a checkpoint this often.")] = None,
     checkpoint_url: Annotated[str | None, typer.Option(help="Where checkpoints go.")] = None,
     resume_from: Annotated[str | None, typer.Option(help="A checkpoint to go on from.")] = None,
+    on_client_loss: Annotated[
+        OnClientLoss, typer.Option(help="If this program dies: stop, or continue as long as workers live.")
+    ] = OnClientLoss.STOP,
     mode: Annotated[
         Mode, typer.Option(help="sgd: workers send gradients; average: what they learned from a lease.")
     ] = Mode.SGD,
@@ -381,6 +385,7 @@ def train(
             checkpoint_seconds=checkpoint_seconds,
             checkpoint_url=checkpoint_url,
             resume_from=resume_from,
+            on_client_loss=on_client_loss,
             mode=mode,
             staleness=staleness,
             fixed=fixed or [],

@@ -55,6 +55,13 @@ class Mode(enum.StrEnum):
     AVERAGE = "average"
 
 
+class OnClientLoss(enum.StrEnum):
+    """What a run does when the program that watches over it dies."""
+
+    STOP = "stop"
+    CONTINUE = "continue"
+
+
 class Pruner(enum.StrEnum):
     """How a search gives up the hopeless."""
 
@@ -222,6 +229,7 @@ class TrainOptions:
     checkpoint_seconds: float | None
     checkpoint_url: str | None
     resume_from: str | None
+    on_client_loss: OnClientLoss
     mode: Mode
     staleness: int | None
     fixed: list[str]

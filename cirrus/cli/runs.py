@@ -83,7 +83,8 @@ def _cells(summary: RunSummary) -> list[str]:
         str(status.n_workers),
         clock_time(status.seconds),
         f"${status.cost:.2f}",
-        status.error or "; ".join(text for text in (status.stop_reason, status.warning) if text),
+        status.error
+        or "; ".join(text for text in (status.stop_reason, status.warning, status.detail) if text),
     ]
 
 

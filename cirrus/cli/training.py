@@ -123,6 +123,7 @@ def _estimator(options: TrainOptions, backend: Backend) -> Estimator:
         "checkpoint_seconds": options.checkpoint_seconds,
         "checkpoint_url": options.checkpoint_url,
         "resume_from": options.resume_from,
+        "on_client_loss": options.on_client_loss.value,
         "mode": options.mode.value,
         "staleness": options.staleness,
         "backend": backend,

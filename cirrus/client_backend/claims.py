@@ -21,6 +21,8 @@ PREDECESSOR_SECONDS = 3.0
 PREDECESSOR_POLL_SECONDS = 0.02
 #: Between two looks at a client's claim no more than this counts as its silence.
 LONGEST_LOOK_SECONDS = 5.0
+#: A claim that may have lapsed is looked at this often.
+WATCH_POLL_SECONDS = 0.5
 
 
 def new_claim() -> ClientClaim:
@@ -33,19 +35,46 @@ def new_claim() -> ClientClaim:
     )
 
 
-def take_claim(folder: RunFolder, claim: ClientClaim) -> ClientClaim:
-    """Become the supervisor of a run; return the claim as it was written, with its number.
+def seize_claim(folder: RunFolder, claim: ClientClaim) -> ClientClaim:
+    """Become the one client of a folder; return the claim as it was written, with its number.
 
-    A holder on this machine whose process has ended need not be waited for.
+    Clocks of two machines need not agree, and one may jump: a claim that was not released has to be watched
+    for as long as it takes to lapse, unless its holder was a process of this machine.
+
+    Raises:
+        ConflictError: Another living client holds it.
+    """
+    holder = folder.claim_holder()
+    if holder is None:
+        folder.claim(claim)
+        return claim
+    claim = dataclasses.replace(claim, number=holder.number + 1)
+    folder.claim(claim, dead=holder if _is_lost(folder, holder) else None)
+    return claim
+
+
+def _is_lost(folder: RunFolder, holder: ClientClaim) -> bool:
+    """Return whether the holder of a claim is dead, which may take as long as a claim lasts."""
+    if holder.released or is_known_dead(holder):
+        return True
+    if holder.host == machine_name() and abs(time.time() - holder.renewed_at) < CLAIM_SECONDS:
+        return False  # at work here, by all that can be seen; to wait for it again costs little
+    end = time.monotonic() + CLAIM_SECONDS
+    while time.monotonic() < end:
+        time.sleep(WATCH_POLL_SECONDS)  # another process' object wakes nobody
+        if folder.claim_holder() != holder:
+            return False
+    return True
+
+
+def take_claim(folder: RunFolder, claim: ClientClaim) -> ClientClaim:
+    """Become the supervisor of a run, as :func:`seize_claim`, once the shards of the one before have ended.
 
     Raises:
         ConflictError: Another living client supervises the run.
     """
     holder = folder.claim_holder()
-    dead = holder is not None and is_known_dead(holder)
-    if holder is not None:
-        claim = dataclasses.replace(claim, number=holder.number + 1)
-    folder.claim(claim, dead_client=holder.client_id if holder is not None and dead else None)
+    claim = seize_claim(folder, claim)
     if holder is not None and holder.host == machine_name():
         addresses = (folder.shard_address(shard) for shard in range(folder.config().n_shards))
         await_exit(address.pid for address in addresses if address is not None)
@@ -80,7 +109,10 @@ class SignsOfLife:
 
 
 def is_held(claim: ClientClaim | None, now: float) -> bool:
-    """Return whether a living client supervises the run, as far as can be told at the Unix time ``now``."""
+    """Return whether a living client supervises the run, as far as can be told at the Unix time ``now``.
+
+    An estimate, for people: whoever acts on it takes the claim first, which looks for itself.
+    """
     if claim is None or claim.released or is_known_dead(claim):
         return False
     return now - claim.renewed_at < CLAIM_SECONDS

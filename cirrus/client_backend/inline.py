@@ -19,6 +19,7 @@ from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.local import check_backend_numbers, default_home
 from cirrus.config import RunConfig
+from cirrus.errors import ConfigError
 from cirrus.run_folder import RunFolder
 
 #: Default root of inline runs. They share it, as they share the process; each run has a folder of its own in
@@ -133,7 +134,11 @@ class InlineBackend(Backend):
         return True
 
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
-        """See :meth:`Backend.launcher`."""
+        """See :meth:`Backend.launcher`; threads cannot outlive their process."""
+        if config.on_client_loss == "continue":
+            raise ConfigError(
+                "on_client_loss", '"continue" needs processes of their own: use backend="local"'
+            )
         return InlineLauncher(folder.url, self._parts)
 
     def job_root(self, urls: Sequence[str]) -> str:

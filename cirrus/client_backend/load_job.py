@@ -22,7 +22,7 @@ from typing import Any
 
 from cirrus.chunks import MANIFEST_KEY, Manifest, discard_chunks, new_chunk_prefix, read_manifest
 from cirrus.chunks.writer import CHUNK_PREFIX
-from cirrus.client_backend.claims import is_known_dead, new_claim
+from cirrus.client_backend.claims import new_claim, seize_claim
 from cirrus.config import from_plain, parse_json
 from cirrus.errors import (
     CirrusError,
@@ -213,10 +213,8 @@ class _Claim:
         self._claim = new_claim()
         self._stop = threading.Event()
         self._lost: CirrusError | None = None
-        holder = self._folder.claim_holder()
-        dead = holder.client_id if holder is not None and is_known_dead(holder) else None
         try:
-            self._folder.claim(self._claim, dead_client=dead)
+            self._claim = seize_claim(self._folder, self._claim)
         except ConflictError as error:
             raise ConflictError(
                 f"{dataset_url}: the same data is being loaded here by another process ({error}): wait for "

@@ -87,6 +87,9 @@ class LocalCommands:
 class LocalBackend(Backend):
     """Runs shards and workers as processes of this machine, which end with this one.
 
+    With ``on_client_loss="continue"`` they go on when this process dies, until the workers have done their
+    time.
+
     Args:
         root: Where the run folders go, as an object-store URL that other processes can open. None: the folder
             named by the environment variable ``CIRRUS_HOME``, else ``~/.cirrus``.
@@ -142,9 +145,10 @@ class LocalBackend(Backend):
 
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
         """See :meth:`Backend.launcher`."""
-        if self._hosts is not None:
+        outlive = config.on_client_loss == "continue"
+        if self._hosts is not None and not outlive:
             return PackedLauncher(folder.url, self._commands, self._hosts)
-        return LocalLauncher(folder.url, self._commands)
+        return LocalLauncher(folder.url, self._commands, outlive=outlive)
 
     def for_many_runs(self) -> Self:
         """See :meth:`Backend.for_many_runs`: shards of all runs share a process for each core."""
@@ -176,17 +180,18 @@ class LocalLauncher(Launcher):
         run_url: The run folder. Where it is a folder of this machine, what the processes write on standard
             error goes into its ``logs/``.
         commands: What to run.
+        outlive: The processes go on when this one dies, until no worker is left.
     """
 
     silent_seconds = SILENT_SECONDS
 
-    def __init__(self, run_url: str, commands: LocalCommands) -> None:
+    def __init__(self, run_url: str, commands: LocalCommands, *, outlive: bool = False) -> None:
         self._run_url = run_url
         self._commands = commands
         folder = local_folder(run_url)
         self._logs = None if folder is None else folder / "logs"
-        self.shards = ChildSet()
-        self.workers = ChildSet()
+        self.shards = ChildSet(outlive=outlive)
+        self.workers = ChildSet(outlive=outlive)
 
     def end_stuck_shard(self, shard: int) -> None:
         """See :meth:`Launcher.end_stuck_shard`."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from cirrus.chunks import ChunkInfo, DatasetSummary, Manifest, discard_chunks, new_chunk_prefix
 from cirrus.client_backend.base import Backend
-from cirrus.client_backend.claims import is_known_dead, new_claim
+from cirrus.client_backend.claims import is_known_dead, new_claim, seize_claim
 from cirrus.client_backend.fleet import AttemptError, Fleet, WorkerEvent, WorkerResult
 from cirrus.client_backend.map_functions import PackedFunction
 from cirrus.client_backend.retries import RetryPolicy
@@ -181,10 +181,8 @@ class JobClient:
             self._claims.remove()
 
     def _take_claim(self) -> None:
-        holder = self._claims.claim_holder()
-        dead = holder.client_id if holder is not None and is_known_dead(holder) else None
         try:
-            self._claims.claim(self._claim, dead_client=dead)
+            self._claim = seize_claim(self._claims, self._claim)
         except ConflictError as error:
             where = self._request.output_url or self._folder.url
             raise ConflictError(

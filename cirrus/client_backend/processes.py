@@ -3,7 +3,8 @@
 The contract with a child, a Python program of ours:
 
 - Its standard input stays open as long as its parent lives and wants it. At end of file it ends by itself;
-  that also works when the parent was killed with SIGKILL, where no handler could run.
+  that also works when the parent was killed with SIGKILL, where no handler could run. One that shall outlive
+  its parent is told so in a line, and told to end in another (:mod:`cirrus.paramserver.leash`).
 - It is in a session of its own, so that Ctrl-C in the terminal reaches the parent alone, which ends its
   children in order.
 - The last line that it prints on standard output is its result; standard error goes to a log file.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from cirrus.errors import RunError
+from cirrus.paramserver.leash import END, OUTLIVE
 
 #: How much of a child's standard error goes into the text of an error.
 STDERR_TAIL_BYTES = 4096
@@ -73,14 +75,21 @@ class ChildProcess:
         command: Program and arguments.
         input_line: First line on the child's standard input.
         log_path: File that the child's standard error is appended to; None: a temporary one.
+        outlives: The child goes on when this process dies.
 
     Raises:
         RunError: The process could not be started.
     """
 
     def __init__(
-        self, command: Sequence[str], *, input_line: bytes | None = None, log_path: Path | None = None
+        self,
+        command: Sequence[str],
+        *,
+        input_line: bytes | None = None,
+        log_path: Path | None = None,
+        outlives: bool = False,
     ) -> None:
+        self._outlives = outlives
         self._log: IO[bytes] = _open_log(log_path)
         self._log_start = self._log.tell()
         self._closing = threading.Lock()
@@ -100,6 +109,8 @@ class ChildProcess:
             raise RunError(f"the process {command[0]} cannot be started: {error}") from error
         if input_line is not None:
             self.send(input_line + b"\n")
+        if outlives:
+            self.send(OUTLIVE)
 
     @property
     def pid(self) -> int:
@@ -150,9 +161,11 @@ class ChildProcess:
         return "\n".join(lines[-STDERR_TAIL_LINES:])
 
     def close_input(self) -> None:
-        """Ask the child to end, by end of file on its standard input."""
+        """Ask the child to end, by the end of its standard input."""
         assert self._process.stdin is not None
         with self._closing, contextlib.suppress(BrokenPipeError):
+            if self._outlives and not self._process.stdin.closed:
+                self.send(END)
             self._process.stdin.close()
 
     def terminate(self) -> None:
@@ -169,9 +182,14 @@ class ChildProcess:
 
 
 class ChildSet:
-    """The children of one run and kind, so that they can be ended together."""
+    """The children of one run and kind, so that they can be ended together.
 
-    def __init__(self) -> None:
+    Args:
+        outlive: They go on when this process dies.
+    """
+
+    def __init__(self, *, outlive: bool = False) -> None:
+        self._outlive = outlive
         self._lock = threading.Lock()
         self._children: set[ChildProcess] = set()
         self._closed = False
@@ -186,7 +204,8 @@ class ChildSet:
         """
         if self._closed:
             raise RunError("the run is being ended")
-        return self.adopt(ChildProcess(command, input_line=input_line, log_path=log_path))
+        child = ChildProcess(command, input_line=input_line, log_path=log_path, outlives=self._outlive)
+        return self.adopt(child)
 
     def adopt(self, child: ChildProcess) -> ChildExit:
         """Take a child that runs and that nobody waits for into the set, and wait for its end."""
@@ -213,11 +232,11 @@ class ChildSet:
             for child in self._children:
                 child.close_input()
 
-    def kill_some(self, has_nothing_to_save: Callable[[int], bool]) -> None:
+    def kill_some(self, is_meant: Callable[[int], bool]) -> None:
         """Kill those children of whose process id something is true; does not wait."""
         with self._lock:
             for child in self._children:
-                if has_nothing_to_save(child.pid):
+                if is_meant(child.pid):
                     child.kill()
 
     def close(self, grace_seconds: float) -> None:

@@ -28,6 +28,8 @@ from cirrus.storage import open_store
 
 #: Shard 0 renews the status every second. One that is older than this belongs to a run that was lost.
 STALE_SECONDS = 10.0
+#: Said of a run that works without a client.
+CLIENTLESS = "its client is gone; it goes on as long as workers live"
 #: How often :meth:`Run.wait` looks at the status and calls back.
 POLL_SECONDS = 0.25
 #: How long :meth:`Run.kill` waits for shard 0 before it ends the run by other means.
@@ -77,6 +79,8 @@ def judge_status(status: RunStatus | None, claim: ClientClaim | None, now: float
         return dataclasses.replace(status, state=RunState.STARTING) if attached else status
     if not status.state.ended and not held and now - status.heartbeat_at > STALE_SECONDS:
         return dataclasses.replace(status, state=RunState.INTERRUPTED, n_workers=0)
+    if not status.state.ended and not held and claim is not None:
+        return dataclasses.replace(status, detail=CLIENTLESS)
     return status
 
 
@@ -103,6 +107,7 @@ class Run:
         self._points: list[MetricPoint] = []
         self._points_lock = threading.Lock()
         self._final_status: RunStatus | None = None
+        self._signs = _SignsOfLife()
         if supervisor is not None:
             # At exit the supervisor's own hook waits for the end; here, in the midst of anything, nobody may
             # wait.
@@ -153,7 +158,11 @@ class Run:
         """
         if self._final_status is not None:
             return self._final_status
-        status = judge_status(self._folder.status(), self._folder.claim_holder(), time.time())
+        said, claim = self._folder.status(), self._folder.claim_holder()
+        status = judge_status(said, claim, time.time())
+        renewed = self._signs.seen((said and said.heartbeat_at, claim and claim.renewed_at))
+        if said is not None and renewed and status.state is RunState.INTERRUPTED:
+            status = said  # by the clock it is lost, but that of its machine is another
         if status.state is RunState.STARTING and self._supervisor is not None:
             status = dataclasses.replace(status, detail=self._supervisor.phase)
         return status
@@ -318,6 +327,22 @@ class Run:
             self.metrics()
             self._final_status = self.status
             self._supervisor.remove()
+
+
+class _SignsOfLife:
+    """Tells whether what others renew was renewed of late, by the clock of whoever looks."""
+
+    def __init__(self) -> None:
+        self._value: object = None
+        self._renewed_at: float | None = None
+
+    def seen(self, value: object) -> bool:
+        """Take note of a value; return whether it has changed within the last :data:`STALE_SECONDS`."""
+        now = time.monotonic()
+        if self._value is not None and value != self._value:
+            self._renewed_at = now
+        self._value = value
+        return self._renewed_at is not None and now - self._renewed_at < STALE_SECONDS
 
 
 def _is_over(status: RunStatus) -> bool:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from cirrus.client_backend.claims import is_held, is_known_dead
+from cirrus.client_backend.claims import is_held, seize_claim
 from cirrus.client_backend.runs import new_run_id
 from cirrus.config import from_plain
 from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
@@ -238,13 +238,7 @@ class SearchFolder:
         Raises:
             ConflictError: Another living client drives it.
         """
-        holder = self._claims.claim_holder()
-        dead = None
-        if holder is not None:
-            claim = dataclasses.replace(claim, number=holder.number + 1)
-            dead = holder.client_id if is_known_dead(holder) else None
-        self._claims.claim(claim, dead_client=dead)
-        return claim
+        return seize_claim(self._claims, claim)
 
     def renew_claim(self, claim: ClientClaim) -> None:
         """Renew or release the claim.

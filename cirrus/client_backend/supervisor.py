@@ -220,7 +220,7 @@ class Supervisor:
     # What the threads of the shards do.
 
     def _keep_shard(self, shard: int, generation: int) -> None:
-        """Keep one shard alive until it ends in order."""
+        """Keep one shard alive until the run is over; one that somebody else ended comes back."""
         budget = RetryBudget(SHARD_RETRIES, self._progress, self._rng)
         try:
             while not self._stopping.is_set():
@@ -229,7 +229,11 @@ class Supervisor:
                 except Exception as raised:  # noqa: BLE001 (a thread that died of a bug would go unseen)
                     error = AttemptError.of(f"shard {shard}", raised)
                 else:
-                    return
+                    # Not the status that threads share: it may be older than the end of the run.
+                    status = self._status.read_now()
+                    if status is None or _is_final(status):
+                        return
+                    error = AttemptError(f"shard {shard} ended before the run")
                 wait_seconds = budget.fail()
                 # Without the claim, another client's shard may be what replaced this one: leave that alone.
                 if self._stopping.is_set() or self._is_over() or not self._holds_claim():
@@ -247,7 +251,7 @@ class Supervisor:
     def _is_over(self) -> bool:
         """Tell whether the run needs no workers; one that was interrupted and attached does need them."""
         status = self._status.read()
-        return status is not None and status.state.ended and status.state is not RunState.INTERRUPTED
+        return status is not None and _is_final(status)
 
     def _progress(self) -> int:
         status = self._status.read()
@@ -299,6 +303,7 @@ class Supervisor:
                 if not self._renew_claim():
                     return
                 self._watch_coordinator(now)
+                self._end_silent_shards()
                 renew_at = now + CLAIM_RENEW_SECONDS
             try:
                 message = self._mailbox.get(timeout=max(0.0, min(renew_at, give_up_at) - now))
@@ -337,6 +342,14 @@ class Supervisor:
             # A store that fails for a moment takes no claim away; the next renewal may succeed.
             return True
         return not self._claim_lost
+
+    def _end_silent_shards(self) -> None:
+        """Have shards started anew that do not answer shard 0."""
+        status = self._status.read()
+        for shard in () if status is None or status.state is not RunState.RUNNING else status.silent_shards:
+            log.warning("shard %d of %s does not answer shard 0: it is started anew", shard, self._folder.url)
+            with contextlib.suppress(CirrusError):
+                self._launcher.end_stuck_shard(shard)
 
     def _end_all(self) -> None:
         self._stopping.set()
@@ -383,3 +396,8 @@ class Supervisor:
     def _release_claim(self) -> None:
         self._claim = dataclasses.replace(self._claim, renewed_at=time.time(), released=True)
         self._folder.claim(self._claim)
+
+
+def _is_final(status: RunStatus) -> bool:
+    """Return whether a run has ended for good; one that was interrupted may be going on soon."""
+    return status.state.ended and status.state is not RunState.INTERRUPTED

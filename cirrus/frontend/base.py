@@ -60,6 +60,7 @@ class RunParams(TypedDict, total=False):
     checkpoint_seconds: float | None
     checkpoint_url: str | None
     resume_from: str | None
+    on_client_loss: str
     compression: str
     backend: str | Backend
     random_state: int | np.random.RandomState | None
@@ -124,6 +125,9 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         checkpoint_url: Where checkpoints go; None: into the run folder.
         resume_from: A checkpoint to go on from, in the middle of its epoch, with the same data and batch
             size.
+        on_client_loss: What happens when this program dies. ``"stop"``: shards snapshot and end.
+            ``"continue"``: workers work to the ends of their lives (without ``generation_seconds``, of the
+            run), then the same. ``cirrus attach`` goes on with the run in both cases.
         compression: ``"auto"``, ``"lz4"`` or ``"none"``, between workers and shards.
         backend: ``"local"`` (processes), ``"inline"`` (threads of this process), ``"aws"`` (functions and
             servers), or an object such as ``cirrus.LocalBackend(...)``.
@@ -178,6 +182,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         checkpoint_seconds: float | None = None,
         checkpoint_url: str | None = None,
         resume_from: str | None = None,
+        on_client_loss: str = "stop",
         compression: str = "auto",
         backend: str | Backend = "local",
         random_state: int | np.random.RandomState | None = None,
@@ -198,6 +203,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         self.checkpoint_seconds = checkpoint_seconds
         self.checkpoint_url = checkpoint_url
         self.resume_from = resume_from
+        self.on_client_loss = on_client_loss
         self.compression = compression
         self.backend = backend
         self.random_state = random_state

@@ -30,6 +30,7 @@ from cirrus.config import (
     StopConfig,
     TableConfig,
     WorkerPrices,
+    check_on_client_loss,
 )
 from cirrus.errors import ConfigError
 from cirrus.models import TableSpec, create_model
@@ -185,6 +186,7 @@ def plan_run(
         checkpoint_url=_absolute(params["checkpoint_url"]),
         resume_url=None if start is None else start.url,
         resume_ledger=start is not None and start.schedule is not None,
+        on_client_loss=params["on_client_loss"],
         worker_memory_mb=_whole(params["worker_memory_mb"], "worker_memory_mb"),
         dollars_per_hour=dollars_per_hour,
         worker_prices=worker_prices or WorkerPrices(),
@@ -253,6 +255,7 @@ def check_params(params: Mapping[str, Any]) -> None:
     if params["mode"] == "average" and params["gradient_threshold"] is not None:
         raise ConfigError("gradient_threshold", 'has no meaning with mode="average": no gradients are sent')
     _staleness(params["staleness"])
+    check_on_client_loss(params["on_client_loss"])
     seed = params["random_state"]
     if isinstance(seed, numbers.Integral) and not 0 <= int(seed) < 2**32:
         raise ConfigError("random_state", f"must be a whole number from 0 to 2**32 - 1 or None, got {seed}")

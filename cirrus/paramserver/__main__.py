@@ -19,7 +19,9 @@ from collections.abc import Sequence
 
 from cirrus.errors import CirrusError, SupersededError
 from cirrus.paramserver import kernels
+from cirrus.paramserver.leash import watch_leash
 from cirrus.paramserver.limits import Limits, parse_limits
+from cirrus.paramserver.orphan import outlive_client
 from cirrus.paramserver.server import Shard
 
 log = logging.getLogger(__name__)
@@ -30,8 +32,8 @@ STANDBY = "--standby"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until the run ends, standard input closes, or SIGTERM comes.
 
-    Standard input is the leash: whoever started this process holds the other end, and when that process dies,
-    by whatever means, the kernel closes it.
+    Standard input is the leash (:mod:`cirrus.paramserver.leash`). A shard that shall outlive its client goes
+    on when that was lost, as long as workers do.
 
     Returns:
         The exit code: 0 when the run ended or its client went away, 1 on an error.
@@ -77,9 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # For whoever started this process: some errors another attempt cannot heal.
         print(json.dumps({"error": str(error), "type": type(error).__name__}), flush=True)
         return 1
-    print(f"{address.host}:{address.port}", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody is left to be told, as the leash will say
+        print(f"{address.host}:{address.port}", flush=True)
     if not options.no_leash:
-        threading.Thread(target=_watch, args=(shard,), daemon=True).start()
+        watch_leash(shard.stop, lambda: outlive_client(shard))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=shard.stop, daemon=True).start())
     shard.wait()
@@ -99,13 +102,6 @@ def _await_order() -> list[str] | None:
             return None
         line += byte
     return [str(word) for word in json.loads(line)]
-
-
-def _watch(shard: Shard) -> None:
-    # Not sys.stdin: a thread that waits in it would trouble the interpreter's end.
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    shard.stop()
 
 
 if __name__ == "__main__":

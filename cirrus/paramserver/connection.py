@@ -369,6 +369,7 @@ class Connection(threading.Thread):
                 self.attached = None
 
     def _apply_pushes(self) -> bool:
+        self._shard.confirm()
         status = self._run_kernel(self._buffer, self._start, self._end)
         out = self._out
         self._start = int(out[kernels.OUT_POSITION])

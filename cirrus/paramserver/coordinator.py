@@ -273,6 +273,13 @@ class Coordinator:
         """Workers and evaluators."""
         return len(self._workers)
 
+    @property
+    def is_served(self) -> bool:
+        """True when somebody brings the run on: workers, an evaluator at its end, and at last shard 0."""
+        if self.phase in (Phase.SAVING, Phase.ENDED):
+            return True
+        return self.n_workers > 0 or (self.phase is Phase.EVALUATING and self.n_registered > 0)
+
     # Tasks.
 
     def next_task(self, connection: int, now: float) -> Task | None:

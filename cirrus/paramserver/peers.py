@@ -69,6 +69,7 @@ class Peers:
         Raises:
             ConnectionLostError: It cannot be reached.
             ShardError: It refused.
+            SupersededError: It is not the generation that is announced, or says that the asker is not.
         """
         line = self._lines[peer]
         with line.lock:
@@ -102,6 +103,13 @@ class Peers:
         if not isinstance(reply, answer):
             raise ProtocolError(f"shard {peer} answered with {type(reply).__name__}")
         return reply
+
+    def forget(self, peer: int) -> None:
+        """Close the connection to a shard: another incarnation of it is to be asked."""
+        line = self._lines[peer]
+        with line.lock:
+            line.hang_up()
+            line.channel = None
 
     def close(self) -> None:
         """Close all connections, and make no more; questions under way end with an error."""

@@ -6,10 +6,12 @@ requests, checkpoints, the final model, and the word to the other shards that th
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from cirrus.config import RunConfig
@@ -56,8 +58,14 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.05
 STATUS_SECONDS = 0.5
 #: An object store that refuses status and metrics for longer than this ends the run.
-MUTE_SECONDS = 30.0
+MUTE_SECONDS = 300.0
+#: A checkpoint that could not be written is tried again after this long.
+CHECKPOINT_RETRY_SECONDS = 5.0
 PEER_COUNTS_SECONDS = 2.0
+#: A shard that has not answered for this long is told of as silent.
+PEER_SILENT_SECONDS = 10.0
+#: A model that cannot be saved is tried for so long; the disk may be full for a moment.
+SAVE_SECONDS = 30.0
 CONTROL_SECONDS = 0.2
 #: An object store over the network is asked less often.
 REMOTE_CONTROL_SECONDS = 2.0
@@ -144,14 +152,33 @@ class RunKeeper:
         self._events = EventLog(folder)
         self._events.started(0, generation, time.time())
         self._peer_counts: dict[str, int] = {}
+        self._peers_seen_at = dict.fromkeys(self._other_shards, time.monotonic())
         self._snapshots_asked: set[str] = set()
         """Requests that the next checkpoint answers."""
+        self._has_cut = False
+        self._retry_cut_at = float("inf")
+        self._checkpoint_problem: str | None = None
+        self._save_failing_since: float | None = None
         self._control_seconds = REMOTE_CONTROL_SECONDS if folder.is_remote else CONTROL_SECONDS
 
     @property
     def run_ended(self) -> bool:
         """True when nothing of the run is left to do."""
         return self.coordinator.phase is Phase.ENDED
+
+    @property
+    def is_served(self) -> bool:
+        """True when somebody brings the run on, and no shard is missing."""
+        with self.work:
+            return self.coordinator.is_served and not self._silent_shards
+
+    @property
+    def _silent_shards(self) -> tuple[int, ...]:
+        """The shards that have not answered for a while; one that is announced anew is given time."""
+        now = time.monotonic()
+        return tuple(
+            peer for peer, seen_at in self._peers_seen_at.items() if now - seen_at > PEER_SILENT_SECONDS
+        )
 
     @property
     def _other_shards(self) -> Iterable[int]:
@@ -189,6 +216,7 @@ class RunKeeper:
                 coordinator.evaluated(message, time.monotonic())
             case ShardStarted():
                 self._note_marks(message.shard, message)
+                self._peers_seen_at[message.shard] = time.monotonic()
                 self._events.started(message.shard, message.generation, time.time())
             case _:
                 raise ProtocolError(f"a shard cannot answer a {type(message).__name__}")
@@ -210,6 +238,11 @@ class RunKeeper:
         well_formed = 0 < shard < self._config.n_shards and held.completed_epochs >= 0
         if not well_formed or not all(self._are_marks(marks) for marks in held.marks.values()):
             raise ProtocolError(f"marks of shard {shard} that make no sense")
+        if held.generation < self.coordinator.shard_generations[shard]:
+            raise SupersededError(
+                f"shard {shard} generation {held.generation} was replaced by"
+                f" {self.coordinator.shard_generations[shard]}"
+            )
         lost = self.coordinator.shard_started(shard, held.generation, held.completed_epochs, held.marks)
         if lost:
             log.warning("shard %d lost steps of %d leases; they are given again", shard, lost)
@@ -325,14 +358,20 @@ class RunKeeper:
             # Not twice at one moment: workers who wait for the first have to get on before the second.
             if checkpoints is not None and self.coordinator.updates > cut_at and checkpoints.is_due():
                 cut_at = self.coordinator.updates
-                with self.work:
-                    self.coordinator.checkpoint_wanted = True
+                self._want_checkpoint()
+            if time.monotonic() >= self._retry_cut_at:
+                self._want_checkpoint()
             if control.is_due():
                 self._obey_requests()
             if peer_counts.is_due():
                 self._refresh_peer_counts()
             if status.is_due():
                 self._report()
+
+    def _want_checkpoint(self) -> None:
+        self._retry_cut_at = float("inf")
+        with self.work:
+            self.coordinator.checkpoint_wanted = True
 
     def _tick(self) -> Phase:
         """Let the coordinator look at the clock; wait a little unless there is something to do here."""
@@ -366,6 +405,12 @@ class RunKeeper:
             points, self.coordinator.points = self.coordinator.points, []
             status = self.coordinator.status(time.monotonic(), time.time(), counts)
             self._events.take()
+        problems = [status.warning, self._checkpoint_problem, *self._snapshot_problems(counts)]
+        status = dataclasses.replace(
+            status,
+            silent_shards=self._silent_shards,
+            warning="; ".join(problem for problem in problems if problem) or None,
+        )
         for point in points:
             self._metrics.append(point)
         try:
@@ -380,6 +425,12 @@ class RunKeeper:
             return False
         self._reported_at = time.monotonic()
         return True
+
+    def _snapshot_problems(self, counts: Mapping[str, int]) -> Iterator[str]:
+        """Say which shards cannot write their recovery snapshots at present."""
+        for shard in range(self._config.n_shards):
+            if failures := counts.get(f"shard{shard}.snapshots_failing", 0):
+                yield f"shard {shard} could not write its last {failures} snapshots"
 
     def _check_generation(self) -> None:
         """Write nothing for a run that a newer shard 0 looks after.
@@ -399,6 +450,7 @@ class RunKeeper:
                 log.info("shard %d does not answer: %s", peer, error)
             else:
                 self._peer_counts.update(reply.counts)
+                self._peers_seen_at[peer] = time.monotonic()
 
     def _obey_requests(self) -> None:
         for key, request in self._folder.requests():
@@ -427,6 +479,24 @@ class RunKeeper:
 
     # Checkpoints and the end.
 
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Renew the status meanwhile, in a thread: whoever looks after shard 0 would take it for hung."""
+        done = threading.Event()
+
+        def report() -> None:
+            with contextlib.suppress(CirrusError):  # the keeper's own next report says so again
+                while not done.wait(STATUS_SECONDS):
+                    self._report()
+
+        thread = threading.Thread(target=report, name="status", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def _write_everywhere(self, url: str) -> bool:
         """Have every shard write its part of a checkpoint, then the manifest; False when one is not ready.
 
@@ -438,9 +508,10 @@ class RunKeeper:
         try:
             if not self._have_same_steps():
                 return False
-            for peer in self._other_shards:
-                self._peers.call(peer, WriteCheckpoint(url=url), CHECKPOINT_SECONDS)
-            self._shard.write_part(url)
+            with self._reporting():
+                for peer in self._other_shards:
+                    self._peers.call(peer, WriteCheckpoint(url=url), CHECKPOINT_SECONDS)
+                self._shard.write_part(url)
             if not self._have_same_steps():
                 return False
         except (ConnectionLostError, SupersededError) as error:
@@ -463,9 +534,13 @@ class RunKeeper:
         """Ask all shards what they hold; tell whether that is what the ledger says, and nobody at work."""
         for peer in self._other_shards:
             reply = self._peers.ask(peer, MarksRequest(), MarksReply)
-            with self.work:
-                self._note_marks(peer, reply)
-                self._notify()
+            try:
+                with self.work:
+                    self._note_marks(peer, reply)
+                    self._notify()
+            except SupersededError:
+                self._peers.forget(peer)
+                raise
         with self.work:
             return self.coordinator.ledger.at_rest
 
@@ -485,20 +560,49 @@ class RunKeeper:
         }
 
     def _save_model(self) -> None:
-        if self._write_everywhere(f"{self._folder.url}/model"):
+        try:
+            saved = self._write_everywhere(f"{self._folder.url}/model")
+        except StorageError as error:
+            log.warning("the model cannot be saved: %s", error)
+            now = time.monotonic()
+            self._save_failing_since = self._save_failing_since or now
+            if now - self._save_failing_since > SAVE_SECONDS:
+                raise
+            self._shard.stopping.wait(STATUS_SECONDS)
+            return
+        if saved:
             self._refresh_peer_counts()
             with self.work:
                 self.coordinator.saved()
                 self._notify()
 
     def _cut_checkpoint(self) -> bool:
-        """Cut a checkpoint; False when a shard is not ready."""
+        """Cut a checkpoint; False when a shard is not ready. One that fails is told of, and tried again.
+
+        Raises:
+            StorageError: None could ever be written: the place is wrong.
+        """
+        try:
+            return self._try_checkpoint()
+        except StorageError as error:
+            if not self._has_cut:
+                raise
+            log.warning("the checkpoint cannot be written: %s", error)
+            self._checkpoint_problem = f"the last checkpoint could not be written: {error}"
+            self._retry_cut_at = time.monotonic() + CHECKPOINT_RETRY_SECONDS
+            with self.work:
+                self.coordinator.checkpoint_wanted = False
+                self._notify()
+            return True
+
+    def _try_checkpoint(self) -> bool:
         base = self._config.checkpoint_url or f"{self._folder.url}/checkpoints"
         asked = set(self._snapshots_asked)
         name = f"step-{self.coordinator.updates:012d}"
         if not self._write_everywhere(f"{base}/{name}"):
             return False
         checkpoint.write_latest(open_store(base), name)
+        self._has_cut, self._checkpoint_problem = True, None
         with self.work:
             self.coordinator.checkpoint_wanted = False
             self._notify()

@@ -68,11 +68,17 @@ log = logging.getLogger(__name__)
 #: A shard tells a new shard 0 what it holds, and looks this often whether there is one.
 FIRST_REPORT_SECONDS = 0.05
 REPORT_SECONDS = 0.5
+#: A shard looks this often whether a newer generation of it has been announced.
+CONFIRM_SECONDS = 1.0
+#: Pushes are taken for so long after the last such look; then it is looked first.
+FENCE_SECONDS = 3.0
 #: A connection's thread has this long to end.
 JOIN_SECONDS = 2.0
 ACCEPT_RETRY_SECONDS = 0.05
 #: File descriptors that a shard needs for other things than connections.
 OTHER_FILES = 64
+#: A snapshot that could not be written is tried again this soon, if not sooner.
+SNAPSHOT_RETRY_SECONDS = 5.0
 #: Counters that the status shows, in the order of the kernels' array.
 _COUNTERS = {
     "steps_applied": kernels.STEPS_APPLIED,
@@ -134,12 +140,16 @@ class Shard:
         self._connections_lock = threading.Lock()
         self._fewer_strangers = threading.Condition(self._connections_lock)
         self._n_accepted = 0
+        self._confirmed_at = time.monotonic()
+        self._confirming = threading.Lock()
         self._past_counters = np.zeros(kernels.N_COUNTERS, np.int64)
         self._past_rows_pulled = 0
         self._ended = threading.Event()
         self.failed = False
         """True when the shard ended by an error of its own."""
         self._has_asked_to_fail = False
+        self._snapshots_failing = 0
+        """How many snapshots in a row could not be written."""
         self._interrupted = False
         self._restored = False
         self._model_saved = False
@@ -179,7 +189,9 @@ class Shard:
         except CirrusError:
             close(self._listener)
             raise
+        self._confirmed_at = time.monotonic()
         self._spawn(self._accept, "accept")
+        self._spawn(self._keep_confirmed, "generation")
         self._spawn(self._take_snapshots, "snapshots")
         if self._keeper is not None:
             self._spawn(self._keep_run, "keeper")
@@ -206,6 +218,41 @@ class Shard:
         """Somebody knows a newer generation of this shard: serve nobody any more."""
         log.warning("shard %d generation %d was superseded", self.shard, self.generation)
         self.crash()
+
+    def confirm(self) -> None:
+        """Look whether this is still the newest generation, unless that was looked up just now.
+
+        A shard that stood still, or was cut off, may have been replaced meanwhile: what it took from those
+        who have not heard of that would be lost. Where nobody can be asked, it goes on: what it takes then
+        counts only if shard 0 knows no other generation when the lease is done.
+
+        Raises:
+            SupersededError: It is not; it has stopped then.
+        """
+        if time.monotonic() - self._confirmed_at < FENCE_SECONDS:
+            return
+        with self._confirming:
+            if time.monotonic() - self._confirmed_at >= FENCE_SECONDS:
+                self._look_up_generation()
+
+    def _look_up_generation(self) -> None:
+        try:
+            address = self.folder.shard_address(self.shard)
+        except CirrusError as error:
+            log.warning("shard %d cannot look whether it was replaced: %s", self.shard, error)
+        else:
+            if address is not None and address.generation > self.generation:
+                self.superseded()
+                raise SupersededError(
+                    f"generation {self.generation} of shard {self.shard} was replaced by {address.generation}"
+                )
+        self._confirmed_at = time.monotonic()
+
+    def _keep_confirmed(self) -> None:
+        """Look regularly, so that nobody who pushes has to."""
+        with contextlib.suppress(SupersededError):
+            while not self.stopping.wait(CONFIRM_SECONDS):
+                self._look_up_generation()
 
     def _spawn(self, target: Any, name: str) -> None:
         thread = threading.Thread(target=target, name=f"shard{self.shard}-{name}", daemon=True)
@@ -333,6 +380,11 @@ class Shard:
         if self._keeper is not None:
             self._keeper.disconnect(connection.number)
 
+    @property
+    def has_workers(self) -> bool:
+        """True when somebody brings the run on, as far as this shard knows: only shard 0 does."""
+        return self._keeper is not None and self._keeper.is_served
+
     # What connections ask.
 
     def attach(self, connection: Connection, message: Attach) -> Marks:
@@ -430,6 +482,7 @@ class Shard:
             pulled = self._past_rows_pulled + sum(c.pulls.rows_pulled for c in connections)
         counts = {f"shard{self.shard}.{name}": int(totals[i]) for name, i in _COUNTERS.items()}
         counts[f"shard{self.shard}.rows_pulled"] = pulled
+        counts[f"shard{self.shard}.snapshots_failing"] = self._snapshots_failing
         return counts
 
     # Snapshots and checkpoints.
@@ -465,7 +518,8 @@ class Shard:
 
     def _take_snapshots(self) -> None:
         steps_before = -1
-        while not self.stopping.wait(self.config.snapshot_seconds):
+        pause = self.config.snapshot_seconds
+        while not self.stopping.wait(pause):
             steps = self.counts()[f"shard{self.shard}.steps_applied"]
             if steps == steps_before:
                 continue
@@ -475,7 +529,11 @@ class Shard:
                 self.superseded()
             except CirrusError:
                 log.exception("shard %d could not write a snapshot; it tries again", self.shard)
+                self._snapshots_failing += 1
+                pause = min(self.config.snapshot_seconds, SNAPSHOT_RETRY_SECONDS)
             else:
+                self._snapshots_failing = 0
+                pause = self.config.snapshot_seconds
                 steps_before = steps
 
     def write_part(self, url: str) -> None:

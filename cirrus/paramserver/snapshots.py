@@ -6,6 +6,7 @@ replaced atomically afterwards; so there is always one that is whole. The one be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -13,7 +14,15 @@ import zlib
 from dataclasses import asdict
 
 from cirrus.config import from_plain, parse_json
-from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError, SupersededError
+from cirrus.errors import (
+    CirrusError,
+    ConfigError,
+    ConflictError,
+    CorruptDataError,
+    NotFoundError,
+    StorageError,
+    SupersededError,
+)
 from cirrus.paramserver.checkpoint import Part, PartInfo, decode_part, write_part
 from cirrus.run_folder import RunFolder
 
@@ -43,6 +52,7 @@ class Snapshots:
 
         Raises:
             SupersededError: A newer generation has written one.
+            StorageError: It could not be written; the one before stands.
         """
         with self._lock:
             self._number += 1
@@ -52,9 +62,19 @@ class Snapshots:
             except SupersededError:
                 self._store.delete(info.key)
                 raise
+            except StorageError:
+                self._abandon(info.key)
+                raise
             if self._previous is not None:
                 self._store.delete(self._previous)
             self._previous = info.key
+
+    def _abandon(self, key: str) -> None:
+        """Delete a snapshot that was not made the newest, unless it was, and only the word of it got lost."""
+        with contextlib.suppress(CirrusError):  # left behind, it is cleared away with the others
+            held = self._read_newest()
+            if held is None or held[0].key != key:
+                self._store.delete(key)
 
     def _make_newest(self, info: PartInfo) -> None:
         data = json.dumps(asdict(info)).encode()

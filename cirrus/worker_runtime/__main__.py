@@ -1,8 +1,9 @@
 """Runs one generation of a worker as a process: ``python -m cirrus.worker_runtime``.
 
 One line of JSON comes in on standard input, the event; one line goes out on standard output, the result or
-the error. Standard input is also the leash: when it closes, whoever started this process has died, and it
-ends at once.
+the error. Standard input is also the leash (:mod:`cirrus.paramserver.leash`): when it closes, whoever
+started this process has died, and it ends at once, unless it shall outlive that one: then it works to its
+deadline.
 
 Both are taken away from the code that runs here, which may be a user's: what it reads is empty, what it
 prints goes to the log, and processes that it starts hold neither of the two.
@@ -10,14 +11,15 @@ prints goes to the log, and processes that it starts hold neither of the two.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-import threading
 import traceback
 from typing import Any
 
 from cirrus.errors import CirrusError
+from cirrus.paramserver.leash import watch_leash
 from cirrus.worker_runtime.handler import handler
 
 LEASH_CODE = 3
@@ -27,7 +29,7 @@ def main() -> int:
     """Read the event, work, print the result; return the exit code."""
     leash, answers = _take_streams()
     line = _read_line(leash)
-    threading.Thread(target=_watch, args=(leash,), daemon=True).start()
+    watch_leash(lambda: os._exit(LEASH_CODE), lambda: None, leash)
     try:
         event = json.loads(line)
     except ValueError as error:
@@ -59,8 +61,9 @@ def _take_streams() -> tuple[int, int]:
 
 def _answer(answers: int, result: Any) -> None:
     line = memoryview(json.dumps(result).encode() + b"\n")
-    while line:
-        line = line[os.write(answers, line) :]
+    with contextlib.suppress(BrokenPipeError):  # one who has outlived its parent has nobody to tell
+        while line:
+            line = line[os.write(answers, line) :]
 
 
 def _read_line(leash: int) -> bytes:
@@ -72,12 +75,6 @@ def _read_line(leash: int) -> bytes:
             break
         line += piece
     return bytes(line)
-
-
-def _watch(leash: int) -> None:
-    while os.read(leash, 1):
-        pass
-    os._exit(LEASH_CODE)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,17 @@ from cirrus.client_backend.retries import RetryBudget, RetryPolicy
 from cirrus.errors import CirrusError, ConfigError
 from cirrus.metrics import RunState
 from cirrus.paramserver.host_records import HostPhase
+from cirrus.paramserver.watching import Unchanged
 from cirrus.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+#: A run that continues without its client ends this soon after its last worker has gone ...
+WORKERLESS_SECONDS = 15.0
+#: ... once the client has been silent for this long.
+CONTINUE_SILENT_SECONDS = 30.0
+#: Shard 0 renews the status twice a second; one that stands still for this long says nothing of workers.
+STATUS_SILENT_SECONDS = 60.0
 #: Shards may write their last snapshot for so long. Of a spot instance's two minutes this leaves some.
 SNAPSHOT_SECONDS = 75.0
 #: A shard that crashes this often in a row without progress of the run fails the run.
@@ -46,11 +53,14 @@ class RunService:
         *,
         client_lost_seconds: float,
     ) -> None:
-        n_shards = folder.config().n_shards
+        config = folder.config()
+        n_shards = config.n_shards
         if not shards or not set(shards) <= set(range(n_shards)):
             raise ConfigError("shards", f"the run has shards 0 to {n_shards - 1}, not {list(shards)}")
         self._folder = folder
         self._client_lost_seconds = client_lost_seconds
+        self._continues = config.on_client_loss == "continue"
+        self._workerless, self._heartbeat = Unchanged(), Unchanged()
         self._launcher = LocalLauncher(folder.url, commands)
         self._rng = random.Random()  # spreads retries  # nosec B311
         self._ending = threading.Event()
@@ -87,10 +97,26 @@ class RunService:
         self._client.take(claim)
         if claim is not None and claim.released and not self._is_over():
             return HostPhase.INTERRUPTED
-        if self._client.silent_seconds > self._client_lost_seconds:
+        if self._has_lost_client():
             self.client_lost = True
             return HostPhase.INTERRUPTED
         return None
+
+    def _has_lost_client(self) -> bool:
+        """Tell whether the client is lost, and nobody of the run works any more where that is waited for."""
+        if not self._continues:
+            return self._client.silent_seconds > self._client_lost_seconds
+        if self._client.silent_seconds <= min(self._client_lost_seconds, CONTINUE_SILENT_SECONDS):
+            return False
+        try:
+            status = self._folder.status()
+        except CirrusError as error:
+            log.warning("the run's status cannot be read: %s", error)
+            return False
+        silent = self._heartbeat.seconds(None if status is None else status.heartbeat_at)
+        works = status is not None and status.n_workers > 0 and silent < STATUS_SILENT_SECONDS
+        # As long as somebody works the value is always new.
+        return self._workerless.seconds(object() if works else "nobody") > WORKERLESS_SECONDS
 
     def end(self) -> None:
         """End the shards, which write a last snapshot first; may be called again."""
@@ -101,7 +127,7 @@ class RunService:
                 thread.join()
 
     def _keep(self, shard: int) -> None:
-        """Keep one shard alive until it ends in order."""
+        """Keep one shard alive until the run is over."""
         budget = RetryBudget(SHARD_RETRIES, self._progress, self._rng)
         while not self._ending.is_set():
             try:
@@ -110,7 +136,7 @@ class RunService:
             except Exception as raised:  # noqa: BLE001 (a thread that died of a bug would go unseen)
                 error = AttemptError.of(f"shard {shard}", raised)
             else:
-                return
+                error = AttemptError(f"shard {shard} ended before the run")
             wait_seconds = budget.fail()
             if self._ending.is_set() or self._is_over():
                 return

@@ -174,7 +174,8 @@ class RunController:
             return time.monotonic() - self._began_at > BEGIN_SECONDS
         if supervisor.ended:
             return silent > LINGER_SECONDS
-        limit = self._backend.client_lost_seconds
+        continues = self._folder.config().on_client_loss == "continue"
+        limit = None if continues else self._backend.client_lost_seconds
         if limit is not None and silent > limit:
             log.warning("the client of %s has not been heard of for %.0f s", self._folder.url, silent)
             supervisor.close()
