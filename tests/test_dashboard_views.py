@@ -134,6 +134,16 @@ class TestDelta:
         assert list(second["curves"]) == list(second["rows"]) == ["b"]
         assert second["curves"]["b"]["loss"]["from"] == 2
 
+    def test_curves_are_named_at_length_and_in_short(self):
+        """A phone has room for values alone, and for their names once."""
+        found = ask(
+            snapshot(record("a", l1=1, learning_rate=0.5), record("b", l1=0, learning_rate=0.5)), View()
+        )
+        assert found is not None
+        assert [trace["chosen"] for trace in found["traces"]] == ["l1 1", "l1 0"]
+        assert [trace["short"] for trace in found["traces"]] == ["1", "0"]
+        assert found["titles"]["short"] == "l1"
+
     def test_another_axis_is_sent_anew(self):
         """Points on other axes, or smoothed otherwise, are other points."""
         held = snapshot(record("a"))

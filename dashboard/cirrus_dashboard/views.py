@@ -230,7 +230,7 @@ def delta(
         "legend": styles.legend,
         "rows": rows,
         "row_order": [record.run_id for record in _newest_first(records)],
-        "titles": {"loss": view.loss_title, "x": X_AXES[view.x]},
+        "titles": {"loss": view.loss_title, "x": X_AXES[view.x], "short": ", ".join(names[:MAX_NAMED])},
         "cursors": {
             "source": source,
             "version": snapshot.version,
@@ -273,6 +273,7 @@ def _trace(record: RunRecord, style: Style, view: View, names: Sequence[str]) ->
         "id": record.run_id,
         "name": run_name(record),
         "chosen": ", ".join(chosen),
+        "short": ", ".join(value_text(record.hyperparameters.get(name)) for name in names[:MAX_NAMED]),
         "color": style.color,
         "dash": style.dash,
         "live": record.is_live,

@@ -69,6 +69,11 @@
     return `rgba(${n >> 16},${(n >> 8) & 255},${n & 255},${alpha})`;
   }
 
+  // There, values alone stand in the legend, and their names above it.
+  function isPhone() {
+    return window.innerWidth < 640;
+  }
+
   function curve(trace, x, y, selected, crowd, xTitle, yTitle) {
     const chosen = trace.id === selected;
     const faint = selected && !chosen;
@@ -76,7 +81,7 @@
     return {
       type: "scatter",
       mode: x.length < 3 ? "lines+markers" : "lines",
-      name: trace.chosen || trace.name,
+      name: (isPhone() ? trace.short : trace.chosen) || trace.name,
       uid: `run-${trace.id.replace(/[^\w-]/g, "_")}`, // Plotly makes CSS selectors of it
       meta: trace.id,
       x: x,
@@ -118,7 +123,7 @@
   }
 
   function layout(xTitle, yTitle, revision, options) {
-    const phone = window.innerWidth < 640;
+    const phone = isPhone();
     const axis = {
       gridcolor: "#e8ecf0",
       zeroline: false,
@@ -143,7 +148,16 @@
       hoverdistance: 30,
       hoverlabel: { bgcolor: "#ffffff", bordercolor: "#c8d0d8", font: { color: "#1c2733" } },
       showlegend: options.legend,
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 }, itemclick: false, itemdoubleclick: false },
+      legend: {
+        orientation: "h",
+        y: 1.02,
+        yanchor: "bottom",
+        x: 0,
+        font: { size: 11 },
+        title: phone && options.names ? { text: options.names, side: "top", font: { size: 11 } } : undefined,
+        itemclick: false,
+        itemdoubleclick: false,
+      },
       dragmode: phone ? false : "zoom",
       modebar: { bgcolor: "rgba(0,0,0,0)", color: "#b4bec8", activecolor: "#33414e" },
     };
@@ -189,7 +203,7 @@
     const palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5D3A9B"];
     const main = grouped ? bands(delta.bands, palette) : each("loss", 0, 1, x, loss);
     return [
-      figure("chart-loss", main, x, loss, `${key}${logX}${logY}`, { logX, logY, legend }),
+      figure("chart-loss", main, x, loss, `${key}${logX}${logY}`, { logX, logY, legend, names: grouped ? "" : delta.titles.short }),
       figure("chart-rate", each("rate", 0, 1, x, "updates/s"), x, "updates/s", `${key}${logX}`, { logX, legend: false }),
       figure("chart-loss-cost", each("loss", 2, 1, "cost ($)", loss), "cost ($)", loss, `${key}${logY}`, { logY, legend: false }),
       figure("chart-cost-time", each("rate", 3, 2, "time (s)", "cost ($)"), "time (s)", "cost ($)", "cost", { legend: false }),
@@ -221,7 +235,7 @@
       if (!delta) return [none(), none(), none(), none(), none(), none()];
       const isNew = delta !== held.delta;
       const cursors = isNew ? take(delta) : none();
-      if (isNew && window.innerWidth < 640) {
+      if (isNew && isPhone()) {
         // There, the name of a run must not keep its numbers off the screen.
         window.dash_ag_grid.getApiAsync("grid").then((grid) => grid.setColumnsPinned(["name"], null));
       }
