@@ -27,6 +27,7 @@ from cirrus.cli.options import (
     FileOptions,
     Mode,
     ModelType,
+    OnClientLoss,
     Optimizer,
     PreprocessOptions,
     SearchOptions,
@@ -161,7 +162,7 @@ PLAIN = TrainOptions(
     model=None, model_type=ModelType.FM, size=None, epochs="auto", workers=2, shards=1, validation=None,
     validation_split=0.1, optimizer=None, learning_rate=None, l1=None, l2=None, batch_size="auto", tol=None,
     balanced=False, target_loss=None, max_seconds=None, early_stopping=False, checkpoint_seconds=None,
-    checkpoint_url=None, resume_from=None, mode=Mode.SGD, staleness=None, fixed=[], seed=0, home=None,
+    checkpoint_url=None, resume_from=None, on_client_loss=OnClientLoss.STOP, mode=Mode.SGD, staleness=None, fixed=[], seed=0, home=None,
 )  # fmt: skip
 #: Another value of each option that becomes a parameter of the estimator.
 TRAINED: dict[str, Any] = {
@@ -183,6 +184,7 @@ TRAINED: dict[str, Any] = {
     "checkpoint_seconds": 5.0,
     "checkpoint_url": "x",
     "resume_from": "x",
+    "on_client_loss": OnClientLoss.CONTINUE,
     "mode": Mode.AVERAGE,
     "staleness": 0,
     "fixed": ["max_cost=5"],
