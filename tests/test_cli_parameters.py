@@ -162,7 +162,8 @@ PLAIN = TrainOptions(
     model=None, model_type=ModelType.FM, size=None, epochs="auto", workers=2, shards=1, validation=None,
     validation_split=0.1, optimizer=None, learning_rate=None, l1=None, l2=None, batch_size="auto", tol=None,
     balanced=False, target_loss=None, max_seconds=None, early_stopping=False, checkpoint_seconds=None,
-    checkpoint_url=None, resume_from=None, on_client_loss=OnClientLoss.STOP, mode=Mode.SGD, staleness=None, fixed=[], seed=0, home=None,
+    checkpoint_url=None, resume_from=None, on_client_loss=OnClientLoss.STOP, mode=Mode.SGD,
+    staleness=None, fixed=[], seed=0, home=None,
 )  # fmt: skip
 #: Another value of each option that becomes a parameter of the estimator.
 TRAINED: dict[str, Any] = {
