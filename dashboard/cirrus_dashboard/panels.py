@@ -37,6 +37,8 @@ MAX_EVENTS_LISTED = 100
 MAX_TIMELINE_LINES = 200
 #: Values that are written beside an axis of the parallel coordinates.
 MAX_TICKS = 8
+#: How far they are apart, as a share of the axis: else they would cover each other.
+TICK_DISTANCE = 0.05
 _LAYOUT: dict[str, Any] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
@@ -288,7 +290,11 @@ def _axis(name: str, values: Sequence[Value]) -> _Axis:
     if len(chosen) > MAX_TICKS:
         wanted = np.linspace(0, 1, MAX_TICKS)
         chosen = sorted({min(chosen, key=lambda place: abs(place - want)) for want in wanted})
-    ticks = [(place, _short(texts[place])) for place in chosen]
+    apart: list[float] = []
+    for place in chosen:
+        if not apart or place - apart[-1] >= TICK_DISTANCE:
+            apart.append(place)
+    ticks = [(place, _short(texts[place])) for place in apart]
     return _Axis(f"{name} (log)" if logarithmic else name, places, ticks)
 
 
