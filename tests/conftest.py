@@ -42,5 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         deployed = "aws_stack" in getattr(item, "fixturenames", ())
         if deployed:
             item.add_marker(pytest.mark.timeout(DEPLOYED_TEST_SECONDS))
-        item.add_marker(pytest.mark.xdist_group("deployed" if deployed else item.nodeid.split("::")[0]))
+        group = "deployed" if deployed else item.nodeid.split("::")[0]
+        # They share a cluster, and a process can be connected to one at a time.
+        group = "ray" if "test_ray" in group or "test_every_backend" in group else group
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "aws_stack" not in getattr(item, "fixturenames", ()))

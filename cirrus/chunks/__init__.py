@@ -18,7 +18,7 @@ It needs numpy and lz4 and nothing more, because workers import it.
 from cirrus.chunks.balance import cut_boundaries, expected_touches
 from cirrus.chunks.block import Block
 from cirrus.chunks.codec import MAX_BLOCK_BYTES, StoredBlock, decode_block, encode_block
-from cirrus.chunks.leases import iterate_blocks, iterate_chunk, plan_leases, read_lease
+from cirrus.chunks.leases import iterate_blocks, iterate_chunk, iterate_chunk_bytes, plan_leases, read_lease
 from cirrus.chunks.manifest import MANIFEST_KEY, ChunkInfo, Manifest, read_manifest
 from cirrus.chunks.touches import Touches
 from cirrus.chunks.writer import (
@@ -53,6 +53,7 @@ __all__ = [
     "expected_touches",
     "iterate_blocks",
     "iterate_chunk",
+    "iterate_chunk_bytes",
     "new_chunk_prefix",
     "plan_leases",
     "read_lease",

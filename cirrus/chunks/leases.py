@@ -94,10 +94,17 @@ def read_lease(store: ObjectStore, manifest: Manifest, lease: LeaseRange) -> lis
         raise CorruptDataError(
             f"{store.url}/{chunk.key}: the chunk is missing: load the data again"
         ) from error
+    return _cut(data, store.url, manifest, lease)
+
+
+def _cut(data: memoryview, url: str, manifest: Manifest, lease: LeaseRange) -> list[StoredBlock]:
+    """Cut the bytes of a lease into blocks."""
+    chunk = manifest.chunks[lease.chunk]
+    offsets = chunk.block_offsets[lease.first_block : lease.first_block + lease.n_blocks + 1]
     return [
         StoredBlock(
             data=data[start - offsets[0] : stop - offsets[0]],
-            name=f"{store.url}/{chunk.key}, block {lease.first_block + i}",
+            name=f"{url}/{chunk.key}, block {lease.first_block + i}",
             n_features=manifest.n_features,
             n_rows=chunk.block_rows[lease.first_block + i],
         )
@@ -144,3 +151,25 @@ def _parts(chunk: ChunkInfo, number: int, read_bytes: int) -> Iterator[LeaseRang
             chunk=number, first_block=first, n_blocks=stop - first, n_rows=n_rows, n_steps=stop - first
         )
         first = stop
+
+
+def iterate_chunk_bytes(data: memoryview, url: str, manifest: Manifest, number: int) -> Iterator[Block]:
+    """Yield every block of a chunk that was read already, in order.
+
+    Args:
+        data: The whole chunk; blocks are views of it, as far as they can.
+        url: Of the dataset, for error messages.
+        manifest: The dataset.
+        number: Which of its chunks.
+
+    Raises:
+        CorruptDataError: The chunk is damaged.
+    """
+    chunk = manifest.chunks[number]
+    if len(data) < chunk.block_offsets[-1]:
+        raise CorruptDataError(f"{url}/{chunk.key}: has {len(data)} bytes: load the data again")
+    whole = LeaseRange(
+        chunk=number, first_block=0, n_blocks=chunk.n_blocks, n_rows=chunk.n_rows, n_steps=chunk.n_blocks
+    )
+    for stored in _cut(data[chunk.block_offsets[0] :], url, manifest, whole):
+        yield decode_block(stored)

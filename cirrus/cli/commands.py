@@ -14,6 +14,7 @@ import typer
 
 from cirrus.cli.options import (
     Architecture,
+    BackendOption,
     CategoricalOption,
     DropOption,
     FileOptions,
@@ -39,6 +40,7 @@ from cirrus.cli.options import (
     ProcessesOption,
     Pruner,
     PythonVersion,
+    RayAddressOption,
     RunArgument,
     SearchOptions,
     SeedOption,
@@ -333,12 +335,16 @@ def train(
     processes: ProcessesOption = None,
     seed: SeedOption = 0,
     home: HomeOption = None,
+    backend: BackendOption = None,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Train a model, and compare it on rows held out with one that knows no features.
 
     Example: cirrus train clicks.svm --epochs 3 --workers 2 --model out/clicks
 
     Example: cirrus train houses.csv --model-type linear --label price --numeric rooms,area
+
+    Example: cirrus train clicks.svm --backend ray --ray-address auto
 
     Example: cirrus train ratings.csv --format ratings --model-type mf --size 20
     """
@@ -391,6 +397,8 @@ def train(
             fixed=fixed or [],
             seed=seed,
             home=home,
+            backend=backend,
+            ray_address=ray_address,
         ),
     )
 
@@ -458,6 +466,8 @@ def search(
     processes: ProcessesOption = None,
     seed: SeedOption = 0,
     home: HomeOption = None,
+    backend: BackendOption = None,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Try hyperparameters side by side, and keep the best model.
 
@@ -485,6 +495,8 @@ def search(
         seed=seed,
         name=name,
         home=home,
+        backend=backend,
+        ray_address=ray_address,
     )
     if resume is not None:
         if data is not None:
@@ -555,14 +567,17 @@ def attach(
     run: RunArgument,
     killed: Annotated[bool, typer.Option("--killed", help="Go on with it even if it was killed.")] = False,
     home: HomeOption = None,
+    backend: BackendOption = None,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Go on with a run whose terminal went away, to its end; its model goes where it was meant to.
 
     Example: cirrus attach 20261123-101500-ab12cd
     """
     from cirrus.cli import runs as work
+    from cirrus.client_backend.backend import named_backend
 
-    work.attach(run, home, killed=killed)
+    work.attach(run, named_backend(backend, home, ray_address), killed=killed)
 
 
 @_command
@@ -572,14 +587,17 @@ def kill(
         int | None, typer.Option(help="Only this trial of a search; the others go on.", show_default=False)
     ] = None,
     home: HomeOption = None,
+    backend: BackendOption = None,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """End a run or a whole search now; its model is not kept.
 
     Example: cirrus kill 20261123-101500-ab12cd
     """
     from cirrus.cli import runs as work
+    from cirrus.client_backend.backend import named_backend
 
-    work.kill(run, home, trial)
+    work.kill(run, named_backend(backend, home, ray_address), trial)
 
 
 @_command

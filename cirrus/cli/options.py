@@ -34,6 +34,14 @@ class Optimizer(enum.StrEnum):
     ADAM = "adam"
 
 
+class BackendName(enum.StrEnum):
+    """Where runs work."""
+
+    LOCAL = "local"
+    AWS = "aws"
+    RAY = "ray"
+
+
 class ModelType(enum.StrEnum):
     """What `cirrus train` can train."""
 
@@ -170,6 +178,19 @@ HomeOption = Annotated[
         show_default=False,
     ),
 ]
+BackendOption = Annotated[
+    BackendName | None,
+    typer.Option(
+        "--backend", help="Where shards and workers run; default: as --home says.", show_default=False
+    ),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto; default: this machine's, else a new one.",
+        show_default=False,
+    ),
+]
 NameOption = Annotated[str, typer.Option(help="Of the deployment; several in an account need several.")]
 PluginDirOption = Annotated[
     Path | None,
@@ -235,6 +256,8 @@ class TrainOptions:
     fixed: list[str]
     seed: int
     home: str | None
+    backend: BackendName | None = None
+    ray_address: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +283,8 @@ class SearchOptions:
     seed: int
     name: str | None
     home: str | None
+    backend: BackendName | None = None
+    ray_address: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

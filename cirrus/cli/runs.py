@@ -92,9 +92,8 @@ def _loss(loss: float | None) -> str:
     return "" if loss is None else f"{loss:.4f}"
 
 
-def attach(run: str, home: str | None, *, killed: bool = False) -> None:
+def attach(run: str, backend: Backend, *, killed: bool = False) -> None:
     """Go on with a run to its end, and save its model."""
-    backend = backend_at(home)
     watched = open_run(backend.root, run)
     if watched.status.state is RunState.FINISHED:
         _keep_model(watched, watched.status, backend.root)
@@ -125,9 +124,8 @@ def _keep_model(run: Run, status: RunStatus, root: str) -> None:
     show(f"model {url}")
 
 
-def kill(run: str, home: str | None, trial: int | None = None) -> None:
+def kill(run: str, backend: Backend, trial: int | None = None) -> None:
     """End a run, a search, or one trial of a search now."""
-    backend = backend_at(home)
     root = backend.root
     if run in search_ids(root):
         _kill_search(Overview(root), run, trial)

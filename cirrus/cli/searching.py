@@ -12,7 +12,7 @@ from cirrus.cli.options import FileOptions, Pruner, SearchOptions
 from cirrus.cli.parameters import fixed_parameters, pair, value_of
 from cirrus.cli.sources import is_dataset, load_file, load_file_like
 from cirrus.cli.training import ESTIMATORS, WITHOUT_LABELS, number_or_auto
-from cirrus.client_backend.backend import Backend, backend_at
+from cirrus.client_backend.backend import Backend, named_backend
 from cirrus.client_backend.overview import Overview
 from cirrus.client_backend.search_folder import CONFIG_KEY, SearchFolder, new_search_id, search_url
 from cirrus.errors import ConfigError, ConflictError, NotFoundError
@@ -38,7 +38,7 @@ def search(data: str, file_options: FileOptions, options: SearchOptions) -> None
     if not 0 < options.validation_split < 1 and options.validation is None:
         raise ConfigError("validation_split", f"must be above 0 and below 1, got {options.validation_split}")
     _check_model_place(options.model)
-    backend = backend_at(options.home)
+    backend = named_backend(options.backend, options.home, options.ray_address)
     search_id = options.name or new_search_id()
     made = _make(options, search_id, backend)
     made.check()
@@ -62,7 +62,7 @@ def search(data: str, file_options: FileOptions, options: SearchOptions) -> None
 def resume(search_id: str, options: SearchOptions) -> None:
     """Go on with a search whose terminal went away."""
     _check_model_place(options.model)
-    backend = backend_at(options.home)
+    backend = named_backend(options.backend, options.home, options.ray_address)
     config = SearchFolder.open(backend.root, search_id).config()
     kind = RandomSearch if config.method == "random" else GridSearch
     if options.max_seconds is not None:
@@ -94,7 +94,7 @@ def _finish(made: Search, search_id: str, options: SearchOptions, held_out: Data
         say("no trial came as far as a model")
         return
     estimator = made.best_estimator_
-    url = options.model or f"{backend_at(options.home).root}/models/{search_id}"
+    url = options.model or f"{made.root}/models/{search_id}"
     estimator.save(url)
     if held_out is not None and isinstance(estimator, ScoringEstimator) and _is_there(held_out):
         show("\n".join(scores_table(score_dataset(estimator, held_out))))

@@ -16,7 +16,7 @@ from cirrus.cli.console import say, show
 from cirrus.cli.options import FileOptions, ModelType, TrainOptions
 from cirrus.cli.parameters import fixed_parameters
 from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_file_options
-from cirrus.client_backend.backend import Backend, backend_at
+from cirrus.client_backend.backend import Backend, named_backend
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.clusters import KMeans
@@ -43,7 +43,7 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
         )
     if options.early_stopping and options.validation is None and options.validation_split == 0:
         raise ConfigError("early_stopping", "needs rows to watch: hold some out, or name others")
-    backend = backend_at(options.home)
+    backend = named_backend(options.backend, options.home, options.ray_address)
     estimator = _estimator(options, backend)
     check_params(estimator.get_params(deep=False))
     for source in (data, options.validation):

@@ -51,6 +51,31 @@ def _ray_backend(address: str | None = None, root: str | None = None) -> Backend
     return RayBackend(address, root=root)
 
 
+def named_backend(name: str | None, root: str | None, ray_address: str | None = None) -> Backend:
+    """Return the backend that a command line asks for.
+
+    Args:
+        name: ``local``, ``aws`` or ``ray``; None: as the root and the address say.
+        root: Where the run folders lie; None: as usual for the backend.
+        ray_address: Of a Ray cluster, as for :class:`~cirrus.client_backend.ray.backend.RayBackend`.
+
+    Raises:
+        ConfigError: They do not go together.
+    """
+    if ray_address is not None and name not in (None, "ray"):
+        raise ConfigError("ray_address", f"goes with --backend ray, not {name}")
+    if name == "ray" or ray_address is not None:
+        return _ray_backend(ray_address, root)
+    if name == "local":
+        return LocalBackend(root=root)
+    if name == "aws" and root is None:
+        return resolve_backend("aws")
+    found = backend_at(root)
+    if name == "aws" and isinstance(found, LocalBackend):
+        raise ConfigError("backend", f"{root} is no deployment on AWS: name s3://BUCKET as --home")
+    return found
+
+
 def backend_at(root: str | None) -> Backend:
     """Return the backend whose runs lie at a root.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,12 @@ class MapWorker:
         self._worker_id = worker_id
         self._generation = generation
         self._clock = clock
+        self._job = self._folder.job()
+        self.input = open_store(self._job.input_url)
+        """The dataset that is read."""
+        self.manifest = read_manifest(self.input)
+        if self.manifest.fingerprint != self._job.fingerprint:
+            raise DataError(f"{self._job.input_url}: was replaced while it was being read: start again")
         self.chunks = 0
         """Chunks done."""
         self.rows = 0
@@ -71,26 +78,34 @@ class MapWorker:
             DataError: The function failed, or gave something that cannot be stored.
             StorageError: The store refused or failed.
         """
-        job = self._folder.job()
-        store = open_store(job.input_url)
-        manifest = read_manifest(store)
-        if manifest.fingerprint != job.fingerprint:
-            raise DataError(f"{job.input_url}: was replaced while it was being read: start again")
-        task = _make_task(job, self._folder.function(), manifest.n_features)
-        while not self._folder.store.exists(STOP_KEY):
+        while not self.is_stopped:
             if self._clock.is_over:
                 return "deadline"
-            number = self._take(job.n_chunks)
+            number = self.take()
             if number is None:
                 break
-            self._folder.put_result(number, task(number, iterate_chunk(store, manifest, number)))
-            self.chunks += 1
-            self.rows += manifest.chunks[number].n_rows
+            self.do(number, iterate_chunk(self.input, self.manifest, number))
         return "finished"
 
-    def _take(self, n_chunks: int) -> int | None:
+    @property
+    def is_stopped(self) -> bool:
+        """True when the client wants no more chunks done."""
+        return self._folder.store.exists(STOP_KEY)
+
+    @cached_property
+    def _task(self) -> Task:
+        return _make_task(self._job, self._folder.function(), self.manifest.n_features)
+
+    def do(self, number: int, blocks: Iterable[Block]) -> None:
+        """Do one chunk, and write what comes of it."""
+        self._folder.put_result(number, self._task(number, blocks))
+        self.chunks += 1
+        self.rows += self.manifest.chunks[number].n_rows
+
+    def take(self) -> int | None:
+        """Claim a chunk that nobody has done or claimed; return None when there is none."""
         taken = self._folder.numbers(CLAIMS) | self._folder.numbers(RESULTS)
-        for number in range(n_chunks):
+        for number in range(self._job.n_chunks):
             if number not in taken and self._folder.claim(number, self._worker_id, self._generation):
                 return number
         return None

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -26,6 +26,8 @@ from cirrus.client_backend.ray.cluster import (
 )
 from cirrus.client_backend.ray.controller import RunController, controller_name, find_actor
 from cirrus.client_backend.ray.launcher import Plan, RayLauncher, shard_name
+from cirrus.client_backend.ray.maps import MAX_WORKERS, MapController, RayJobLauncher
+from cirrus.client_backend.ray.nested import RayTask, call
 from cirrus.client_backend.ray.remote import RemoteSupervision
 from cirrus.client_backend.ray.sizes import Need, run_needs
 from cirrus.client_backend.runs import Run, open_folder
@@ -45,6 +47,8 @@ CLIENT_LOST_SECONDS = 60.0
 WAIT_SECONDS = 30.0
 #: Threads of a controller: some clients look, one closes.
 CONTROLLER_THREADS = 16
+#: Map jobs get this many workers where the user names no number; Ray has those wait that have no room.
+DEFAULT_JOB_WORKERS = 16
 ANSWER_SECONDS = 10.0
 POLL_SECONDS = 0.05
 
@@ -82,6 +86,8 @@ class RayBackend(Backend):
         >>> backend = cirrus.RayBackend("auto", root="s3://bucket/cirrus")  # doctest: +SKIP
         >>> est = cirrus.LogisticRegression(backend=backend, n_workers=30, n_shards=2)  # doctest: +SKIP
     """
+
+    default_job_workers = DEFAULT_JOB_WORKERS
 
     def __init__(
         self,
@@ -180,6 +186,35 @@ class RayBackend(Backend):
                 wait_seconds=self.wait_seconds,
             ),
         )
+
+    def job_launcher(self, job_url: str) -> Launcher:
+        """See :meth:`Backend.job_launcher`: an actor owns the job's chunks and tasks, and ends with it."""
+        connect(self.address)
+        need = Need(cpus=self.worker_cpus or 1.0)
+        with ray_errors("the job's controller"):
+            controller = (
+                ray.remote(MapController)
+                .options(num_cpus=0, max_concurrency=MAX_WORKERS, runtime_env=self.environment)
+                .remote(job_url, need, self.environment)
+            )
+        return RayJobLauncher(controller)
+
+    def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> RayTask:
+        """Run a function as a task of the cluster, from which it may start runs, jobs and searches itself.
+
+        Args:
+            function: Such as ``search.fit``; it travels whole, with what it refers to.
+            *args: Its arguments.
+            **kwargs: Likewise.
+
+        Example:
+            >>> search = cirrus.GridSearch(est, {"l1": [0, 1]})  # doctest: +SKIP
+            >>> task = backend.submit(search.fit, train, validation=test)  # doctest: +SKIP
+            >>> task.result().best_params_  # doctest: +SKIP
+        """
+        connect(self.address)
+        task = ray.remote(call).options(num_cpus=0, max_retries=0, runtime_env=self.environment)
+        return RayTask(task.remote(function, args, kwargs))
 
     def attach(self, run_id: str, *, killed: bool = False) -> Run:
         """See :meth:`Backend.attach`; a run that goes on without its client is taken over as it is.

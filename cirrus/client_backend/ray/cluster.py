@@ -106,16 +106,11 @@ def _knock(address: str) -> None:
 
 
 def _check_same(address: str | None) -> None:
-    if address in (None, "auto", "local") or is_client():
+    if address in (None, "auto", "local") or address.startswith(CLIENT_SCHEME):
         return
     here = ray.get_runtime_context().gcs_address
     if here != address:
         raise ConfigError("address", f"this process is connected to the Ray cluster at {here}, not {address}")
-
-
-def is_client() -> bool:
-    """Return whether this process is connected through a client server (``ray://``)."""
-    return bool(ray.util.client.ray.is_connected())
 
 
 def living_nodes() -> list[Node]:

@@ -1,0 +1,311 @@
+"""What is Ray's own: placement, lost nodes, clients that come and go, clusters that cannot do it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray_cluster import SmallCluster
+from real_runs import assert_exact, make_dataset, plan
+from stand_ins import eventually
+
+import cirrus
+from cirrus import Dataset
+from cirrus.client_backend.processes import child_environment
+from cirrus.client_backend.ray.sizes import Need, Node, RunNeeds, run_needs, workers_with_room
+from cirrus.client_backend.runs import Run, new_run_id, open_run
+from cirrus.errors import ConfigError, RunError
+from cirrus.metrics import RunState
+
+ray = pytest.importorskip("ray", reason="ray is not installed")
+
+RUN_SECONDS = 90.0
+GB = 2**30
+
+
+def node(cpus: float, memory_gb: float = 8, name: str = "n") -> Node:
+    """Return a node of this size."""
+    return Node(node_id=name, address="a", port=1, machine=name, cpus=cpus, memory_bytes=memory_gb * GB)
+
+
+def needs(n_workers: int, cpus: float = 1.0, n_shards: int = 1) -> RunNeeds:
+    """Return what a run needs whose shards take half a CPU."""
+    return RunNeeds(
+        n_shards=n_shards,
+        n_workers=n_workers,
+        shard=Need(cpus=0.5, memory_mb=512),
+        worker=Need(cpus=cpus, memory_mb=1024),
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "room"),
+    [
+        ([node(4)], needs(3), 3),
+        ([node(4)], needs(8), 3),
+        ([node(0.25)], needs(1), -1),
+        ([node(1)], needs(2), 0),
+        ([node(1), node(1)], needs(2), 1),
+        ([node(4, memory_gb=2)], needs(4), 1),
+        ([node(2), node(2), node(2)], needs(9, n_shards=3), 3),
+        ([], needs(1), -1),
+    ],
+)
+def test_room_is_counted_node_by_node(nodes: list[Node], wanted: RunNeeds, room: int) -> None:
+    """A worker fits on one node or not at all, by CPUs and by memory, beside the shards."""
+    assert workers_with_room(wanted, nodes) == room
+
+
+def test_workers_share_a_small_cluster(small: Dataset) -> None:
+    """Where workers would not all have a CPU, each declares its share; a number that was given stays."""
+    shard = Need(cpus=0.5)
+    config = plan(small, n_workers=2, n_shards=1)
+    assert run_needs(config, [node(2)], shard=shard, worker_cpus=None).worker.cpus == pytest.approx(
+        0.75, abs=0.01
+    )
+    assert run_needs(config, [node(8)], shard=shard, worker_cpus=None).worker.cpus == 1.0
+    assert run_needs(config, [node(2)], shard=shard, worker_cpus=3.0).worker.cpus == 3.0
+    assert workers_with_room(run_needs(config, [node(2)], shard=shard, worker_cpus=None), [node(2)]) == 2
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return a dataset of 20,000 rows."""
+    return make_dataset(str(tmp_path_factory.mktemp("data") / "train"))
+
+
+@pytest.fixture
+def backend(ray_cluster: SmallCluster, tmp_path: Path) -> cirrus.RayBackend:
+    """Return a backend on the shared cluster."""
+    return cirrus.RayBackend(ray_cluster.address, root=tmp_path / "home")
+
+
+def actors_of(run: Run) -> list[str]:
+    """Return the names of the run's actors that live."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in named if actor["name"].startswith(run.run_id)]
+
+
+def await_work(run: Run, updates: int = 50) -> None:
+    """Wait until a run has made so many updates."""
+    eventually(lambda: run.status.updates >= updates or run.status.state.ended, RUN_SECONDS)
+    assert run.status.state is RunState.RUNNING, run.status.error
+
+
+class TestBackend:
+    """What a backend takes."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"worker_cpus": 0.0},
+            {"shard_cpus": -1.0},
+            {"shard_memory_mb": -1},
+            {"dollars_per_node_hour": -1.0},
+            {"generation_seconds": 0.0},
+            {"client_lost_seconds": 1.0},
+            {"wait_seconds": -1.0},
+            {"root": "memory://here"},
+        ],
+    )
+    def test_wrong_numbers_are_refused(self, options: dict[str, Any]) -> None:
+        """A backend's parameters are checked when it is made, before there is a cluster."""
+        name = next(iter(options)).replace("dollars_per_node_hour", "dollars_per_hour")
+        with pytest.raises(ConfigError, match=name):
+            cirrus.RayBackend(**options)
+
+    def test_ray_is_imported_when_it_is_asked_for(self) -> None:
+        """Neither the library's names nor another backend load ray."""
+        program = (
+            "import sys, cirrus\n"
+            "from cirrus.client_backend.backend import resolve_backend\n"
+            "cirrus.LogisticRegression, resolve_backend('local'), resolve_backend('inline')\n"
+            "assert 'ray' not in sys.modules\n"
+            "cirrus.RayBackend\n"
+            "assert 'ray' in sys.modules\n"
+        )
+        subprocess.run([sys.executable, "-c", program], check=True, env=child_environment(os.environ))
+
+    @pytest.mark.parametrize(
+        ("address", "text"),
+        [
+            ("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1.*ray start --head"),
+            ("ray://127.0.0.1:1", "no Ray cluster at ray://127.0.0.1:1"),
+            ("nonsense", "must be"),
+        ],
+    )
+    def test_no_cluster_is_told_at_once(
+        self, small: Dataset, tmp_path: Path, address: str, text: str
+    ) -> None:
+        """Where nobody listens the error names the address and what to do, and no run is left behind."""
+        program = (
+            "import sys; sys.path.insert(0, sys.argv[1])\n"
+            "from real_runs import plan; import cirrus\n"
+            "backend = cirrus.RayBackend(sys.argv[2], root=sys.argv[3])\n"
+            "backend.start(plan(cirrus.Dataset.open(sys.argv[4])))\n"
+        )
+        here = str(Path(__file__).parent)
+        done = subprocess.run(
+            [sys.executable, "-c", program, here, address, str(tmp_path), small.url],
+            capture_output=True,
+            text=True,
+            env=child_environment(os.environ),
+        )
+        assert done.returncode != 0
+        assert re.search(text, done.stderr), done.stderr
+        assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_cluster_that_is_too_small_fails_the_run(small: Dataset, backend: cirrus.RayBackend) -> None:
+    """A run that no node could ever hold ends with what it needs and what there is."""
+    backend = cirrus.RayBackend(backend.address, root=backend.root, shard_cpus=1000.0, wait_seconds=0.0)
+    with backend.start(plan(small)) as run, pytest.raises(RunError, match="1000 CPU.*1 node with 4 CPU"):
+        run.wait(RUN_SECONDS)
+    assert actors_of(run) == []
+
+
+def test_fewer_workers_than_wanted_go_on(small: Dataset, backend: cirrus.RayBackend) -> None:
+    """With room for one worker of two the run goes on with it, and says so; nothing is missing in the end."""
+    backend = cirrus.RayBackend(backend.address, root=backend.root, worker_cpus=3.0)
+    config = plan(small, epochs=3, n_shards=1)
+    with backend.start(config) as run:
+        status = run.wait(RUN_SECONDS)
+        assert_exact(config, status)
+        assert any("room for 1 of 2 workers" in notice for notice in run.notices)
+
+
+def test_nothing_of_a_run_stays(small: Dataset, backend: cirrus.RayBackend) -> None:
+    """After the end of a run its controller and its shards are gone, by themselves."""
+    with backend.start(plan(small, epochs=1)) as run:
+        assert run.wait(RUN_SECONDS).state is RunState.FINISHED
+        eventually(lambda: actors_of(run) == [])
+        assert (Path(run.url) / "logs" / "shard-0.log").exists()
+
+
+def test_a_run_outlives_its_client_and_is_taken_over(small: Dataset, backend: cirrus.RayBackend) -> None:
+    """SIGKILL of the client stops nothing: another one takes the run over as it is, without a new generation.
+
+    While nobody has it, any client can end it through its folder.
+    """
+    program = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from real_runs import plan; import cirrus\n"
+        "backend = cirrus.RayBackend(sys.argv[2], root=sys.argv[3])\n"
+        "run = backend.start(plan(cirrus.Dataset.open(sys.argv[4]), run_id=sys.argv[5], n_shards=1))\n"
+        "while run.status.updates < 50: time.sleep(0.05)\n"
+        "print('ready', flush=True)\n"
+        "run.wait()\n"
+    )
+    run_id = new_run_id()
+    client = subprocess.Popen(
+        [sys.executable, "-c", program, str(Path(__file__).parent), str(backend.address), backend.root]
+        + [small.url, run_id],
+        stdout=subprocess.PIPE,
+        env=child_environment(os.environ),
+    )
+    with client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"ready\n"
+        client.kill()
+    watched = open_run(backend.root, run_id)
+    updates = watched.status.updates
+    eventually(lambda: watched.status.updates > updates + 50)
+
+    def attach() -> Run | None:
+        try:
+            return backend.attach(run_id)
+        except cirrus.StorageError:  # the dead client was heard of just now
+            return None
+
+    with eventually(attach) as run:
+        await_work(run, run.status.updates + 50)
+        address = run.folder.shard_address(0)
+        assert address is not None
+        assert address.generation == 1
+        watched.kill()
+        assert run.wait(RUN_SECONDS).state is RunState.KILLED
+
+
+def test_a_run_without_a_client_ends_in_time(small: Dataset, backend: cirrus.RayBackend) -> None:
+    """A controller that hears of no client for ``client_lost_seconds`` interrupts the run; it can go on."""
+    backend = cirrus.RayBackend(backend.address, root=backend.root, client_lost_seconds=5.0)
+    config = plan(small, epochs=30, n_shards=1)
+    run = backend.start(config)
+    await_work(run)
+    controller = ray.get_actor(f"{run.run_id}/controller", namespace="cirrus")
+    assert run.supervisor is not None
+    # As if this process had stopped: the controller hears of its client no more.
+    supervisor: Any = run.supervisor
+    supervisor._client_id = "somebody else"
+    eventually(lambda: run.status.state.ended, 20.0)
+    assert run.status.state is RunState.INTERRUPTED
+    assert controller is not None
+    with backend.attach(run.run_id) as second:
+        assert_exact(config, second.wait(RUN_SECONDS))
+
+
+def test_a_killed_worker_task_is_replaced(small: Dataset, backend: cirrus.RayBackend) -> None:
+    """Ray does not retry it: the fleet starts the next generation, and no step is missing or done twice."""
+    config = plan(small, epochs=25, n_shards=1)
+    with backend.start(config) as run:
+        await_work(run, 200)
+        victims = [
+            p for p in psutil.process_iter(["cmdline"]) if "ray::work" in " ".join(p.info["cmdline"] or [])
+        ]
+        ours = [p for p in victims if p.environ().get("RAY_TMPDIR") == os.environ["RAY_TMPDIR"]]
+        ours[0].kill()
+        status = run.wait(RUN_SECONDS)
+        assert_exact(config, status)
+        assert status.invocations >= 3
+
+
+def test_a_search_runs_as_a_task_that_starts_runs(small: Dataset, backend: cirrus.RayBackend) -> None:
+    """Nested: the search itself works in the cluster; its runs are those of any other search."""
+    estimator = cirrus.LogisticRegression(
+        backend=backend, n_workers=1, epochs=2, tol=None, random_state=0, worker_memory_mb=256
+    )
+    search = cirrus.GridSearch(estimator, {"l2": [0.0, 1000.0]}, max_concurrent=2)
+    train, test = small.split(test_size=0.1, random_state=0)
+    task = backend.submit(search.fit, train, validation=test)
+    found = task.result(RUN_SECONDS)
+    assert task.done
+    assert found.best_params_ == {"l2": 0.0}
+    with pytest.raises(ZeroDivisionError):
+        backend.submit(lambda: 1 / 0).result(RUN_SECONDS)
+
+
+def test_cost_is_the_share_of_the_nodes(small: Dataset, backend: cirrus.RayBackend) -> None:
+    """A run pays for the CPUs that it declares, of nodes that have a price."""
+    backend = cirrus.RayBackend(backend.address, root=backend.root, dollars_per_node_hour=8.0)
+    assert backend.dollars_per_hour(1, 2) == pytest.approx(8.0 * 2 / 4)
+    assert backend.dollars_per_hour(100, 1) == 8.0
+
+
+def test_the_command_line_trains_on_ray(small: Dataset, backend: cirrus.RayBackend, tmp_path: Path) -> None:
+    """``cirrus train --backend ray`` trains on the cluster at the address, and saves the model."""
+    arguments = ["train", small.url, "--backend", "ray", "--ray-address", str(backend.address)]
+    arguments += [
+        "--home",
+        backend.root,
+        "--epochs",
+        "2",
+        "--tol",
+        "none",
+        "--model",
+        str(tmp_path / "model"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "cirrus", *arguments],
+        capture_output=True,
+        text=True,
+        env=child_environment(os.environ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run " in done.stderr
+    assert cirrus.load_model(str(tmp_path / "model")).n_iter_ == 2
