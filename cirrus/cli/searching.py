@@ -94,7 +94,10 @@ def _finish(made: Search, search_id: str, options: SearchOptions, held_out: Data
         say("no trial came as far as a model")
         return
     estimator = made.best_estimator_
-    url = options.model or f"{made.root}/models/{search_id}"
+    url = (
+        options.model
+        or f"{named_backend(options.backend, options.home, options.ray_address).root}/models/{search_id}"
+    )
     estimator.save(url)
     if held_out is not None and isinstance(estimator, ScoringEstimator) and _is_there(held_out):
         show("\n".join(scores_table(score_dataset(estimator, held_out))))

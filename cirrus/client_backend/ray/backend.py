@@ -203,14 +203,15 @@ class RayBackend(Backend):
         """Run a function as a task of the cluster, from which it may start runs, jobs and searches itself.
 
         Args:
-            function: Such as ``search.fit``; it travels whole, with what it refers to.
+            function: It travels whole, with what it refers to, and so does what it returns.
             *args: Its arguments.
             **kwargs: Likewise.
 
         Example:
-            >>> search = cirrus.GridSearch(est, {"l1": [0, 1]})  # doctest: +SKIP
-            >>> task = backend.submit(search.fit, train, validation=test)  # doctest: +SKIP
-            >>> task.result().best_params_  # doctest: +SKIP
+            >>> def tune():
+            ...     search = cirrus.GridSearch(est, {"l1": [0, 1]})
+            ...     return search.fit(train, validation=test).best_params_
+            >>> backend.submit(tune).result()  # doctest: +SKIP
         """
         connect(self.address)
         task = ray.remote(call).options(num_cpus=0, max_retries=0, runtime_env=self.environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from cirrus.config import RunConfig
 
 BYTES_PER_MB = 2**20
-#: Ray counts resources in ten-thousandths; so fine would nobody declare.
-CPU_DIGITS = 2
+#: Shares of a CPU are declared in hundredths; Ray counts in ten-thousandths.
+CPU_PARTS = 100
 #: With less of a CPU each, workers would only get in each other's way.
 LEAST_WORKER_CPUS = 0.1
 
@@ -73,7 +74,7 @@ def run_needs(
     """
     if worker_cpus is None:
         left = sum(node.cpus for node in nodes) - config.n_shards * shard.cpus
-        share = round(left / config.n_workers - 0.5 / 10**CPU_DIGITS, CPU_DIGITS)
+        share = math.floor(left / config.n_workers * CPU_PARTS + 1e-6) / CPU_PARTS
         worker_cpus = min(1.0, max(share, LEAST_WORKER_CPUS))
     worker = Need(cpus=worker_cpus, memory_mb=config.worker_memory_mb)
     return RunNeeds(n_shards=config.n_shards, n_workers=config.n_workers, shard=shard, worker=worker)
