@@ -21,7 +21,7 @@ from typing import Any
 from cirrus.client_backend.claims import is_held, new_claim, take_claim
 from cirrus.client_backend.supervision import Supervision
 from cirrus.config import RunConfig
-from cirrus.errors import CirrusError, ConflictError, NotFoundError, RunError
+from cirrus.errors import CirrusError, ConflictError, NotFoundError, RunError, RunInterruptedError
 from cirrus.metrics import MetricPoint, RunState, RunStatus
 from cirrus.run_folder import ClientClaim, ControlRequest, MetricsReader, RunFolder
 from cirrus.storage import open_store
@@ -199,6 +199,7 @@ class Run:
 
         Raises:
             RunError: The run failed; with the reason.
+            RunInterruptedError: What kept the run alive was lost; :meth:`Backend.attach` goes on with it.
         """
         end = float("inf") if timeout is None else time.monotonic() + timeout
         try:
@@ -216,6 +217,9 @@ class Run:
         if status.state is RunState.FAILED:
             cause = None if self._supervisor is None else self._supervisor.failure
             raise RunError(f"run {self.run_id} failed: {status.error or 'for an unknown reason'}") from cause
+        if status.state is RunState.INTERRUPTED and self._supervisor is not None and self._supervisor.failure:
+            failure = self._supervisor.failure
+            raise RunInterruptedError(f"run {self.run_id} was interrupted: {failure}") from failure
         return status
 
     def _await_end(self, seconds: float) -> bool:

@@ -171,7 +171,7 @@ class RayBackend(Backend):
                 )
                 .remote(there, folder.url, claim)
             )
-        return RemoteSupervision(controller, claim.client_id, begins=True)
+        return RemoteSupervision(controller, claim.client_id, folder, claim)
 
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
         """See :meth:`Backend.launcher`; for a process of the cluster, such as the controller."""
@@ -230,7 +230,7 @@ class RayBackend(Backend):
             return super().attach(run_id, killed=killed)
         client_id = new_claim().client_id
         if _adopts(controller, client_id):
-            return begin_run(folder, folder.config(), RemoteSupervision(controller, client_id, begins=False))
+            return begin_run(folder, folder.config(), RemoteSupervision(controller, client_id, folder))
         status = folder.status()
         if status is None or not status.state.ended:
             raise ConflictError(f"{folder.url} is supervised by another client, which is at work")

@@ -23,6 +23,7 @@ from cirrus.client_backend.ray.cluster import living_nodes
 from cirrus.client_backend.ray.probe import check_reach
 from cirrus.client_backend.ray.shards import log_to_run
 from cirrus.client_backend.supervisor import Supervisor
+from cirrus.errors import ConflictError
 from cirrus.run_folder import ClientClaim, RunFolder
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ BEGIN_SECONDS = 120.0
 LINGER_SECONDS = 10.0
 #: A client that has not been heard of for so long may be replaced by another one.
 CLIENT_SECONDS = 5.0
+CLAIM_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class RunController:
         self._heard_at = time.monotonic()
         self._began_at = time.monotonic()
         self._supervisor: Supervisor | None = None
+        self._closed = False
         self._me = ray.get_runtime_context().current_actor
         log_to_run(run_url, "controller")
         again = ray.get_runtime_context().was_current_actor_reconstructed
@@ -92,9 +95,18 @@ class RunController:
         claim = dataclasses.replace(
             self._claim, host=machine_name(), pid=os.getpid(), renewed_at=time.time(), number=number
         )
-        self._folder.claim(claim)
+        for attempt in range(CLAIM_ATTEMPTS):
+            try:
+                self._folder.claim(claim)
+                break
+            except ConflictError:  # the client has renewed it at the same moment
+                if attempt == CLAIM_ATTEMPTS - 1:
+                    raise
         supervisor = self._backend.make_supervisor(self._folder, self._folder.config(), claim)
         with self._lock:
+            if self._closed:
+                self._folder.claim(dataclasses.replace(claim, released=True))
+                return
             self._supervisor = supervisor
             self._heard_at = time.monotonic()
         supervisor.start()
@@ -110,8 +122,8 @@ class RunController:
             supervisor = self._supervisor
             if client_id == self._client:
                 self._heard_at = time.monotonic()
-        if supervisor is None:
-            return Look(ended=False)
+            if supervisor is None:
+                return Look(ended=self._closed)
         ended = supervisor.wait(seconds)
         failure = supervisor.failure
         return Look(
@@ -137,6 +149,7 @@ class RunController:
     def close(self) -> None:
         """End everything of the run, and wait for that."""
         with self._lock:
+            self._closed = True
             supervisor = self._supervisor
         if supervisor is not None:
             supervisor.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import logging
 import os
 import threading
@@ -16,7 +17,10 @@ from ray import exceptions
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.ray.cluster import explain, lost_cluster
 from cirrus.client_backend.ray.controller import Look
+from cirrus.client_backend.supervisor import CLAIM_RENEW_SECONDS
 from cirrus.errors import CirrusError, RunError
+from cirrus.metrics import RunState, RunStatus
+from cirrus.run_folder import ClientClaim, RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,9 @@ LOST_SECONDS = 60.0
 ANSWER_SECONDS = 10.0
 #: How long :meth:`RemoteSupervision.close` waits for the end of everything. Ctrl-C promises 3 seconds.
 CLOSE_SECONDS = 4.0
+BEGIN_POLL_SECONDS = 0.2
+#: Nothing has been heard of the run yet.
+_UNKNOWN = Look(ended=False)
 
 
 class RemoteSupervision:
@@ -35,19 +42,23 @@ class RemoteSupervision:
     Args:
         controller: The actor.
         client_id: Who this is to the controller.
-        begins: The controller has to be told to begin.
+        folder: The run's.
+        claim: This client's claim on a run that its controller has to begin; None: it is at work.
     """
 
     is_temporary = False
 
-    def __init__(self, controller: Any, client_id: str, *, begins: bool) -> None:
+    def __init__(
+        self, controller: Any, client_id: str, folder: RunFolder, claim: ClientClaim | None = None
+    ) -> None:
         self._controller = controller
         self._client_id = client_id
-        self._begins = begins
+        self._folder = folder
+        self._claim = claim
         self._process_id = os.getpid()
         self._ended = threading.Event()
         self._closing = threading.Event()
-        self._look = Look(ended=False)
+        self._look = _UNKNOWN
         self._failure: CirrusError | None = None
         self._thread = threading.Thread(target=self._follow, name="cirrus-ray-follow", daemon=True)
 
@@ -104,19 +115,60 @@ class RemoteSupervision:
 
     def _follow(self) -> None:
         try:
-            if self._begins:
-                ray.get(self._controller.begin.remote())
-            self._follow_to_end()
+            if self._claim is None or self._begin(self._claim):
+                self._follow_to_end()
         except exceptions.RayTaskError as error:
             cause = error.cause
             self._failure = cause if isinstance(cause, CirrusError) else AttemptError(str(cause or error))
         except exceptions.RayError as error:
             self._failure = RunError(f"the run's controller was lost: {explain(error)}")
-        except Exception as error:  # noqa: BLE001 (the cluster is gone, and says so in many ways)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (the cluster is gone: Ray says so in many ways)
             self._failure = lost_cluster(error)
         finally:
             atexit.unregister(self.close)
+            with contextlib.suppress(CirrusError):
+                self._settle()
             self._ended.set()
+
+    def _begin(self, claim: ClientClaim) -> bool:
+        """Have the controller begin, and hold the claim until it does; return False if the run ends before."""
+        begun = self._controller.begin.remote()
+        while not ray.wait([begun], timeout=BEGIN_POLL_SECONDS)[0]:
+            if self._closing.is_set():
+                self._controller.close.remote()
+                if not ray.wait([begun], timeout=CLOSE_SECONDS / 2)[0]:
+                    ray.kill(self._controller, no_restart=True)
+                    return False
+                break
+            if time.time() - claim.renewed_at > CLAIM_RENEW_SECONDS:
+                claim = dataclasses.replace(claim, renewed_at=time.time())
+                with contextlib.suppress(CirrusError):  # the controller has just taken it
+                    self._folder.claim(claim)
+        ray.get(begun)
+        return True
+
+    def _settle(self) -> None:
+        """Write how the run ended, where its controller could not."""
+        holder = self._folder.claim_holder()
+        ours = holder is not None and self._claim is not None and holder.client_id == self._claim.client_id
+        if holder is None or not ours or holder.released:
+            return
+        status = self._folder.status() or RunStatus(state=RunState.STARTING, started_at=time.time())
+        if not status.state.ended:
+            # One that had begun before can be gone on with.
+            failed = self._failure is not None and self._look == _UNKNOWN and holder.number == 1
+            self._folder.write_status(
+                dataclasses.replace(
+                    status,
+                    state=RunState.FAILED if failed else RunState.INTERRUPTED,
+                    stop_reason="failed" if failed else "interrupted",
+                    error=None if self._failure is None else str(self._failure),
+                    n_workers=0,
+                    workers={},
+                    heartbeat_at=time.time(),
+                )
+            )
+        self._folder.claim(dataclasses.replace(holder, released=True))
 
     def _follow_to_end(self) -> None:
         lost_at = time.monotonic() + LOST_SECONDS
