@@ -131,7 +131,7 @@ class RemoteSupervision:
             self._ended.set()
 
     def _begin(self, claim: ClientClaim) -> bool:
-        """Have the controller begin, and hold the claim until it does; return False if the run ends before."""
+        """Have the controller begin; hold the claim until it does; return False if the run ends before."""
         begun = self._controller.begin.remote()
         while not ray.wait([begun], timeout=BEGIN_POLL_SECONDS)[0]:
             if self._closing.is_set():
