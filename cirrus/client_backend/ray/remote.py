@@ -120,6 +120,7 @@ class RemoteSupervision:
         except exceptions.RayTaskError as error:
             cause = error.cause
             self._failure = cause if isinstance(cause, CirrusError) else AttemptError(str(cause or error))
+            self._end_controller()
         except exceptions.RayError as error:
             self._failure = RunError(f"the run's controller was lost: {explain(error)}")
         except (Exception, SystemExit) as error:  # noqa: BLE001 (the cluster is gone: Ray says so in many ways)
@@ -130,6 +131,10 @@ class RemoteSupervision:
                 self._settle()
             self._ended.set()
 
+    def _end_controller(self) -> None:
+        with contextlib.suppress(exceptions.RayError):
+            ray.kill(self._controller, no_restart=True)
+
     def _begin(self, claim: ClientClaim) -> bool:
         """Have the controller begin; hold the claim until it does; return False if the run ends before."""
         begun = self._controller.begin.remote()
@@ -137,7 +142,7 @@ class RemoteSupervision:
             if self._closing.is_set():
                 self._controller.close.remote()
                 if not ray.wait([begun], timeout=CLOSE_SECONDS / 2)[0]:
-                    ray.kill(self._controller, no_restart=True)
+                    self._end_controller()
                     return False
                 break
             if time.time() - claim.renewed_at > CLAIM_RENEW_SECONDS:
