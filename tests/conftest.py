@@ -7,7 +7,7 @@ import signal
 import hypothesis
 import pytest
 
-pytest.register_assert_rewrite("aws_stack", "aws_sandbox")
+pytest.register_assert_rewrite("aws_stack", "aws_sandbox", "real_runs")
 
 from aws_stack import aws_stack, on_aws  # noqa: E402 (its assertions are rewritten)
 from ray_cluster import ray_cluster  # noqa: E402

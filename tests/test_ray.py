@@ -248,7 +248,9 @@ def test_a_run_without_a_client_ends_in_time(small: Dataset, backend: cirrus.Ray
     assert controller is not None
     patient = cirrus.RayBackend(backend.address, root=backend.root)
     with patient.attach(run.run_id) as second:
-        assert_exact(config, second.wait(RUN_SECONDS))
+        status = second.wait(RUN_SECONDS)
+        assert status.state is RunState.FINISHED
+        assert_exact(config, status)
 
 
 def test_a_killed_worker_task_is_replaced(small: Dataset, backend: cirrus.RayBackend) -> None:
