@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -234,6 +235,9 @@ class RayBackend(Backend):
         status = folder.status()
         if status is None or not status.state.ended:
             raise ConflictError(f"{folder.url} is supervised by another client, which is at work")
+        # Its shards have said so; it may still be about to end their actors.
+        with contextlib.suppress(exceptions.RayError):
+            ray.get(controller.close.remote(), timeout=ANSWER_SECONDS)
         _end_actor(controller_name(run_id))
         return super().attach(run_id, killed=killed)
 

@@ -90,6 +90,7 @@ class ShardActor:
             finally:
                 with self._lock:
                     self._serving = self._shard = None
+                    self._stopped = False  # the next controller may want the shard again
                 serving.ended.set()
         serving.ended.wait()
         return serving.report
@@ -126,7 +127,7 @@ class ShardActor:
         from cirrus.paramserver.server import Shard
 
         with self._lock:
-            self._stopped = True
+            self._stopped = self._serving is not None
             shard = self._shard
         if isinstance(shard, Shard):
             shard.stop()
