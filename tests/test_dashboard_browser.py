@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -306,3 +308,28 @@ def test_one_run_is_enough(browser):
             assert page.locator(".ag-header [col-id^='p:']").count() == 0
             assert problems == []
             page.close()
+
+
+def test_it_shows_inline_in_a_notebook(browser, ended):
+    """What a notebook is given to show is the living page, though it comes from another port."""
+    cell = f"<!doctype html><body>{ended._repr_html_()}</body>".encode()
+
+    class Notebook(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(cell)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Notebook) as notebook:
+        threading.Thread(target=notebook.serve_forever, daemon=True).start()
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(f"http://localhost:{notebook.server_port}/")
+        frame = page.frame_locator("iframe")
+        expect(frame.locator(".ag-center-cols-container .ag-row").first).to_be_visible()
+        expect(frame.locator("#chart-loss .scatterlayer .trace")).to_have_count(12)
+        page.close()
+        notebook.shutdown()
