@@ -49,7 +49,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	@touch $@
 
 # Compiled here once, so that the first run does not stand still for it.
-$(VENV)/.kernels: $(VENV)/.installed $(shell grep -rl numba.njit cirrus)
+$(VENV)/.kernels: $(VENV)/.installed $(shell grep -rlE "numba.njit|@compiled" cirrus)
 	@$(BIN)/python -m cirrus.paramserver.kernels
 	@$(BIN)/python -c "from cirrus.client_backend import metric_columns as m; m.columns_of_lines(b'', '')"
 	@echo "compiling the loader's kernels"

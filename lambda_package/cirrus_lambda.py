@@ -45,6 +45,8 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
     logger = Logger(service=SERVICE)
     ids = _ids(event)
     logger.append_keys(**ids)
+    if isinstance(event, Mapping) and event.get("role") == "load":
+        return _load(logger, event)
     logger.info("generation begins")
     try:
         result = work(event, context)
@@ -56,17 +58,39 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
     return result
 
 
+def _load(logger: Logger, event: Mapping[str, Any]) -> dict[str, Any]:
+    """Do one task of a load."""
+    # What parses text is imported where text is parsed: workers that train start without it.
+    from cirrus.client_backend.load_function import handle
+
+    call = {"call": event.get("call"), "request": event.get("request")}
+    logger.info("task begins", extra=call)
+    try:
+        answer = handle(event)
+    except BaseException:
+        logger.exception("task failed", extra=call)
+        raise
+    logger.info("task ended", extra={**call, "error": answer.get("error")})
+    return answer
+
+
 def _ids(event: Any) -> dict[str, Any]:
     """Return who works on what, as far as the event says; it is checked later."""
     if not isinstance(event, Mapping):
         return {}
-    run = str(event.get("run_url", "")).rstrip("/").rpartition("/")[2]
+    url = str(event.get("run_url") or _plan_folder(event)).rstrip("/")
+    run = url.rpartition("/")[2]
     return {
         "run": run,
         "role": event.get("role"),
         "worker": event.get("worker_id"),
         "generation": event.get("generation"),
     }
+
+
+def _plan_folder(event: Mapping[str, Any]) -> str:
+    plan = event.get("plan")
+    return str(plan.get("folder", "")) if isinstance(plan, Mapping) else ""
 
 
 def _emit(result: Mapping[str, Any], ids: Mapping[str, Any]) -> None:

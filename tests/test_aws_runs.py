@@ -95,10 +95,14 @@ def cirrus_keys(prefix: str) -> list[str]:
 
 
 def test_generations_follow_each_other_exactly(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
-    """Functions that live for a few seconds leave no step out and do none twice."""
-    config = real_runs.plan(rows, epochs=4, n_workers=2)
-    with backend(generation_seconds=3.0).start(config) as run:
-        status = run.wait(200.0)
+    """Functions that live for a few seconds leave no step out and do none twice.
+
+    With CIRRUS_TEST_GENERATION_SECONDS=20 they live for as long as that, and train for so much longer.
+    """
+    seconds = float(os.environ.get("CIRRUS_TEST_GENERATION_SECONDS", "3"))
+    config = real_runs.plan(rows, epochs=round(4 * seconds / 3), n_workers=2)
+    with backend(generation_seconds=seconds).start(config) as run:
+        status = run.wait(250.0)
         assert run.supervisor is not None
         assert max(run.supervisor.fleet.generations) >= 2
     real_runs.assert_exact(config, status)
@@ -232,6 +236,12 @@ def test_a_client_is_killed_and_another_machine_goes_on(
         assert f"killed {config.run_id}" in said
     assert open_run(ROOT, config.run_id).status.state is RunState.KILLED
     assert stack.hosts.living() == []
+    # Even a killed run goes on, on another server, from its last snapshot.
+    before = open_run(ROOT, config.run_id).status.updates
+    with found.attach(config.run_id, killed=True) as again:
+        eventually(lambda: again.status.state is RunState.RUNNING and again.status.updates > before)
+        assert len(stack.hosts.living()) == 1
+    assert stack.hosts.living() == []
 
 
 def found_alive(run_id: str) -> bool:
@@ -240,14 +250,22 @@ def found_alive(run_id: str) -> bool:
     return holder is not None and time.time() - holder.renewed_at < 10.0
 
 
-def test_jobs_over_chunks_run_as_functions(stack: Stack, rows: cirrus.Dataset) -> None:
-    """Statistics and a rewrite of a dataset are the same from functions as from threads."""
+def test_jobs_run_as_functions(stack: Stack, rows: cirrus.Dataset, tmp_path: Path) -> None:
+    """Statistics, a rewrite of a dataset, and loads: functions do what threads of this process would."""
     there = rows.describe(backend=backend(), n_workers=2)
     here = rows.describe(backend="inline")
     assert (there.n_rows, there.n_entries) == (here.n_rows, here.n_entries)
     assert (there.maximum == here.maximum).all()
-    scaled = MinMaxScaler().fit_transform(rows, f"{ROOT}/data/scaled", backend=backend(), n_workers=2)
+    scaler = MinMaxScaler(backend=backend(), n_workers=2)
+    scaled = scaler.fit_transform(rows, f"{ROOT}/data/scaled")
     assert scaled.n_rows == rows.n_rows
+    text = "".join(f"{i % 2} {1 + i % 9}:{i / 8}\n" for i in range(2000))
+    open_store(ROOT).put("raw/rows.svm", text.encode())
+    (tmp_path / "rows.svm").write_text(text)
+    loaded = cirrus.load_svmlight(f"{ROOT}/raw/rows.svm", f"{ROOT}/data/loaded", backend=backend())
+    kept = cirrus.load_svmlight(tmp_path / "rows.svm", f"{ROOT}/data/kept", backend=backend())
+    assert (loaded.n_rows, kept.n_rows) == (2000, 2000)
+    assert loaded.manifest.label_counts == kept.manifest.label_counts == (1000, 1000)
     assert cirrus_keys("jobs/") == []
 
 

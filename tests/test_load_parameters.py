@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from test_load_functions import Functions, FunctionsBackend
 
 import cirrus
 from cirrus.client_backend.loader import LoadProgress
@@ -130,7 +131,7 @@ def test_a_parameter_acts(tmp_path: Path, name: str, parameter: str) -> None:
 @pytest.mark.parametrize("name", LOADERS)
 def test_the_table_has_every_parameter(name: str) -> None:
     """No parameter of a loader is left out of these tests."""
-    tested = {"path", "url", "n_processes", "progress", *COMMON, *LOADERS[name][2]}
+    tested = {"path", "url", "n_processes", "backend", "progress", *COMMON, *LOADERS[name][2]}
     assert set(inspect.signature(loader(name)).parameters) == tested
 
 
@@ -153,6 +154,18 @@ def test_progress_and_processes_act(tmp_path: Path, name: str) -> None:
     assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
     assert not dataset.manifest.has_weights
     assert np.isfinite(dataset.to_csr()[0].data).all()
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_backend_acts(tmp_path: Path, name: str) -> None:
+    """Its workers parse and store; an unknown one is refused."""
+    path = write(name, tmp_path)
+    backend = FunctionsBackend(Functions())
+    dataset = loader(name)(path, tmp_path / "d", **LOADERS[name][1], backend=backend)
+    assert dataset.n_rows == ROWS
+    assert {"scatter", "store_bucket"} <= {event["call"] for event in backend.functions.events}
+    with pytest.raises(cirrus.ConfigError, match="backend"):
+        loader(name)(path, tmp_path / "d", **LOADERS[name][1], backend="clouds")
 
 
 @pytest.mark.parametrize("name", sorted(LOADERS))

@@ -151,6 +151,10 @@ def load(
     zero_based: ZeroBasedOption = None,
     seed: SeedOption = 0,
     processes: ProcessesOption = None,
+    home: Annotated[
+        str | None,
+        typer.Option(help="s3://BUCKET of a deployment: parse in its functions.", show_default=False),
+    ] = None,
 ) -> None:
     """Parse files once and store them as a dataset, to train on as often as you like.
 
@@ -163,6 +167,8 @@ def load(
     Example: cirrus load 'logs/*.parquet' s3://bucket/logs --label clicked --categorical site --numeric hour
 
     Example: cirrus load s3://bucket/train.vw.gz data/train --interactions ua,uc --hash-features 1048576
+
+    Example: cirrus load s3://bucket/raw/ s3://bucket/clicks --format csv --label 0 --home s3://bucket
 
     Example: zcat part-*.gz | cirrus load - data/ratings --format ratings --sep tab
 
@@ -191,6 +197,7 @@ def load(
             seed=seed,
             shuffle=shuffle,
             n_processes=processes,
+            home=home,
         ),
     )
 

@@ -223,6 +223,8 @@ class FileOptions:
     vocabulary: str | None = None
     shuffle: bool = True
     n_processes: int | None = None
+    home: str | None = None
+    """Whose functions parse; None: processes of this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from cirrus.chunks import MANIFEST_KEY
 from cirrus.cli.console import say
 from cirrus.cli.options import FileOptions, Format
+from cirrus.client_backend.backend import backend_at
 from cirrus.client_backend.csv_format import NA_VALUES
 from cirrus.client_backend.inputs import STANDARD_INPUT, open_inputs
 from cirrus.errors import ConfigError, DataError, NotFoundError
@@ -110,6 +111,7 @@ def load_file(data: str, url: str, options: FileOptions) -> Dataset:
             "shuffle": options.shuffle,
             "random_state": options.seed,
             "n_processes": options.n_processes,
+            "backend": None if options.home is None else backend_at(options.home),
             "progress": line.show,
         }
         dataset = _load(data, url, options, common)

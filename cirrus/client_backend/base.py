@@ -7,7 +7,7 @@ import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from cirrus.client_backend.certificates import make_certificates
 from cirrus.client_backend.claims import new_claim, take_claim
@@ -19,6 +19,10 @@ from cirrus.config import RunConfig, WorkerPrices
 from cirrus.errors import ConfigError, RunError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.run_folder import ClientClaim, RunFolder
+
+if TYPE_CHECKING:
+    from cirrus.client_backend.load_tasks import LoadPlan
+    from cirrus.client_backend.load_team import RemoteWorker
 
 #: Worker generations of a run's n-th client begin at n times this number: above those of the clients before,
 #: who cannot have invoked a worker this often.
@@ -37,6 +41,7 @@ class Backend(ABC):
             the run is over.
         tls: Whether workers and shards encrypt what they say to each other.
         runs_are_temporary: A run's folder is removed with its :class:`~cirrus.client_backend.runs.Run`.
+        loads_remotely: Workers of loads are elsewhere (:meth:`load_workers`), and see the object store alone.
         default_job_workers: Workers of a map job where the user names no number; None: one a core of this
             machine.
     """
@@ -47,6 +52,7 @@ class Backend(ABC):
     runs_are_temporary: bool = False
     _revise: Callable[[RunConfig], RunConfig] | None = None
     default_job_workers: int | None = None
+    loads_remotely: bool = False
 
     @abstractmethod
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
@@ -72,6 +78,16 @@ class Backend(ABC):
             urls: Of the data that the job reads and writes.
         """
         return self.root
+
+    def load_workers(self, plan: LoadPlan) -> Sequence[RemoteWorker] | None:
+        """Return the workers of a load: as many as the plan says, or as can work here.
+
+        None: processes of the machine that this process is on.
+
+        Raises:
+            ConfigError: They could not reach the dataset.
+        """
+        return None
 
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what a run of this size costs while it runs, but for its workers' own time."""

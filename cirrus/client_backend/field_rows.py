@@ -69,7 +69,7 @@ class FieldRows:
             base: What feature 0 of the block is called here: always 0.
         """
         # What compiles is loaded where rows are worked on, which often is in processes of their own.
-        from cirrus.client_backend.numbering import number_fields
+        from cirrus.client_backend.gathering import number_fields
 
         # Rows as they are in a file cannot be changed, to the kernel another type, compiled for itself.
         columns = np.require(self.columns, requirements="W")

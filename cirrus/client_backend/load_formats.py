@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.client_backend.csv_format import CsvFormat
-from cirrus.client_backend.csv_rows import LabelNames
+from cirrus.client_backend.csv_rows import CsvParser, LabelNames
+from cirrus.client_backend.loops import ARE_COMPILED
 from cirrus.client_backend.rows import MAX_INDEX, ParsedRows, Parser, SegmentFacts
 from cirrus.client_backend.segments import Cut
 from cirrus.errors import ConfigError, DataError
@@ -278,12 +279,14 @@ class _CsvReader(ParserReader):
         self._labels = LabelNames(how.label_names)
 
     def make_parser(self, name: str, segment: Segment) -> Parser:
-        from cirrus.client_backend.csv_fast import FastCsvParser
-
         csv = segment.csv or self._how.csv
         if self._how.is_table:
             csv = dataclasses.replace(csv, has_header=False)
-        return FastCsvParser(name, csv, self._labels)
+        if ARE_COMPILED:
+            from cirrus.client_backend.csv_fast import FastCsvParser
+
+            return FastCsvParser(name, csv, self._labels)
+        return CsvParser(name, csv, self._labels)
 
     def take_names(self) -> list[Vocabulary]:
         names = self._labels.take()

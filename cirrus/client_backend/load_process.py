@@ -19,7 +19,6 @@ import tempfile
 import threading
 from typing import IO, Any
 
-import cirrus.errors
 from cirrus.chunks import discard_chunks
 from cirrus.client_backend.load_tasks import (
     BucketResult,
@@ -29,8 +28,10 @@ from cirrus.client_backend.load_tasks import (
     NumberTask,
     ScatterResult,
     ScatterTask,
+    do_task,
+    error_from_plain,
+    error_to_plain,
     scatter_result_from,
-    scatter_task_from,
     task_to_parts,
 )
 from cirrus.client_backend.processes import child_environment
@@ -126,8 +127,7 @@ class RemoteLoadWorker:
             self._restart()  # objects are written whole, so that whatever it had done is just done again
         plain, payload = answer
         if "error" in plain:
-            kind = getattr(cirrus.errors, plain["error"], RunError)
-            raise kind(*plain["arguments"])
+            raise error_from_plain(plain)
         return plain["result"], payload
 
     def _asked(self, message: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes] | None:
@@ -211,33 +211,15 @@ def main() -> None:
         if plain["call"] == "end":
             return
         try:
-            answer, payload = _work(worker, plain["call"], plain["request"], data)
+            answer, payload = do_task(worker, plain["call"], plain["request"], data)
             reply: dict[str, Any] = {"result": answer}
         except CirrusError as error:
-            arguments = [str(argument) for argument in _arguments(error)]
-            reply, payload = {"error": type(error).__name__, "arguments": arguments}, b""
+            reply, payload = error_to_plain(error), b""
         try:
             _send(stdout, reply, payload)
         except BrokenPipeError:
             break
     _clean_up(plan)
-
-
-def _arguments(error: CirrusError) -> tuple[Any, ...]:
-    """Return what an error is made of (its text, but for a ConfigError)."""
-    reduced = error.__reduce__()
-    return reduced[1] if isinstance(reduced, tuple) and isinstance(reduced[1], tuple) else error.args
-
-
-def _work(
-    worker: LoadWorker, call: str, request: dict[str, Any], data: bytes
-) -> tuple[dict[str, Any], bytes]:
-    if call == "scatter":
-        return dataclasses.asdict(worker.scatter(scatter_task_from(request, data))), b""
-    if call == "number":
-        worker.number(NumberTask(**request))
-        return {}, b""
-    return {}, worker.store_bucket(from_plain(BucketTask, request, "bucket")).to_bytes()
 
 
 def _clean_up(plan: LoadPlan) -> None:

@@ -32,9 +32,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import lz4.frame
 import numpy as np
 from numpy.typing import NDArray
 
+import cirrus.errors
 from cirrus.chunks import BlockBuilder, ChunkInfo, ChunkWriter, DatasetSummary
 from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.client_backend.load_formats import CsvLoad, LoadFormat, Segment, SvmlightFormat
@@ -53,7 +55,7 @@ from cirrus.client_backend.rows import ParsedRows, SegmentFacts, blocks_of_rows,
 from cirrus.client_backend.vw_format import VwFormat
 from cirrus.client_backend.words import WordsFormat
 from cirrus.config import from_plain, parse_json
-from cirrus.errors import CorruptDataError
+from cirrus.errors import CirrusError, CorruptDataError, DataError, RunError
 from cirrus.storage import open_store
 
 PIECES, PARSED, FILES, NAMES, NUMBERED, BUCKETS = (
@@ -129,10 +131,25 @@ def format_fields(how: LoadFormat) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where the text of a segment lies, for workers that read it themselves."""
+
+    url: str
+    """Of a store."""
+    key: str
+    begin: int
+    n_bytes: int
+    is_packed: bool = False
+    """Whether it is an LZ4 frame, put there for this worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScatterTask:
     """One segment of a file."""
 
     segment: Segment
+    """Without its text where there is a ``location``."""
+    location: Location | None = None
     bucket: int
     """Where it goes when rows are not shuffled."""
     file_position: int
@@ -173,6 +190,8 @@ class ScatterResult:
     n_bytes: int
     file_position: int
     facts: SegmentFacts
+    is_cut: bool = False
+    """The segment ends between quotation marks: nothing was stored, and it must be cut elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +249,8 @@ class LoadWorker:
         self._format = plan.format
         self._store = open_store(plan.url)
         self._folder = open_store(plan.folder)
+        self._sources = {plan.folder: self._folder}
+        """Stores that text is read from; to open one takes a while."""
         self._reader = self._format.reader(plan.files)
         self._vocabularies: list[Vocabulary] | None = None
 
@@ -244,26 +265,38 @@ class LoadWorker:
             StorageError: The object store refused or failed.
         """
         segment = task.segment
+        if task.location is not None:
+            segment = dataclasses.replace(segment, data=self._read_text(task.location))
+            if self._format.quoted and segment.data.count(b'"') % 2:
+                return _scattered(task, segment, SegmentFacts(n_rows=0), is_cut=True)
         rows, facts, names = self._reader.read(segment)
         if facts.n_rows:
             groups, n_groups = self._groups(rows, segment)
             key = segment_key(PIECES, segment.file, segment.number)
             self._folder.put(key, encode_pieces(groups, n_groups, names))
-        result = ScatterResult(
-            file=segment.file,
-            number=segment.number,
-            bucket=task.bucket,
-            first_line=segment.first_line,
-            n_lines=segment.data.count(b"\n"),
-            start=task.start,
-            n_bytes=len(segment.data),
-            file_position=task.file_position,
-            facts=facts,
-        )
+        result = _scattered(task, segment, facts)
         if not self._plan.is_temporary:
             key = segment_key(PARSED, segment.file, segment.number)
             self._folder.put(key, json.dumps(dataclasses.asdict(result)).encode())
         return result
+
+    def _read_text(self, location: Location) -> bytes:
+        """Return the text of a segment.
+
+        Raises:
+            DataError: The object became shorter.
+            StorageError: It cannot be read.
+        """
+        store = self._sources.get(location.url)
+        if store is None:
+            store = self._sources[location.url] = open_store(location.url)
+        if location.is_packed:
+            return bytes(lz4.frame.decompress(store.get(location.key)))
+        try:
+            return store.get_range(location.key, location.begin, location.n_bytes)
+        except CorruptDataError as error:
+            name = f"{location.url}/{location.key}"
+            raise DataError(f"{name}: became shorter while it was read: load it again") from error
 
     def _groups(self, rows: ParsedRows, segment: Segment) -> tuple[Iterable[tuple[int, ParsedRows]], int]:
         n_buckets = self._plan.n_buckets
@@ -347,6 +380,62 @@ class LoadWorker:
         return joiner.rows()
 
 
+def _scattered(
+    task: ScatterTask, segment: Segment, facts: SegmentFacts, *, is_cut: bool = False
+) -> ScatterResult:
+    return ScatterResult(
+        file=segment.file,
+        number=segment.number,
+        bucket=task.bucket,
+        first_line=segment.first_line,
+        n_lines=segment.data.count(b"\n"),
+        start=task.start,
+        n_bytes=len(segment.data),
+        file_position=task.file_position,
+        facts=facts,
+        is_cut=is_cut,
+    )
+
+
+def do_task(
+    worker: LoadWorker, call: str, request: Mapping[str, Any], data: bytes
+) -> tuple[dict[str, Any], bytes]:
+    """Do a task that came as :func:`task_to_parts` gives it.
+
+    Args:
+        worker: Does it.
+        call: Which of the worker's methods.
+        request: The task.
+        data: Its bytes.
+
+    Returns:
+        What came of it, as plain values and bytes.
+    """
+    if call == "scatter":
+        return dataclasses.asdict(worker.scatter(scatter_task_from(request, data))), b""
+    if call == "number":
+        worker.number(NumberTask(**request))
+        return {}, b""
+    return {}, worker.store_bucket(from_plain(BucketTask, dict(request), "bucket")).to_bytes()
+
+
+def error_to_plain(error: CirrusError) -> dict[str, Any]:
+    """Return an error as plain values: its class, and what it is made of, which mostly is its text."""
+    reduced = error.__reduce__()
+    is_made = isinstance(reduced, tuple) and isinstance(reduced[1], tuple)
+    arguments = reduced[1] if is_made else error.args
+    return {"error": type(error).__name__, "arguments": [str(argument) for argument in arguments]}
+
+
+def error_from_plain(plain: Mapping[str, Any]) -> CirrusError:
+    """Return the error that :func:`error_to_plain` told of."""
+    kind = getattr(cirrus.errors, str(plain["error"]), RunError)
+    if not (isinstance(kind, type) and issubclass(kind, CirrusError)):
+        kind = RunError
+    made: CirrusError = kind(*map(str, plain["arguments"]))
+    return made
+
+
 def task_to_parts(task: ScatterTask | NumberTask | BucketTask) -> tuple[dict[str, Any], bytes]:
     """Return a task as plain values for JSON, and bytes."""
     if not isinstance(task, ScatterTask):
@@ -367,6 +456,7 @@ def scatter_task_from(plain: Mapping[str, Any], data: bytes) -> ScatterTask:
         bucket=plain["bucket"],
         file_position=plain["file_position"],
         start=plain["start"],
+        location=None if plain["location"] is None else from_plain(Location, plain["location"], "location"),
     )
 
 

@@ -41,32 +41,55 @@ class Worker(Protocol):
         ...
 
 
-class Team:
-    """The workers of one load: one in this process, or several in processes of their own.
+class RemoteWorker(Worker, Protocol):
+    """A worker outside of this process."""
 
-    On leaving the context the processes end: in order, or at once if there was an exception.
+    def finish(self) -> None:
+        """End in order: the work is done."""
+        ...
+
+    def kill(self) -> None:
+        """End at once; a call that waits raises an error soon."""
+        ...
+
+    def release(self) -> None:
+        """Let go of everything; no call waits any more."""
+        ...
+
+
+class Team:
+    """The workers of one load: one in this process, or several outside of it.
+
+    On leaving the context those end: in order, or at once if there was an exception.
+
+    Args:
+        plan: The load.
+        hire: Makes the workers; None: processes of this machine, if there are several.
     """
 
-    def __init__(self, plan: LoadPlan) -> None:
+    def __init__(self, plan: LoadPlan, hire: Callable[[LoadPlan], Sequence[RemoteWorker]] | None) -> None:
         self._plan = plan
-        self._remote: list[RemoteLoadWorker] = []
+        self._hire = hire
+        self._remote: list[RemoteWorker] = []
 
     def __enter__(self) -> Team:
         try:
-            if self._plan.n_workers > 1:
+            if self._hire is not None:
+                self._remote += self._hire(self._plan)
+            elif self._plan.n_workers > 1:
                 for _ in range(self._plan.n_workers):
                     self._remote.append(RemoteLoadWorker(self._plan))
         except BaseException:
-            self._end(RemoteLoadWorker.kill)
+            self._end(lambda worker: worker.kill())
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end(RemoteLoadWorker.finish if kind is None else RemoteLoadWorker.kill)
+        self._end((lambda worker: worker.finish()) if kind is None else (lambda worker: worker.kill()))
 
-    def _end(self, how: Callable[[RemoteLoadWorker], None]) -> None:
+    def _end(self, how: Callable[[RemoteWorker], None]) -> None:
         for worker in self._remote:
             how(worker)
         for worker in self._remote:
@@ -157,7 +180,7 @@ class _Crew(Generic[T, R]):
     """One thread for each remote worker, which hands it tasks and waits for what comes back."""
 
     def __init__(
-        self, workers: list[RemoteLoadWorker], tasks: TaskQueue[T], work: Callable[[Worker, T], R]
+        self, workers: list[RemoteWorker], tasks: TaskQueue[T], work: Callable[[Worker, T], R]
     ) -> None:
         self._tasks = tasks
         self._work = work
@@ -187,7 +210,7 @@ class _Crew(Generic[T, R]):
         for thread in self._threads:
             thread.join()
 
-    def _serve(self, worker: RemoteLoadWorker) -> None:
+    def _serve(self, worker: RemoteWorker) -> None:
         order: int | None = None
         try:
             while not self._failures:

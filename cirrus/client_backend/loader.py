@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import numbers
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ from dataclasses import dataclass
 from cirrus.chunks import DatasetSummary, Manifest, commit_dataset
 from cirrus.chunks.vocabulary import Vocabulary, store_vocabulary, union_of
 from cirrus.chunks.writer import Replaced, find_replaced
+from cirrus.client_backend.backend import Backend, resolve_backend
 from cirrus.client_backend.csv_format import CsvFormat, CsvRequest
+from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.inputs import Inputs, open_inputs
 from cirrus.client_backend.load_formats import CsvLoad, LoadFacts, LoadFormat, SvmlightFormat
 from cirrus.client_backend.load_formats import Segment as FileSegment
@@ -37,6 +41,7 @@ from cirrus.client_backend.load_tasks import (
     BucketTask,
     LoadPlan,
     LoadSizes,
+    Location,
     NumberTask,
     ScatterResult,
     ScatterTask,
@@ -44,8 +49,9 @@ from cirrus.client_backend.load_tasks import (
     read_scatter_result,
     segment_key,
 )
-from cirrus.client_backend.load_team import Team, Worker
+from cirrus.client_backend.load_team import RemoteWorker, Team, Worker
 from cirrus.client_backend.local import default_home
+from cirrus.client_backend.located import first_line_of, locate_segments, true_line, with_true_lines
 from cirrus.client_backend.parquet import BATCH_ROWS, find_parquet_format, fit_parquet_format
 from cirrus.client_backend.pieces import REQUESTS_AT_ONCE, get_all, read_names
 from cirrus.client_backend.ratings import RatingsFormat
@@ -67,6 +73,8 @@ PAIRED_RATIO = 8
 MAX_PIECE_REQUESTS = 20_000
 #: How much of a file is looked at for its header.
 HEADER_BYTES = 2**16
+
+log = logging.getLogger(__name__)
 
 #: Yields a file's segments, from a place on.
 SegmentSource = Callable[[InputFile, Place], Iterator[Segment]]
@@ -95,6 +103,13 @@ class LoadOptions:
     n_processes: int | None = None
     progress: Callable[[LoadProgress], None] | None = None
     sizes: LoadSizes = LoadSizes()
+    backend: Backend | None = None
+    """Whose workers parse and store; None: this machine's."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether workers are elsewhere, and see nothing but the object store."""
+        return self.backend is not None and self.backend.loads_remotely
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -106,6 +121,30 @@ class LoadOptions:
             raise ConfigError(
                 "random_state", f"must be a whole number >= 0 or None, got {self.random_state!r}"
             )
+
+
+def load_options(
+    shuffle: bool,
+    random_state: int | None,
+    n_processes: int | None,
+    progress: Callable[[LoadProgress], None] | None,
+    backend: str | Backend | None,
+) -> LoadOptions:
+    """Return what a loader's parameters ask for.
+
+    Raises:
+        ConfigError: One of them cannot work.
+    """
+    found = None if backend is None else resolve_backend(backend)
+    if isinstance(found, InlineBackend) and n_processes is None:
+        n_processes = 1
+    return LoadOptions(
+        shuffle=shuffle,
+        random_state=random_state,
+        n_processes=n_processes,
+        progress=progress,
+        backend=found,
+    )
 
 
 def load_svmlight_file(
@@ -325,6 +364,7 @@ def load_inputs(
     *,
     source: SegmentSource | None = None,
     vocabularies: Mapping[str, Vocabulary] | None = None,
+    may_locate: bool = True,
 ) -> Manifest:
     """Load files of any format.
 
@@ -335,14 +375,21 @@ def load_inputs(
         options: How to load.
         source: What yields the segments of a file, where these are not runs of lines.
         vocabularies: What comes with the files and belongs to the dataset.
+        may_locate: Let workers elsewhere read objects themselves, if any lines of these can be taken.
 
     Raises:
         DataError: Something is wrong with a file.
         ConflictError: Another dataset was stored at the URL meanwhile, or the same is being loaded.
         StorageError: The object store refused or failed.
     """
+    if options.backend is not None and not options.backend.reaches(store.url):
+        raise ConfigError("backend", f"{options.backend!r} does not reach {store.url}: choose another URL")
     replaces = find_replaced(store)
-    name = None
+    name = secrets.token_hex(16) if options.is_remote else None
+    packed = _are_packed(inputs, is_table=source is not None)
+    # Text that workers read themselves: objects of which any lines can be taken.
+    is_text = source is None and how.cut is None and not any(packed)
+    is_located = may_locate and options.is_remote and is_text and all(file.store for file in inputs.files)
     if inputs.is_repeatable and not isinstance(store, MemoryStore):
         name = load_identity(
             {
@@ -351,25 +398,35 @@ def load_inputs(
                 "shuffle": options.shuffle,
                 "random_state": options.random_state,
                 "sizes": dataclasses.asdict(options.sizes),
+                **({"is_located": True} if is_located else {}),
             }
         )
-    packed = _are_packed(inputs, is_table=source is not None)
     root = None
-    if name is not None and not isinstance(store, FolderStore):
+    if name is not None and not isinstance(store, FolderStore) and not options.is_remote:
         sizes = [
             file.n_bytes * _ratio(is_packed) for file, is_packed in zip(inputs.files, packed, strict=True)
         ]
         if _piece_requests(sum(sizes), options.sizes) > MAX_PIECE_REQUESTS:
             root = open_store(default_home())
             name = load_identity({"url": store.url, "load": name})
-    with LoadJob(store, name, options.random_state, root) as job:
-        done = job.committed()
-        if done is not None:  # all that an earlier client did not come to was to remove the folder
-            return done
-        load = _Load(inputs, store, how, options, job, source, packed)
-        load.run()
-        inputs.check_unchanged()
-        return load.commit(replaces, vocabularies or {})
+    try:
+        with LoadJob(store, name, options.random_state, root) as job:
+            done = job.committed()
+            if done is not None:  # all that an earlier client did not come to was to remove the folder
+                return done
+            load = _Load(inputs, store, how, options, job, source, packed, is_located=is_located)
+            load.run()
+            inputs.check_unchanged()
+            return load.commit(replaces, vocabularies or {})
+    except _CutError:
+        log.info("%s: has line ends between quotation marks: this process reads and cuts it", inputs.name)
+        return load_inputs(
+            inputs, store, how, options, source=source, vocabularies=vocabularies, may_locate=False
+        )
+
+
+class _CutError(Exception):
+    """A worker found that what it was to read ends between quotation marks."""
 
 
 class _Load:
@@ -384,6 +441,8 @@ class _Load:
         job: LoadJob,
         source: SegmentSource | None,
         packed: Sequence[bool],
+        *,
+        is_located: bool,
     ) -> None:
         self._inputs = inputs
         self._store = store
@@ -391,6 +450,8 @@ class _Load:
         self._job = job
         self._folder = job.folder
         self._source = source or self._text_source
+        self._backend = options.backend if options.is_remote else None
+        self._is_located = is_located
         self._progress = options.progress
         self._sizes = sizes = options.sizes
         # A compressed file counts for as much text as it may hold.
@@ -404,7 +465,7 @@ class _Load:
             prefix=job.state.prefix,
             folder=job.folder.url,
             is_temporary=job.is_temporary,
-            n_workers=_n_workers(options.n_processes, text_bytes, store),
+            n_workers=_n_workers(options, text_bytes, store),
             n_buckets=_n_buckets(text_bytes, sizes),
             shuffle=options.shuffle,
             seed=job.state.seed,
@@ -424,15 +485,27 @@ class _Load:
     def run(self) -> None:
         """Do everything but the manifest."""
         self._find_parsed()
-        with Team(self._plan) as team:
+        with Team(self._plan, None if self._backend is None else self._hire) as team:
             files = range(len(self._inputs.files))
-            team.run([self._scatter_tasks(file) for file in files], _scatter, self._note_parsed)
+            try:
+                team.run([self._scatter_tasks(file) for file in files], _scatter, self._note_parsed)
+            except DataError as error:
+                raise DataError(self._with_true_lines(str(error))) from error
+            if self._is_located:
+                lines = self._facts.limit_lines
+                lines.update({file: self._true_line(file, line) for file, line in lines.items()})
             self._keep_file_lengths()
             self._check()
             if self._format.names:
                 self._collect_names()
                 team.run([self._number_tasks()], _number, lambda _: self._job.check())
             team.run([self._bucket_tasks()], _store_bucket, self._note_bucket)
+
+    def _hire(self, plan: LoadPlan) -> Sequence[RemoteWorker]:
+        assert self._backend is not None
+        workers = self._backend.load_workers(plan)
+        assert workers is not None
+        return workers
 
     # Reading.
 
@@ -469,6 +542,9 @@ class _Load:
                 position=done.start + done.n_bytes,
             )
         end = start.number
+        if self._is_located:
+            yield from self._located_tasks(file, start)
+            return
         for segment in self._source(source, start):
             end = segment.number + 1
             if (file, segment.number) in self._parsed:
@@ -487,6 +563,45 @@ class _Load:
                 start=segment.start,
             )
         self._n_segments[file] = end
+
+    def _located_tasks(self, file: int, start: Place) -> Iterator[ScatterTask]:
+        """Yield the segments of an object that workers read themselves."""
+        source = self._inputs.files[file]
+        assert source.store is not None
+        csv = self._format_of(file)
+        end = start.number
+        for found in locate_segments(source, self._sizes.segment_bytes, start):
+            end = found.number + 1
+            if (file, found.number) in self._parsed:
+                continue
+            yield ScatterTask(
+                segment=FileSegment(
+                    file=file, number=found.number, first_line=first_line_of(found.number), data=b"", csv=csv
+                ),
+                location=Location(
+                    url=source.store.url, key=source.path, begin=found.begin, n_bytes=found.n_bytes
+                ),
+                bucket=max(self._text_before[file] + found.file_position - 1, 0)
+                // self._sizes.bucket_text_bytes,
+                file_position=found.file_position,
+                start=found.start,
+            )
+        self._n_segments[file] = end
+
+    def _true_line(self, file: int, line: int) -> int:
+        return true_line(line, lambda segment: self._lines_before(file, segment))
+
+    def _lines_before(self, file: int, segment: int) -> int:
+        """Return the number of lines before a segment; those before the first that failed are parsed."""
+        return sum(self._parsed[file, number].n_lines for number in range(segment))
+
+    def _with_true_lines(self, text: str) -> str:
+        """Return the text of an error that names a line of a file."""
+        names = [file.name for file in self._inputs.files]
+        files = [file for file, name in enumerate(names) if text.startswith(f"{name}:")]
+        if not self._is_located or not files:
+            return text
+        return with_true_lines(text, lambda segment: self._lines_before(files[0], segment))
 
     def _text_source(self, file: InputFile, start: Place) -> Iterator[Segment]:
         return read_segments(
@@ -510,6 +625,8 @@ class _Load:
 
     def _note_parsed(self, result: ScatterResult) -> None:
         self._job.check()
+        if result.is_cut:
+            raise _CutError
         self._take_in(result)
         if not self._plan.is_temporary and len(self._inputs.files) > 1:
             self._keep_file_lengths()
@@ -653,12 +770,15 @@ def _ratio(is_packed: bool) -> int:
     return COMPRESSION_RATIO if is_packed else 1
 
 
-def _n_workers(n_processes: int | None, text_bytes: int, store: ObjectStore) -> int:
-    """Return the number of workers; one means this process itself."""
+def _n_workers(options: LoadOptions, text_bytes: int, store: ObjectStore) -> int:
+    """Return the number of workers; one means this process itself, unless they are elsewhere."""
     if isinstance(store, MemoryStore):  # which other processes cannot write to
         return 1
-    if n_processes is not None:
-        return n_processes
+    if options.n_processes is not None:
+        return options.n_processes
+    if options.backend is not None and options.is_remote:
+        most = options.backend.default_job_workers or 1
+        return max(1, min(most, -(-text_bytes // options.sizes.segment_bytes)))
     return max(1, min(os.cpu_count() or 1, MAX_PROCESSES, text_bytes // MIN_PROCESS_BYTES))
 
 

@@ -215,7 +215,7 @@ class LocalLauncher(Launcher):
 
     def invoke(self, event: WorkerEvent) -> WorkerResult:
         """See :meth:`Launcher.invoke`."""
-        name = f"{'worker' if event.role == 'train' else 'evaluator'} {event.worker_id}"
+        name = f"{'evaluator' if event.role == 'evaluate' else 'worker'} {event.worker_id}"
         end = self.workers.run(
             self._commands.worker(self._run_url),
             input_line=event.to_json(),

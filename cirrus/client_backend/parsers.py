@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus.client_backend.bits import count_digits, value_of_digits, word_at
+from cirrus.client_backend.loops import ARE_COMPILED, compiled, text_of
 from cirrus.client_backend.rows import MAX_INDEX, NARROWED_LABEL, Rows, SegmentFacts
 from cirrus.errors import DataError
+
+if ARE_COMPILED:
+    from cirrus.client_backend.bits import count_digits, value_of_digits, word_at
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -71,7 +73,7 @@ class SvmlightParser:
 
     def parse(self, data: bytes, first_line: int) -> tuple[Rows, SegmentFacts]:
         """See :class:`Parser`."""
-        text = np.frombuffer(data, np.uint8)
+        text = text_of(data)
         n_lines, n_colons = _count_lines(text)
         lengths = np.empty(n_lines + 1, np.uint32)
         labels = np.empty(lengths.size, np.float32)
@@ -124,7 +126,7 @@ class SvmlightParser:
         return f"{self._path}:{line}: {problem}"
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _count_lines(text: Bytes) -> tuple[int, int]:
     """Return the numbers of line ends and of colons, which are no fewer than entries."""
     n_lines = 0
@@ -135,7 +137,7 @@ def _count_lines(text: Bytes) -> tuple[int, int]:
     return n_lines, n_colons
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def parse_svmlight(
     text: Bytes,
     limit: int,
@@ -185,7 +187,7 @@ def parse_svmlight(
     return _OK, 0, n_rows, n_entries
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _parse_label(text: Bytes, start: int) -> tuple[int, int, float]:
     """Return a code, where the label ends (or begins, if it is bad), and the label."""
     label, end = parse_number(text, start)
@@ -198,7 +200,7 @@ def _parse_label(text: Bytes, start: int) -> tuple[int, int, float]:
     return _OK, end, label
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def narrows_whole_number(text: Bytes, start: int, end: int, number: float) -> bool:
     """Return whether a number that is written as a whole one becomes another one in float32.
 
@@ -213,12 +215,12 @@ def narrows_whole_number(text: Bytes, start: int, end: int, number: float) -> bo
     return whole
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _parse_entry(text: Bytes, start: int, before: int, limit: int) -> tuple[int, int, int, float]:
     """Return a code, where the entry ends (or begins, if it is bad), its index and its value."""
     i = start
     index = 0
-    if start + 10 <= text.size:  # most entries are a few digits, and a digit for their value
+    if ARE_COMPILED and start + 10 <= text.size:  # most entries are a few digits, and a digit for their value
         word = word_at(text, start)
         n = count_digits(word)
         if 0 < n < 8 and text[np.uintp(start + n)] == _COLON:
@@ -245,7 +247,7 @@ def _parse_entry(text: Bytes, start: int, before: int, limit: int) -> tuple[int,
     return _OK, end, index, value
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def parse_number(text: Bytes, start: int) -> tuple[float, int]:
     """Return a number, which may be NaN or infinite, and where it ends: at ``start`` if there is none."""
     n = text.size
@@ -282,7 +284,7 @@ def parse_number(text: Bytes, start: int) -> tuple[float, int]:
     return (-number if negative else number), i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _parse_exponent(text: Bytes, start: int) -> tuple[int, int]:
     """Return a whole number and where it ends: at ``start`` if there is none."""
     i = start
@@ -300,19 +302,21 @@ def _parse_exponent(text: Bytes, start: int) -> tuple[int, int]:
     return (-exponent if negative else exponent), i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _scaled(mantissa: float, exponent: int) -> float:
     """Return mantissa * 10**exponent, as near as float32 can tell."""
     if mantissa == 0.0 or exponent == 0:
         return mantissa
+    if exponent > 300:  # in two steps, because 10**exponent is infinite, which Python refuses
+        return mantissa * 1e300 * 10.0 ** min(exponent - 300, 300)
     if exponent > 0:
-        return mantissa * 10.0 ** min(exponent, 400)
+        return mantissa * 10.0**exponent
     if exponent < -300:  # in two steps, because 10**-exponent is infinite
         return mantissa / 1e300 / 10.0 ** min(-exponent - 300, 300)
     return mantissa / 10.0**-exponent
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _parse_name_of_number(text: Bytes, i: int, start: int) -> tuple[float, int]:
     """Take ``nan``, ``inf`` and ``infinity`` for a number, which is then refused for what it is."""
     if i + 2 >= text.size:
@@ -325,23 +329,23 @@ def _parse_name_of_number(text: Bytes, i: int, start: int) -> tuple[float, int]:
     return np.nan, i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _is_digit(c: int) -> bool:
     return _ZERO <= c <= _ZERO + 9
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _skip_blanks(text: Bytes, i: int) -> int:
     while i < text.size and (text[i] == _SPACE or text[i] == _TAB or text[i] == _RETURN):
         i += 1
     return i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _ends_line(text: Bytes, i: int) -> bool:
     return i >= text.size or text[i] == _NEWLINE or text[i] == _HASH
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _ends_token(text: Bytes, i: int) -> bool:
     return _ends_line(text, i) or text[i] == _SPACE or text[i] == _TAB or text[i] == _RETURN

@@ -106,7 +106,7 @@ class Rows:
     def take(self, chosen: NDArray[np.intp]) -> Rows:
         """See :meth:`ParsedRows.take`."""
         # What compiles is loaded where rows are worked on, which often is in processes of their own.
-        from cirrus.client_backend.numbering import take_entries
+        from cirrus.client_backend.gathering import take_entries
 
         lengths = self.lengths[chosen]
         n_entries = int(lengths.sum(dtype=np.int64))
@@ -138,7 +138,7 @@ class Rows:
 
     def to_block(self, base: int) -> Block:
         """See :meth:`ParsedRows.to_block`."""
-        from cirrus.client_backend.numbering import number_ids
+        from cirrus.client_backend.gathering import number_ids
 
         indices = self.indices - np.uint32(base)
         return Block.from_csr(

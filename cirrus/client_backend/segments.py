@@ -43,7 +43,7 @@ _DAMAGES = (
     ValueError,
     OverflowError,
 )
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def read_segments(
     place = Place()
     with open_file(file, min(segment_bytes, OBJECT_READ_BYTES)) as raw, _decompressed(raw, path) as stream:
         with _reading_errors(path, 1):
-            rest = stream.read(len(_BYTE_ORDER_MARK)).removeprefix(_BYTE_ORDER_MARK)
+            rest = stream.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK)
             if start is not None:
                 _skip(stream, start.position - len(rest), plain=stream is raw)
                 place, rest = start, rest[start.position :]

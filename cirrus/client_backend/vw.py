@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus.client_backend.csv_kernels import murmur3
-from cirrus.client_backend.numbering import tidy_rows
+from cirrus.client_backend.gathering import murmur3, tidy_rows
+from cirrus.client_backend.loops import compiled, text_of
 from cirrus.client_backend.parsers import narrows_whole_number, parse_number
 from cirrus.client_backend.rows import NARROWED_LABEL, Rows, SegmentFacts, row_starts
 from cirrus.client_backend.vw_format import VwFormat
@@ -67,7 +66,7 @@ class VwParser:
 
     def parse(self, data: bytes, first_line: int) -> tuple[Rows, SegmentFacts]:
         """See :class:`~cirrus.client_backend.rows.Parser`."""
-        text = np.frombuffer(data, np.uint8)
+        text = text_of(data)
         n_lines, n_tokens = _count_tokens(text)
         lengths = np.empty(n_lines, np.uint32)
         labels, weights = np.empty(n_lines, np.float32), np.empty(n_lines, np.float32)
@@ -138,7 +137,7 @@ class VwParser:
         return f"{self._name}:{line}: {_PROBLEMS[code].format(token=token)}"
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _count_tokens(text: Bytes) -> tuple[int, int]:
     """Return numbers that are no less than those of rows and of features."""
     n_lines = 1
@@ -149,7 +148,7 @@ def _count_tokens(text: Bytes) -> tuple[int, int]:
     return n_lines, n_tokens
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def parse_vw(
     text: Bytes,
     missing: int,
@@ -212,7 +211,7 @@ def parse_vw(
     return _OK, 0, n_rows, n_entries
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _parse_label(text: Bytes, start: int, bar: int, has_bar: bool) -> tuple[int, int, float, float]:
     """Return a code, where the bad token begins, label and weight."""
     label, weight = 0.0, 1.0
@@ -249,7 +248,7 @@ def _parse_label(text: Bytes, start: int, bar: int, has_bar: bool) -> tuple[int,
     return _OK, 0, label, weight
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _parse_features(
     text: Bytes,
     start: int,
@@ -313,7 +312,7 @@ def _parse_features(
     return _OK, 0, n_entries
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _names_no_number(text: Bytes, begin: int, end: int) -> bool:
     """Return whether a text that begins as ``nan`` or ``inf`` does is just that, or ``infinity``."""
     if begin < end and (text[begin] == _PLUS or text[begin] == _MINUS):
@@ -321,7 +320,7 @@ def _names_no_number(text: Bytes, begin: int, end: int) -> bool:
     return bool(end - begin == 3 or (end - begin == 8 and text[end - 1] | 32 == _Y))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def count_pairs(starts: NDArray[np.int64], spaces: Bytes, pairs: Bytes) -> tuple[int, int]:
     """Return a row with too many pairs (-1: none), and a number that is no less than that of all pairs."""
     total = 0
@@ -341,7 +340,7 @@ def count_pairs(starts: NDArray[np.int64], spaces: Bytes, pairs: Bytes) -> tuple
     return -1, total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def fill_pairs(
     starts: NDArray[np.int64],
     hashes: NDArray[np.uint32],
@@ -391,14 +390,14 @@ def fill_pairs(
     return n
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _token_end(text: Bytes, i: int, end: int) -> int:
     while i < end and not _is_blank(text[i]) and text[i] != _BAR:
         i += 1
     return i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _last_colon(text: Bytes, i: int, stop: int) -> int:
     """Return where the last colon of a token is, or its end if there is none."""
     for k in range(stop - 1, i - 1, -1):
@@ -407,13 +406,13 @@ def _last_colon(text: Bytes, i: int, stop: int) -> int:
     return stop
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _skip(text: Bytes, i: int, end: int) -> int:
     while i < end and _is_blank(text[i]):
         i += 1
     return i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _is_blank(c: int) -> bool:
     return bool(c in (_SPACE, _TAB, _RETURN))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus.client_backend.loops import compiled, text_of
 from cirrus.client_backend.rows import MAX_INDEX, Rows, SegmentFacts
 from cirrus.client_backend.words import HEADER_LINES, OUT_OF_ORDER, SHOWN_CHARACTERS
 from cirrus.errors import DataError
@@ -47,7 +47,7 @@ class WordsParser:
 
     def parse(self, data: bytes, first_line: int) -> tuple[Rows, SegmentFacts]:
         """See :class:`Parser`."""
-        text = np.frombuffer(data, np.uint8)
+        text = text_of(data)
         limit = MAX_INDEX if self._n_words is None else self._n_words - 1
         n_lines = data.count(b"\n") + 1
         lengths = np.empty(n_lines, np.uint32)
@@ -91,7 +91,7 @@ class WordsParser:
         return f"{self._name}:{line}: {problem}"
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def parse_ldac(
     text: Bytes,
     limit: int,
@@ -141,7 +141,7 @@ def parse_ldac(
     return _OK, 0, n_rows, n_entries
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def parse_docword(
     text: Bytes,
     skipped: int,
@@ -213,7 +213,7 @@ def parse_docword(
     return _OK, 0, n_rows, n_entries
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _whole_number(text: Bytes, i: int) -> tuple[int, int]:
     """Return a number (a large one stays large), and where it ends: where it begins if there is none."""
     number = 0
@@ -224,14 +224,14 @@ def _whole_number(text: Bytes, i: int) -> tuple[int, int]:
     return number, i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _skip_blanks(text: Bytes, i: int) -> int:
     while i < text.size and (text[i] == _SPACE or text[i] == _TAB or text[i] == _RETURN):
         i += 1
     return i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _ends_token(text: Bytes, i: int) -> bool:
     if i >= text.size:
         return True

@@ -30,11 +30,12 @@ from cirrus.chunks import (
 from cirrus.chunks.vocabulary import Vocabulary, copy_vocabularies, read_vocabulary
 from cirrus.chunks.writer import Replaced
 from cirrus.client_backend.arrays import store_arrays
+from cirrus.client_backend.backend import Backend
 from cirrus.client_backend.csv_format import NA_VALUES, CsvFormat, CsvRequest
 from cirrus.client_backend.loader import (
-    LoadOptions,
     load_csv_file,
     load_csv_file_like,
+    load_options,
     load_svmlight_file,
 )
 from cirrus.errors import ConfigError, ConflictError
@@ -293,6 +294,7 @@ def load_svmlight(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
+    backend: str | Backend | None = None,
     progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load svmlight files: lines of ``LABEL INDEX:VALUE INDEX:VALUE ...``.
@@ -313,6 +315,8 @@ def load_svmlight(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the file suggest.
+        backend: Where text is parsed and chunks are made: ``"aws"``: in functions, which see objects in S3 by
+            themselves and get other text from here. None: in processes of this machine.
         progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
             thread.
 
@@ -335,9 +339,7 @@ def load_svmlight(
             store,
             n_features=n_features,
             zero_based=None if zero_based == "auto" else bool(zero_based),
-            options=LoadOptions(
-                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
-            ),
+            options=load_options(shuffle, random_state, n_processes, listener, backend),
         )
         return Dataset(store.url, manifest)
 
@@ -358,6 +360,7 @@ def load_csv(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
+    backend: str | Backend | None = None,
     progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load CSV files. Columns are named as in the header, or numbered from 0.
@@ -383,6 +386,8 @@ def load_csv(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the file suggest.
+        backend: Where text is parsed and chunks are made: ``"aws"``: in functions, which see objects in S3 by
+            themselves and get other text from here. None: in processes of this machine.
         progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
             thread.
 
@@ -409,9 +414,7 @@ def load_csv(
             missing_label=missing_label,
             na_values=na_list(na_values),
         )
-        options = LoadOptions(
-            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
-        )
+        options = load_options(shuffle, random_state, n_processes, listener, backend)
         store = open_store(url)
         return Dataset(store.url, load_csv_file(os.fspath(path), store, request=request, options=options))
 
@@ -426,6 +429,7 @@ def load_csv_like(
     shuffle: bool = False,
     random_state: int | None = None,
     n_processes: int | None = None,
+    backend: str | Backend | None = None,
     progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load a CSV file in the way another one was loaded, to predict or score its rows.
@@ -441,6 +445,8 @@ def load_csv_like(
         shuffle: Spread the rows; the default keeps their order.
         random_state: Seed of that.
         n_processes: None: as many as the machine and the file suggest.
+        backend: Where text is parsed and chunks are made: ``"aws"``: in functions, which see objects in S3 by
+            themselves and get other text from here. None: in processes of this machine.
         progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
             thread.
 
@@ -458,9 +464,7 @@ def load_csv_like(
             csv=CsvFormat.from_encoding(encoding),
             label_names=label_names,
             with_labels=with_labels,
-            options=LoadOptions(
-                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
-            ),
+            options=load_options(shuffle, random_state, n_processes, listener, backend),
         )
         return Dataset(store.url, manifest)
 

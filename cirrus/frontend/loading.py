@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from cirrus.client_backend.backend import Backend
 from cirrus.client_backend.csv_format import NA_VALUES, CsvFormat, CsvRequest
 from cirrus.client_backend.loader import (
     LoadOptions,
+    load_options,
     load_parquet_files,
     load_parquet_files_like,
     load_ratings_files,
@@ -32,6 +34,7 @@ def load_ratings(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
+    backend: str | Backend | None = None,
     progress: bool | LoadListener | None = None,
 ) -> Dataset:
     r"""Load ratings: lines of user, item, rating and perhaps a timestamp, which is read over.
@@ -50,6 +53,8 @@ def load_ratings(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the files suggest.
+        backend: Where text is parsed and chunks are made: ``"aws"``: in functions, which see objects in S3 by
+            themselves and get other text from here. None: in processes of this machine.
         progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
             thread.
 
@@ -70,9 +75,7 @@ def load_ratings(
             os.fspath(path),
             store,
             how=RatingsFormat(sep=sep, header="infer" if header == "infer" else "yes" if header else "no"),
-            options=LoadOptions(
-                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
-            ),
+            options=load_options(shuffle, random_state, n_processes, listener, backend),
         )
         return Dataset(store.url, manifest)
 
@@ -86,6 +89,7 @@ def load_bag_of_words(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
+    backend: str | Backend | None = None,
     progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load documents as counts of words, for topic models. A row is a document; labels are 0.
@@ -101,6 +105,8 @@ def load_bag_of_words(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the files suggest.
+        backend: Where text is parsed and chunks are made: ``"aws"``: in functions, which see objects in S3 by
+            themselves and get other text from here. None: in processes of this machine.
         progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
             thread.
 
@@ -121,9 +127,7 @@ def load_bag_of_words(
             store,
             kind=format,
             vocabulary=None if vocabulary is None else os.fspath(vocabulary),
-            options=LoadOptions(
-                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
-            ),
+            options=load_options(shuffle, random_state, n_processes, listener, backend),
         )
         return Dataset(store.url, manifest)
 
@@ -138,6 +142,7 @@ def load_vw(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
+    backend: str | Backend | None = None,
     progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load text for Vowpal Wabbit: ``LABEL [WEIGHT] ['TAG]|NAMESPACE[:SCALE] FEATURE[:VALUE] ... |...``.
@@ -156,6 +161,8 @@ def load_vw(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the files suggest.
+        backend: Where text is parsed and chunks are made: ``"aws"``: in functions, which see objects in S3 by
+            themselves and get other text from here. None: in processes of this machine.
         progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
             thread.
 
@@ -180,9 +187,7 @@ def load_vw(
             how=VwFormat(
                 hash_features=hash_features, interactions=tuple(interactions), missing_label=missing_label
             ),
-            options=LoadOptions(
-                shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
-            ),
+            options=load_options(shuffle, random_state, n_processes, listener, backend),
         )
         return Dataset(store.url, manifest)
 
@@ -240,6 +245,7 @@ def load_parquet(
     shuffle: bool = True,
     random_state: int | None = None,
     n_processes: int | None = None,
+    backend: str | Backend | None = None,
     progress: bool | LoadListener | None = None,
 ) -> Dataset:
     """Load Parquet files. The rows are those that :func:`cirrus.load_csv` makes of the same table.
@@ -261,6 +267,8 @@ def load_parquet(
         shuffle: Spread the rows over the whole dataset at random, as training needs it.
         random_state: Seed of that; the result does not depend on ``n_processes``.
         n_processes: None: as many as the machine and the files suggest.
+        backend: Where text is parsed and chunks are made: ``"aws"``: in functions, which see objects in S3 by
+            themselves and get other text from here. None: in processes of this machine.
         progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
             thread.
 
@@ -285,9 +293,7 @@ def load_parquet(
             missing_label=missing_label,
             na_values=na_list(na_values),
         )
-        options = LoadOptions(
-            shuffle=shuffle, random_state=random_state, n_processes=n_processes, progress=listener
-        )
+        options = load_options(shuffle, random_state, n_processes, listener, backend)
         store = open_store(url)
         return Dataset(
             store.url, load_parquet_files(os.fspath(path), store, request=request, options=options)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import boto3.session
 
@@ -14,6 +16,7 @@ from cirrus.client_backend.aws.deployment import Deployment, bucket_deployment, 
 from cirrus.client_backend.aws.facade import AwsFacade
 from cirrus.client_backend.aws.invocations import Invoker
 from cirrus.client_backend.aws.launcher import STATUS_AGE_SECONDS, AwsLauncher, Notices
+from cirrus.client_backend.aws.load_functions import FunctionLoadWorker, LoadFunctions
 from cirrus.client_backend.aws.prices import (
     InstancePrice,
     PriceTable,
@@ -31,6 +34,10 @@ from cirrus.paramserver.host_records import HostReports, WarmServers
 from cirrus.run_folder import RunFolder
 from cirrus.storage import open_store
 
+if TYPE_CHECKING:
+    from cirrus.client_backend.load_tasks import LoadPlan
+    from cirrus.client_backend.load_team import RemoteWorker
+
 log = logging.getLogger(__name__)
 
 #: Lifetime of an invocation. Connections that are idle for longer die in some networks, and a function that
@@ -42,6 +49,8 @@ ANSWER_SECONDS = 60.0
 TIMEOUT_MARGIN_SECONDS = 10.0
 #: Map jobs get this many workers where the user names no number.
 DEFAULT_JOB_WORKERS = 16
+#: A task of a load may take so long, most of it in Python.
+LOAD_TASK_SECONDS = 600.0
 #: Size of the functions of map jobs: one full processor.
 JOB_MEMORY_MB = 1769
 #: Objects below this prefix are temporary; the bucket removes them after some days.
@@ -73,6 +82,7 @@ class AWSBackend(Backend):
     """
 
     default_job_workers = DEFAULT_JOB_WORKERS
+    loads_remotely = True
 
     def __init__(
         self,
@@ -277,6 +287,14 @@ class AWSBackend(Backend):
         self._check_function(facade, function, self.generation_seconds, 1, notices)
         invoker = Invoker(facade, function, wanted=DEFAULT_JOB_WORKERS, notice=notices.add)
         return AwsLauncher(facade, invoker, None, notices)
+
+    def load_workers(self, plan: LoadPlan) -> Sequence[RemoteWorker]:
+        """See :meth:`Backend.load_workers`: functions, one invocation a task."""
+        function = self._job_function()
+        facade, notices = self._facade(plan.n_workers, LOAD_TASK_SECONDS), Notices()
+        self._check_function(facade, function, LOAD_TASK_SECONDS, plan.n_workers, notices)
+        functions = LoadFunctions(facade, function, plan.n_workers, notice=notices.add)
+        return [FunctionLoadWorker(functions, plan) for _ in range(plan.n_workers)]
 
     def _job_function(self) -> str:
         sizes = sorted(int(size) for size in self.deployment.worker_functions)

@@ -233,7 +233,7 @@ class Invoker:
         if said.failed:
             seconds = 0.0 if report is None else report.billed_seconds
             self._add_billed(0.0, seconds if report is not None else None)
-            raise _function_error(name, said)
+            raise function_error(name, said)
         try:
             result = WorkerResult.from_plain(parse_json(said.payload))
         except (ValueError, CirrusError) as error:
@@ -254,7 +254,7 @@ class Invoker:
             )
 
 
-def _function_error(name: str, said: Invocation) -> AttemptError:
+def function_error(name: str, said: Invocation) -> AttemptError:
     """Return the error for a function that raised one, or that the platform ended."""
     try:
         raw = parse_json(said.payload)

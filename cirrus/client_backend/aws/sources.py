@@ -9,6 +9,8 @@ from pathlib import Path
 import cirrus
 from cirrus.errors import ConfigError
 
+#: What an ``if`` asks for whose body is not for functions: what only type checkers read, or is compiled.
+_NOT_FOR_FUNCTIONS = ("TYPE_CHECKING", "ARE_COMPILED")
 #: Packages that workers use, all of them; what they import comes with them.
 WORKER_PACKAGES = ("chunks", "models", "storage", "worker_runtime")
 
@@ -47,7 +49,7 @@ def worker_modules(handlers: Iterable[Path]) -> dict[str, Path]:
     """Return the Python files of Cirrus that a function needs, by their paths in an archive.
 
     These are the worker's packages and all that they and the handlers import, at the top of a module or in
-    the midst of a function, but for what is imported for type checking alone.
+    the midst of a function, but for what is imported for type checking, or to be compiled with numba.
 
     Args:
         handlers: Further files whose imports are needed.
@@ -91,9 +93,9 @@ def _imports(file: Path, module: str, *, is_package: bool = False) -> list[str]:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield every node below one, without what stands under ``if TYPE_CHECKING``."""
+    """Yield every node below one, without what stands under an ``if`` that is not for functions."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith(_NOT_FOR_FUNCTIONS):
             for other in child.orelse:
                 yield other
                 yield from _statements(other)
