@@ -181,10 +181,12 @@ def test_fewer_workers_than_wanted_go_on(small: Dataset, backend: cirrus.RayBack
 
 
 def test_nothing_of_a_run_stays(small: Dataset, backend: cirrus.RayBackend) -> None:
-    """After the end of a run its controller and its shards are gone, by themselves."""
+    """After the end of a run, here an encrypted one, its controller and its shards are gone by themselves."""
+    backend = cirrus.RayBackend(backend.address, root=backend.root, tls=True)
     with backend.start(plan(small, epochs=1)) as run:
         assert run.wait(RUN_SECONDS).state is RunState.FINISHED
         eventually(lambda: actors_of(run) == [])
+        assert run.config.tls
         assert (Path(run.url) / "logs" / "shard-0.log").exists()
 
 

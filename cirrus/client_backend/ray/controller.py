@@ -139,7 +139,7 @@ class RunController:
         """Take another client for the run's own; return False while that one is heard of, or at the end."""
         with self._lock:
             supervisor = self._supervisor
-            if supervisor is None or supervisor.ended:
+            if supervisor is None or supervisor.ended or self._closed:
                 return False
             if time.monotonic() - self._heard_at < CLIENT_SECONDS:
                 return False
@@ -191,7 +191,7 @@ class RunController:
         limit = None if continues else self._backend.client_lost_seconds
         if limit is not None and silent > limit:
             log.warning("the client of %s has not been heard of for %.0f s", self._folder.url, silent)
-            supervisor.close()
+            self.close()
         return False
 
 
