@@ -21,7 +21,8 @@ from stand_ins import eventually
 
 import cirrus
 from cirrus.chunks import Block, BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
-from cirrus.client_backend.map_client import JOBS_FOLDER, PLACE_FOLDER
+from cirrus.client_backend.fleet import WorkerEvent
+from cirrus.client_backend.map_client import JOBS_FOLDER, PLACE_FOLDER, JobClient, MapOptions, MapRequest
 from cirrus.client_backend.map_functions import pack_function
 from cirrus.errors import (
     CirrusError,
@@ -335,8 +336,15 @@ def test_wrong_arguments_are_refused() -> None:
         source.map_chunks(doubled, "memory://wrong/in")
     with pytest.raises(ConfigError, match="backend"):
         source.map_chunks(doubled, "memory://wrong/out", backend="local")
-    with pytest.raises(ConfigError, match="n_workers"):
-        source.map_chunks(doubled, "memory://wrong/out", n_workers=0)
+    for wrong in (0, 1.5, True, "2"):
+        with pytest.raises(ConfigError, match="n_workers"):
+            source.map_chunks(doubled, "memory://wrong/out", n_workers=wrong)
+        with pytest.raises(ConfigError, match="n_features"):
+            source.map_chunks(doubled, "memory://wrong/out", n_features=wrong)
+        with pytest.raises(ConfigError, match="n: "):
+            source.sample(wrong)
+    with pytest.raises(ConfigError, match="k: "):
+        cirrus.wait([], k=0.0)
     with pytest.raises(RunError, match="n_features=3"):
         source.map_chunks(doubled, "memory://wrong/out", n_features=3)
 
@@ -507,6 +515,57 @@ def test_a_reduce_function_that_fails_in_the_client_is_one_clear_error(tmp_path:
         source.map_reduce(count_rows, fails, backend="inline")
     assert isinstance(caught.value.__cause__, KeyError)
     assert not list((home / JOBS_FOLDER).glob("*"))
+
+
+def test_who_interrupts_a_reduction_goes_on_with_what_workers_did(tmp_path: Path, home: Path) -> None:
+    """An interruption while the client combines is none of the function's errors: results stay."""
+    source = make_dataset(tmp_path / "in")
+    mark, calls = tmp_path / "interrupted", tmp_path / "calls"
+
+    def count(block: Block, calls: Path = calls) -> int:
+        with calls.open("a") as file:
+            file.write("x")
+        return block.n_rows
+
+    def add(a: int, b: int, mark: Path = mark, end: int = N_ROWS) -> int:
+        if a + b == end and not mark.exists():  # all chunks have results by then
+            mark.touch()
+            signal.raise_signal(signal.SIGINT)
+        return a + b
+
+    with pytest.raises(KeyboardInterrupt):
+        source.map_reduce(count, add, backend="inline", n_workers=1)
+    assert len(list(home.glob(f"{JOBS_FOLDER}/*/results/*"))) == 6
+    assert source.map_reduce(count, add, backend="inline", n_workers=1) == N_ROWS
+    assert calls.read_text() == 6 * "x"
+
+
+class CountedLooks(JobFolder):
+    """Counts how often somebody looks at what is taken."""
+
+    looks = 0
+
+    def numbers(self, folder: str) -> set[int]:
+        """See JobFolder."""
+        self.looks += 1
+        return super().numbers(folder)
+
+
+def test_those_who_wait_for_work_share_a_look(tmp_path: Path) -> None:
+    """A look costs requests: however many wait, there are two in an interval, and one more after a death."""
+    source = make_dataset(tmp_path / "in")
+    request = MapRequest(
+        kind="reduce", function=pack_function(count_rows), input_url=source.url, manifest=source.manifest
+    )
+    with JobClient(request, MapOptions(backend=cirrus.InlineBackend(), n_workers=1)) as client:
+        folder = CountedLooks(client._folder.url)
+        client._folder, client._poll_seconds = folder, 3600.0
+        for number in range(6):
+            assert folder.claim(number, 0, 0)
+        assert not any(client._has_work() for _ in range(100))
+        assert folder.looks == 2
+        client._free(WorkerEvent(role="map", run_url=folder.url, worker_id=0, generation=0))
+        assert client._has_work()
 
 
 @dataclasses.dataclass

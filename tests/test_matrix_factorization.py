@@ -80,20 +80,41 @@ def test_ids_may_be_anything(triples):
         ([True, False], 1),
         (np.array(["2020-02-29", "2020-03-01"], "M8[D]"), "2020-02-29"),
         (np.array([7, 8], np.uint8), 7.0),
+        (np.array([2**63 + 1, 5], np.uint64), np.uint64(2**63 + 1)),
+        (np.array([2**63 + 1, 5], np.uint64), str(2**63 + 1)),
+        ([2**70, 5], 2**70),
     ],
 )
 def test_ids_of_every_type_are_found_again(ids, asked):
     """Bytes are text, truth values are numbers, and all else is what it prints as."""
     est = make(epochs=1).fit(ids, [1, 2], [5.0, 1.0])
+    assert not any(str(name).startswith("-") for name in est.users_.ids())
     known = est.predict(np.asarray(ids)[:1], [1])
     assert known != pytest.approx(est.mean_, abs=1e-6)
     assert est.predict([asked], [1]) == known
 
 
-@pytest.mark.parametrize("missing", [None, float("nan")])
+class _NotAvailable:
+    """Compares like the missing value of pandas."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+
+@pytest.mark.parametrize("ids", [[1.0, np.inf], [1e300, 2.0], [2.0**53, 2.0]])
+def test_floats_that_are_no_single_number_are_no_ids(ids):
+    """Such users would become one another, or one that there is not."""
+    with pytest.raises(DataError, match="users: .* integers .* or as text"):
+        make().fit(ids, [1, 2], [5.0, 1.0])
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), _NotAvailable()])
 def test_missing_ids_are_refused(missing):
     """Ratings of nobody would be taken for those of one user."""
-    for users in ([missing, 3], np.array([missing, "ann"], object)):
+    for users in (np.array([missing, 3], object), np.array([missing, "ann"], object), [missing, 3]):
         with pytest.raises(DataError, match="users: an id is missing"):
             make().fit(users, [1, 2], [5.0, 1.0])
 

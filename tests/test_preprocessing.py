@@ -30,7 +30,7 @@ from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.preprocessing_steps import Step
 from cirrus.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler, load_preprocessing
 from cirrus.storage import open_store
-from cirrus.worker_runtime.column_hash import decimal_hashes
+from cirrus.worker_runtime.column_hash import ColumnHash, decimal_hashes
 from cirrus.worker_runtime.column_map import ColumnMap
 from cirrus.worker_runtime.column_statistics import ColumnStatistics
 from cirrus.worker_runtime.map_job import pack_arrays, unpack_arrays
@@ -196,6 +196,14 @@ def test_feature_hasher_equals_scikit_learns(alternate_sign: bool) -> None:
     np.testing.assert_allclose(result[:, kept.size :], expected.toarray(), rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.parametrize("column", [1.5, "2", True, -1, 30])
+def test_columns_to_hash_are_whole_numbers_of_columns(column: Any) -> None:
+    """A fraction would be cut off, and another column be hashed."""
+    dataset = in_chunks(sparse_rows(1), "memory://no-columns/in")
+    with pytest.raises(ConfigError, match="columns: must be numbers from 0 to 29"):
+        FeatureHasher(16, columns=[column]).fit_transform(dataset, "memory://no-columns/out")
+
+
 def test_arrays_are_treated_as_scikit_learn_does() -> None:
     """NaN is left out and kept; infinity is an error; sparse matrices stay sparse."""
     X = sparse_rows(2)
@@ -217,6 +225,38 @@ def test_arrays_are_treated_as_scikit_learn_does() -> None:
     np.testing.assert_allclose(
         sparse.toarray(), sklearn.preprocessing.MinMaxScaler().fit_transform(X), **CLOSE
     )
+
+
+@given(
+    st.integers(0, 2**16),
+    st.sampled_from([None, "target", "hash"]),
+    st.lists(st.floats(-2, 2).map(lambda x: round(x)), min_size=12, max_size=12),
+)
+def test_sparse_rows_become_what_arrays_become(seed: int, moves: str | None, offset: list[int]) -> None:
+    """Whichever of the columns have zeros that do not stay zero, and wherever the columns go."""
+    X = sparse_rows(seed, n_rows=20, n_features=12)
+    target = np.random.default_rng(seed).integers(0, 5, 12).astype(np.uint32) if moves == "target" else None
+    columns = ColumnMap(
+        factor=np.linspace(1, 2, 12),
+        offset=np.array(offset, np.float64),
+        target=target,
+        hashing=ColumnHash(12, 5, True, None) if moves == "hash" else None,
+    )
+    step = Step.of(columns, "StandardScaler", 12, 12 if moves is None else 5)
+    sparse = step.apply_sparse(scipy.sparse.csr_array(X), fill=True)
+    np.testing.assert_allclose(sparse.toarray(), step.apply_dense(X), rtol=1e-12, atol=1e-12)
+
+
+def test_one_column_of_many_is_filled_by_itself() -> None:
+    """What it costs to fill zeros is a matter of the columns that are filled, not of all there are."""
+    n_features = 2**24
+    offset = np.zeros(n_features)
+    offset[7] = 1.0
+    step = Step.of(ColumnMap(offset=offset), "StandardScaler", n_features, n_features)
+    rows = scipy.sparse.csr_array(([3.0], ([1], [2**23])), shape=(5_000, n_features))
+    made = step.apply_sparse(rows, fill=True)  # as an array this would be 671 GB
+    assert made.nnz == 5_001
+    assert made[1, 2**23] == 3.0
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))

@@ -131,6 +131,8 @@ class Vocabulary:
             whole = np.isfinite(array) & (array == np.rint(array)) & (np.abs(array) < 2**53)
             numbers = np.where(whole, array, 0).astype(np.int64)
             return (numbers.astype("S") if self.is_text else numbers), whole
+        if array.dtype.kind in "iu" and self.is_text:
+            return array.astype("S"), np.ones(array.shape, np.bool_)
         if array.dtype.kind in "iub":
             numbers = array.astype(np.int64)
             fits = np.ones(array.shape, np.bool_) if array.dtype.kind != "u" else array <= 2**63 - 1

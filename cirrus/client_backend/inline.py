@@ -156,8 +156,6 @@ class InlineLauncher(Launcher):
 
     Args:
         run_url: The run folder.
-        tls: Encrypt what workers and shards say to each other, with certificates made for each run; see
-            ``docs/security.md`` for its price.
         parts: What to run.
     """
 

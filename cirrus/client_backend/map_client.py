@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import secrets
 import threading
 import time
@@ -51,7 +52,10 @@ FORGET_SECONDS = 30 * 24 * 3600.0
 MOST_LOOKED_AT = 20
 #: A worker that ends without a result this often, with no chunk done meanwhile, ends the job.
 MAX_FAILURES = 4
+#: Between looks for results in a folder.
 POLL_SECONDS = 0.05
+#: The same where a look is a request that costs money.
+REMOTE_POLL_SECONDS = 1.0
 RENEW_SECONDS = 2.0
 #: How long threads of this process may take to notice that the job is over.
 JOIN_SECONDS = 5.0
@@ -155,6 +159,13 @@ class JobClient:
         self._error: AttemptError | None = None
         self._done: set[int] = set()
         self._found: set[int] = set()
+        self._rows = self._rows_found = 0
+        is_remote = RunFolder(self._folder.url).is_remote
+        self._poll_seconds = REMOTE_POLL_SECONDS if is_remote else POLL_SECONDS
+        # All who wait for work share a look at what is taken.
+        self._look = threading.Lock()
+        self._looked_at = -math.inf
+        self._n_taken = 0
         self._launcher = options.backend.job_launcher(self._folder.url)
 
     def __enter__(self) -> JobClient:
@@ -348,7 +359,7 @@ class JobClient:
             if len(self._done) < self.job.n_chunks:
                 fleet.start()
             while len(self._done) < self.job.n_chunks:
-                self._wake.wait(POLL_SECONDS)
+                self._wake.wait(self._poll_seconds)
                 self._wake.clear()
                 self._renew_claim()
                 error = self._error
@@ -368,17 +379,19 @@ class JobClient:
         for number in sorted(self._folder.numbers(RESULTS) - self._done):
             results.add(number)
             self._done.add(number)
+            n_rows = self._request.manifest.chunks[number].n_rows
+            self._rows += n_rows
+            self._rows_found += n_rows * (number in self._found)
             self._report()
 
     def _report(self) -> None:
         if self._options.progress is not None:
-            chunks = self._request.manifest.chunks
             self._options.progress(
                 MapProgress(
                     chunks_done=len(self._done),
-                    chunks_total=len(chunks),
-                    rows=sum(chunks[number].n_rows for number in self._done),
-                    rows_found=sum(chunks[number].n_rows for number in self._found & self._done),
+                    chunks_total=self.job.n_chunks,
+                    rows=self._rows,
+                    rows_found=self._rows_found,
                 )
             )
 
@@ -389,18 +402,27 @@ class JobClient:
     def _invoke(self, event: WorkerEvent) -> WorkerResult:
         """Run a worker when there is a chunk for it; what a killed one had taken is free again."""
         while not self._has_work():
-            if self._over.wait(2 * POLL_SECONDS):
+            if self._over.wait(2 * self._poll_seconds):
                 return WorkerResult(outcome="finished")
         try:
             return self._launcher.invoke(dataclasses.replace(event, role="map"))
         finally:
             if not self._over.is_set():
-                self._folder.release(event.worker_id, event.generation)
+                self._free(event)
             self._wake.set()
 
+    def _free(self, event: WorkerEvent) -> None:
+        """Let others have what a worker had taken, and let them see it at once."""
+        self._folder.release(event.worker_id, event.generation)
+        with self._look:
+            self._looked_at = -math.inf
+
     def _has_work(self) -> bool:
-        taken = self._folder.numbers(CLAIMS) | self._folder.numbers(RESULTS)
-        return not self._over.is_set() and len(taken) < self.job.n_chunks
+        with self._look:
+            if time.monotonic() - self._looked_at >= self._poll_seconds:
+                self._n_taken = len(self._folder.numbers(CLAIMS) | self._folder.numbers(RESULTS))
+                self._looked_at = time.monotonic()
+            return not self._over.is_set() and self._n_taken < self.job.n_chunks
 
 
 def _place_of(job: MapJob) -> tuple[str, str, str | None, str]:

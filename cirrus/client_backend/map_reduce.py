@@ -109,6 +109,7 @@ def combine_results(request: MapRequest, options: MapOptions, combine: Callable[
 
     Raises:
         AttemptError: A function failed, here or in a worker; or workers failed again and again.
+        KeyboardInterrupt: It was interrupted. What workers did is kept for the next call.
     """
     values: list[Any] = []
 
@@ -117,6 +118,8 @@ def combine_results(request: MapRequest, options: MapOptions, combine: Callable[
             value = unpack_value(data)
             values[:] = [call_function("the reduce function", combine, *values, value)] if values else [value]
         except CirrusError as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):  # of whoever waits here: the job can go on
+                raise error.__cause__ from None
             raise AttemptError(str(error), is_permanent=True) from (error.__cause__ or error)
 
     run_job(request, options, fold, in_order=True)

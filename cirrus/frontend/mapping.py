@@ -148,7 +148,7 @@ def wait(
     """
     every = set(futures)
     wanted = len(every) if k is None else k
-    if not 0 <= wanted <= len(every):
+    if isinstance(wanted, bool) or not hasattr(wanted, "__index__") or not 0 <= wanted <= len(every):
         raise ConfigError("k", f"must be between 0 and {len(every)}, the number of futures, got {k!r}")
     enough = threading.Event()
     lock = threading.Lock()
@@ -189,8 +189,7 @@ def map_options(
     Raises:
         ConfigError: Workers there could not reach the data.
     """
-    if n_workers is not None and (isinstance(n_workers, bool) or n_workers < 1):
-        raise ConfigError("n_workers", f"must be a whole number >= 1 or None, got {n_workers!r}")
+    check_whole_or_none(n_workers, "n_workers")
     in_memory = any(url.startswith("memory:") for url in urls)
     if backend is None:
         small = manifest.n_bytes < INLINE_BYTES or len(manifest.chunks) == 1
@@ -227,6 +226,17 @@ def check_progress(progress: ProgressOption) -> None:
     """
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise ConfigError("progress", f"must be None, True or a function, got {progress!r}")
+
+
+def check_whole_or_none(value: Any, name: str) -> None:
+    """Check a parameter that is a number of things, or None.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if value is not None and (not is_whole or value < 1):
+        raise ConfigError(name, f"must be a whole number >= 1 or None, got {value!r}")
 
 
 class ChunkOperations:
@@ -271,8 +281,7 @@ class ChunkOperations:
             ...     return dataclasses.replace(block, values=block.values.clip(-1, 1))
             >>> ds.map_chunks(clip, "data/clipped")  # doctest: +SKIP
         """
-        if n_features is not None and n_features < 1:
-            raise ConfigError("n_features", f"must be a whole number >= 1 or None, got {n_features!r}")
+        check_whole_or_none(n_features, "n_features")
         return self._rewrite(
             MapRequest(
                 kind="rewrite",
@@ -280,7 +289,7 @@ class ChunkOperations:
                 input_url=self.url,
                 manifest=self.manifest,
                 output_url=self._output(url),
-                n_features=n_features,
+                n_features=None if n_features is None else int(n_features),
             ),
             dict(self.manifest.encoding),
             backend,
@@ -453,7 +462,7 @@ class ChunkOperations:
             CorruptDataError: A chunk is damaged.
         """
         n_rows = self.manifest.n_rows
-        if isinstance(n, bool) or not 1 <= n <= n_rows:
+        if isinstance(n, bool) or not hasattr(n, "__index__") or not 1 <= n <= n_rows:
             raise ConfigError("n", f"must be between 1 and {n_rows}, the number of rows, got {n!r}")
         chosen = np.sort(np.random.default_rng(random_state).choice(n_rows, n, replace=False))
         store, chunks = open_store(self.url), self.manifest.chunks

@@ -401,7 +401,8 @@ class FeatureHasher(_OnDatasets, sklearn.feature_extraction.FeatureHasher):  # t
         columns = None
         if self.columns is not None:
             for column in self.columns:
-                if isinstance(column, bool) or not 0 <= column < n_features:
+                is_whole = hasattr(column, "__index__") and not isinstance(column, bool)
+                if not is_whole or not 0 <= column < n_features:
                     raise ConfigError(
                         "columns", f"must be numbers from 0 to {n_features - 1}, got {column!r}"
                     )

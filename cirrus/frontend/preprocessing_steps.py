@@ -131,15 +131,31 @@ class Step:
         """
         self._check(X.shape[1])
         if fill and 0 < self._filled.size * X.shape[0] <= MAX_FILLED:
-            n_rows = max(1, ROWS_AT_A_TIME_ENTRIES // X.shape[1])
-            dense = (self.apply_dense(X[i : i + n_rows].toarray()) for i in range(0, X.shape[0], n_rows))
-            return scipy.sparse.vstack([scipy.sparse.csr_array(rows) for rows in dense], format="csr")
+            n_rows = max(1, ROWS_AT_A_TIME_ENTRIES // self._filled.size)
+            parts = [self._fill(X[i : i + n_rows]) for i in range(0, X.shape[0], n_rows)]
+            return scipy.sparse.vstack(parts, format="csr")
         if self._filled.size:
             raise ConfigError(
                 "X",
                 f"is sparse, and {self.name} makes zeros of {self._filled.size} columns other numbers: "
                 "give an array, or a Dataset where there are many rows",
             )
+        return self._mapped(X)
+
+    def _fill(self, X: Any) -> Any:
+        """Return some rows with their columns mapped: those where zeros do not stay so as an array."""
+        dense = self.columns.image(self._filled, X[:, self._filled].toarray().astype(np.float64))
+        shape = (self._filled.size, self.n_features_out)
+        ones = np.ones(self._filled.size)
+        places = (np.arange(self._filled.size), self.columns.targets(self._filled))
+        filled = scipy.sparse.csr_array(dense) @ scipy.sparse.csr_array((ones, places), shape=shape)
+        is_kept = ~np.isin(X.indices, self._filled)
+        starts = np.concatenate([[0], np.cumsum(is_kept)])[X.indptr]
+        kept = scipy.sparse.csr_array((X.data[is_kept], X.indices[is_kept], starts), shape=X.shape)
+        return self._mapped(kept) + filled
+
+    def _mapped(self, X: Any) -> Any:
+        """Return a CSR matrix with the columns of its entries mapped."""
         values = self.columns.image(X.indices, X.data.astype(np.float64))
         # As wide as the columns are many: indices and their starts are of one type.
         kind = X.indices.dtype if self.n_features_out < 2**31 else np.dtype(np.int64)

@@ -24,13 +24,19 @@ from cirrus.storage import open_store
 Array = npt.NDArray[Any]
 USERS = "users"
 ITEMS = "items"
+#: From here on a float may stand for several whole numbers.
+MAX_FLOAT_ID = 2.0**53
+#: Largest id that is kept as a number; larger ones are kept as text.
+MAX_INT_ID = 2**63 - 1
 
 
 def number_ids(ids: Any, name: str) -> Vocabulary:
     """Return a vocabulary of all ids that occur: whole numbers sorted as such, or text.
 
+    Where there are whole numbers beyond int64, all are kept as text.
+
     Raises:
-        DataError: There are none, or they are neither numbers nor text.
+        DataError: There are none, they are neither numbers nor text, or floats that may be several numbers.
     """
     array = np.asarray(ids)
     if array.ndim != 1 or array.size == 0:
@@ -40,8 +46,13 @@ def number_ids(ids: Any, name: str) -> Vocabulary:
             raise DataError(f"{name}: an id is missing (NaN)")
         if not np.array_equal(array, np.rint(array)):
             raise DataError(f"{name}: ids must be whole numbers or text, got fractions")
+        if (np.abs(array) >= MAX_FLOAT_ID).any():
+            raise DataError(
+                f"{name}: {array[np.abs(array) >= MAX_FLOAT_ID][0]} is a float that may be several whole "
+                "numbers: give ids from 2**53 on as integers (numpy's int64 or uint64) or as text"
+            )
         array = array.astype(np.int64)
-    if array.dtype.kind in "iub":
+    if array.dtype.kind in "iub" and not (array.dtype.kind == "u" and array.max() > MAX_INT_ID):
         return Vocabulary.of(np.unique(array.astype(np.int64, copy=False)).tolist())
     return Vocabulary.of(sorted({_text(one, name) for one in array.tolist()}))
 
@@ -52,7 +63,11 @@ def _text(one: Any, name: str) -> str:
     Raises:
         DataError: It is missing, or bytes that are no text.
     """
-    if one is None or one != one:
+    try:
+        is_missing = one is None or bool(one != one)
+    except TypeError:  # pandas' NA has no truth
+        is_missing = True
+    if is_missing:
         raise DataError(f"{name}: an id is missing ({one})")
     try:
         return one.decode() if isinstance(one, bytes) else str(one)
