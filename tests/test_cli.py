@@ -390,6 +390,18 @@ def test_the_next_step_can_be_pasted(home, svmlight, tmp_path):
     assert f"next: cirrus train '{target}'" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "options", "model_type"),
+    [("r.tsv", "1\t2\t3\n1\t3\t4\n", ["--format", "ratings"], "mf"), ("w.ldac", "1 0:2\n", [], "lda")],
+)
+def test_the_next_step_fits_the_rows(home, tmp_path, name, text, options, model_type):
+    """What is not for the model that is trained unless told otherwise is trained with its own."""
+    (tmp_path / name).write_text(text)
+    code, _, err = run("load", tmp_path / name, tmp_path / "rows", *options)
+    assert code == 0
+    assert err.rstrip().endswith(f"next: cirrus train {tmp_path / 'rows'} --model-type {model_type}")
+
+
 def test_the_version_is_told(home):
     """In one line."""
     assert run("--version") == (0, f"cirrus {cirrus.__version__}\n", "")

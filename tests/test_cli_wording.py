@@ -142,7 +142,7 @@ def test_no_error_shows_python(command: Callable[..., None]) -> None:
         (commands.preprocess, "use densify=True if that is wanted", "use --densify if that is wanted"),
         (commands.preprocess, "StandardScaler(with_mean=False), or", "standard --no-mean, or"),
         (commands.preprocess, "choose a feature_range that", "choose a --low and --high that"),
-        (commands.predict, "is beyond n_features=3: raise", "is beyond the number of features 3: raise"),
+        (commands.predict, "is beyond n_features=3: load", "is beyond the number of features 3: load"),
         (commands.load, "/data/n_features/x.csv:3: bad", "/data/n_features/x.csv:3: bad"),
         (commands.load, "the label is wrong", "the label is wrong"),
     ],

@@ -123,7 +123,7 @@ def test_a_failed_load_leaves_the_old_dataset(tmp_path: Path) -> None:
 
 def test_opening_what_is_not_there(tmp_path: Path) -> None:
     """There is one error for a place without a dataset, and it says what to do."""
-    with pytest.raises(NotFoundError, match="there is no dataset: load one"):
+    with pytest.raises(NotFoundError, match="there is no dataset: store one"):
         Dataset.open(tmp_path)
 
 

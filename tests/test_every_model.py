@@ -10,6 +10,7 @@ import pytest
 
 import cirrus
 from cirrus.config import OPTIMIZER_PARAMS
+from cirrus.errors import ConfigError
 
 #: One worker in rounds: results are then the same to the bit.
 EXACT = {
@@ -90,6 +91,27 @@ def test_a_resumed_run_ends_where_a_whole_one_does(name: str, tmp_path) -> None:
         resumed = MODELS[name](**EXACT, epochs=6, n_shards=n_shards, resume_from=str(tmp_path))
         assert_same(resumed.fit(*data(name)), whole)
         assert resumed.n_iter_ == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "problem"),
+    [
+        ("logistic", cirrus.LinearSVC, "another kind: 'logistic'"),
+        (
+            "fm",
+            lambda **params: cirrus.FactorizationMachine(n_factors=5, **params),
+            "another size: .*n_factors",
+        ),
+        ("kmeans", lambda **params: cirrus.KMeans(n_clusters=2, **params), "another size: .*n_clusters"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    name: str, other: Callable[..., Any], problem: str, tmp_path
+) -> None:
+    """Tables of the same names and shapes would be taken for what they are not, so the model is compared."""
+    cut(name, str(tmp_path), epochs=1)
+    with pytest.raises(ConfigError, match=f"resume_from: .*{problem}"):
+        other(**EXACT, epochs=2, resume_from=str(tmp_path)).fit(*data(name))
 
 
 @pytest.mark.parametrize("name", MODELS)

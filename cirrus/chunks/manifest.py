@@ -177,7 +177,7 @@ def read_manifest(store: ObjectStore) -> Manifest:
         data = store.get(MANIFEST_KEY)
     except NotFoundError as error:
         raise NotFoundError(
-            f"{store.url}: there is no dataset: load one with cirrus.load_svmlight"
+            f"{store.url}: there is no dataset: store one with 'cirrus load' or cirrus.load_svmlight"
         ) from error
     manifest = Manifest.from_json(data, f"{store.url}/{MANIFEST_KEY}")
     expected = fingerprint(manifest.chunks, manifest.n_features, manifest.label_names, manifest.vocabularies)

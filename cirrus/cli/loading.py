@@ -9,6 +9,9 @@ from cirrus.cli.options import FileOptions
 from cirrus.cli.sources import load_file
 from cirrus.client_backend.inputs import STANDARD_INPUT
 
+#: What rows of a format are for, where that is not the model that is trained unless told otherwise.
+_MODEL_TYPES = {"ratings": " --model-type mf", "bag_of_words": " --model-type lda"}
+
 
 def load(data: str, url: str, options: FileOptions) -> None:
     """Load files as a dataset."""
@@ -19,4 +22,5 @@ def load(data: str, url: str, options: FileOptions) -> None:
             say("what is parsed is kept: the same command goes on with it")
         raise
     show(f"dataset {dataset.url}")
-    say(f"next: cirrus train {shlex.quote(url)}")
+    kind = _MODEL_TYPES.get(str(dataset.manifest.encoding.get("format")), "")
+    say(f"next: cirrus train {shlex.quote(url)}{kind}")

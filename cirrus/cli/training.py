@@ -13,7 +13,7 @@ from typing import Any
 
 from cirrus.chunks import DERIVED_FOLDER
 from cirrus.cli.console import say, show
-from cirrus.cli.options import FileOptions, ModelType, TrainOptions
+from cirrus.cli.options import FileOptions, Mode, ModelType, TrainOptions
 from cirrus.cli.parameters import fixed_parameters
 from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_file_options
 from cirrus.client_backend.backend import Backend, named_backend
@@ -105,6 +105,8 @@ def _estimator(options: TrainOptions, backend: Backend) -> Estimator:
         "l2": options.l2,
         "class_weight": "balanced" if options.balanced else None,
         "batch_size": None if options.batch_size == "auto" else number_or_auto(options.batch_size),
+        "mode": None if options.mode is Mode.SGD else options.mode.value,
+        "staleness": options.staleness,
         SIZES.get(options.model_type, "size"): options.size,
     }
     kind = ESTIMATORS[options.model_type]
@@ -124,8 +126,6 @@ def _estimator(options: TrainOptions, backend: Backend) -> Estimator:
         "checkpoint_url": options.checkpoint_url,
         "resume_from": options.resume_from,
         "on_client_loss": options.on_client_loss.value,
-        "mode": options.mode.value,
-        "staleness": options.staleness,
         "backend": backend,
         "random_state": options.seed,
         "progress": True,

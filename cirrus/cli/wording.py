@@ -26,7 +26,7 @@ def _names(text: str) -> frozenset[str]:
 
 LOADER_PARAMETERS = _names(
     """
-    categorical format hash_features header interactions label label_above missing_label n_features
+    backend categorical format hash_features header interactions label label_above missing_label n_features
     n_processes na_values numeric path progress random_state sep shuffle url vocabulary zero_based
     """
 )
@@ -38,11 +38,12 @@ TRANSFORMER_PARAMETERS = _names(
 )
 ESTIMATOR_PARAMETERS = _names(
     """
-    backend batch_size checkpoint_seconds checkpoint_url class_weight compression doc_topic_prior
-    early_stopping epochs factor_l2 fit_intercept gradient_threshold initial_scale l1 l2
-    learning_decay learning_offset learning_rate loss max_cost max_seconds mode n_clusters n_factors
-    n_shards n_topics n_workers optimizer optimizer_params progress random_state resume_from
-    staleness target_loss task tol topic_word_prior warm_start wire_dtype worker_memory_mb
+    backend batch_size checkpoint_seconds checkpoint_url class_weight compression
+    doc_topic_prior early_stopping epochs factor_l2 fit_intercept gradient_threshold
+    initial_scale l1 l2 learning_decay learning_offset learning_rate loss max_cost max_seconds
+    mode n_clusters n_factors n_shards n_topics n_workers nonfinite_gradients on_client_loss
+    optimizer optimizer_params progress random_state resume_from staleness target_loss task tol
+    topic_word_prior warm_start wire_dtype worker_memory_mb
     """
 )
 #: Parameters of the library that have another name as an option, the first of these that a command has.

@@ -50,7 +50,8 @@ _PROBLEMS = {
     _DESCENDS: "index in {token!r} is lower than the one before: sort each line by index",
     _REPEATS: "index in {token!r} occurs twice in the line: add up its values",
     _INDEX_TOO_LARGE: "index in {token!r} is too large: indices must be below 2**32 - 1",
-    _BEYOND_FEATURES: "index in {token!r} is beyond n_features={n_features}: raise that or leave it out",
+    _BEYOND_FEATURES: "index in {token!r} is beyond n_features={n_features}: "
+    "load what is trained on with more, or remove the entry",
     _QUERY: "{token!r}: ranking queries (qid) are not supported: remove them",
 }
 

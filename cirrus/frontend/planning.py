@@ -64,6 +64,7 @@ class Schedule:
     batch_size: int
     leases: tuple[LeaseRange, ...]
     mode: str
+    model: ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ def plan_run(
     if params["mode"] == "average":
         leases = tuple(dataclasses.replace(lease, n_steps=1) for lease in leases)
     if start is not None and start.schedule is not None:
-        batch_size = _resumed_batch_size(start.schedule, manifest, params)
+        batch_size = _resumed_batch_size(start.schedule, manifest, model, params)
         leases = start.schedule.leases
     if params["mode"] == "average":
         _check_averaged_size(create_model(model).tables(manifest.n_features))
@@ -297,8 +298,11 @@ def _stop(params: Mapping[str, Any], n_rows: int, loss_unit: float) -> StopConfi
     )
 
 
-def _resumed_batch_size(schedule: Schedule, manifest: Manifest, params: Mapping[str, Any]) -> int:
+def _resumed_batch_size(
+    schedule: Schedule, manifest: Manifest, model: ModelConfig, params: Mapping[str, Any]
+) -> int:
     wanted = params["batch_size"]
+    _check_same_model(schedule.model, model, manifest.n_features)
     if schedule.mode != params["mode"]:
         raise ConfigError("mode", f"the checkpoint was cut at mode={schedule.mode!r}, got {params['mode']!r}")
     if schedule.fingerprint != manifest.fingerprint:
@@ -308,6 +312,25 @@ def _resumed_batch_size(schedule: Schedule, manifest: Manifest, params: Mapping[
             "batch_size", f"the checkpoint was cut at batch_size={schedule.batch_size}, got {wanted!r}"
         )
     return schedule.batch_size
+
+
+def _check_same_model(before: ModelConfig, model: ModelConfig, n_features: int) -> None:
+    """Refuse a checkpoint whose tables another model, or one of another size, would misread."""
+    if before.name != model.name:
+        raise ConfigError(
+            "resume_from",
+            f"the checkpoint was cut from a model of another kind: {before.name!r}, got {model.name!r}",
+        )
+    shapes = [
+        [(spec.name, spec.n_rows, spec.width) for spec in create_model(config).tables(n_features)]
+        for config in (before, model)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            "resume_from",
+            f"the checkpoint was cut from a model of another size: {dict(before.params)}, "
+            f"got {dict(model.params)}",
+        )
 
 
 def _table(

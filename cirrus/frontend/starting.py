@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cirrus.config import LeaseRange, TableConfig
+from cirrus.config import LeaseRange, ModelConfig, TableConfig
 from cirrus.errors import ConfigError, CorruptDataError
 from cirrus.frontend.planning import Schedule, Start
 from cirrus.paramserver.checkpoint import Checkpoint, read_manifest, resolve
@@ -33,6 +33,7 @@ def resume_point(url: str) -> Start:
             batch_size=int(extra["batch_size"]),
             leases=tuple(_lease(raw) for raw in extra["leases"]),
             mode=str(extra["mode"]),
+            model=ModelConfig(name=str(extra["model"]["name"]), params=dict(extra["model"]["params"])),
         )
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CorruptDataError(f"{store.url}: does not say where in a run it was cut: {error}") from error
