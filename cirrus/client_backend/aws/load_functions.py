@@ -65,7 +65,7 @@ class LoadFunctions:
         self._facade = facade
         self._function = function
         self._notice = notice
-        self._rng = rng or random.Random()
+        self._rng = rng or random.Random()  # spreads retries  # nosec B311
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._users = n_workers
