@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -86,9 +87,9 @@ class ProbedShard:
             if pipe is not None:
                 pipe.close()
 
-    def client(self) -> ParameterClient:
+    def client(self, **options: Any) -> ParameterClient:
         """Return a good worker's connection."""
-        return ParameterClient([self.address], self.token, self.folder.config().tables)
+        return ParameterClient([self.address], self.token, self.folder.config().tables, **options)
 
     def channel(self) -> Channel:
         """Return a connection to ask things over."""

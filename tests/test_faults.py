@@ -26,6 +26,9 @@ from cirrus.client_backend.processes import child_environment
 from cirrus.client_backend.runs import Run, list_runs, open_run
 from cirrus.errors import RunError
 from cirrus.metrics import RunState
+from cirrus.paramserver.client import Channel
+from cirrus.paramserver.protocol import StatisticsReply, StatisticsRequest
+from cirrus.run_folder import ShardAddress
 
 WORKER, SHARD = "cirrus.worker_runtime", "cirrus.paramserver"
 #: Moments and victims are drawn with this seed; another one is as good.
@@ -33,7 +36,10 @@ SEED = int(os.environ.get("CIRRUS_TEST_SEED", "1"))
 GOOD_ACCURACY = 0.97
 CTRL_C_SECONDS = 3.0
 RUN_SECONDS = 100.0
-RECOVERY_SECONDS = 10.0
+#: From the kill of a shard to the first push that its successor applied.
+RECOVERY_SECONDS = 5.0
+#: Others may use the machine: of so many kills of a shard one must show it.
+RECOVERY_KILLS = 3
 
 
 @pytest.fixture(scope="module")
@@ -103,17 +109,37 @@ def test_shards_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("shard", [0, 1])
 def test_a_shard_that_was_killed_is_back_within_seconds(train: Dataset, tmp_path: Path, shard: int) -> None:
-    """Training goes on soon after a shard was killed, whether it is the coordinator or another."""
+    """Within 5 s of its death the next generation of a shard, the coordinator or another, trains."""
     with LocalBackend(root=tmp_path).start(plan(train)) as run:
         eventually(lambda: updates(run) > 500)
-        address = run.folder.shard_address(shard)
-        assert address is not None
-        os.kill(address.pid, signal.SIGKILL)
-        before, start = updates(run), time.monotonic()
-        eventually(lambda: (found := run.folder.shard_address(shard)) and found.generation == 2)
-        eventually(lambda: updates(run) > before + 200)
-        assert time.monotonic() - start < RECOVERY_SECONDS
+        seconds: list[float] = []
+        while len(seconds) < RECOVERY_KILLS and min(seconds, default=RECOVERY_SECONDS) >= RECOVERY_SECONDS:
+            seconds.append(recover(run, shard))
+        assert min(seconds) < RECOVERY_SECONDS, seconds
         run.kill()
+
+
+def recover(run: Run, shard: int) -> float:
+    """Kill a shard; return the seconds until its successor has applied a push."""
+    address = run.folder.shard_address(shard)
+    assert address is not None
+    os.kill(address.pid, signal.SIGKILL)
+    start = time.monotonic()
+
+    def successor() -> ShardAddress | None:
+        found = run.folder.shard_address(shard)
+        return found if found is not None and found.generation > address.generation else None
+
+    channel = Channel(eventually(successor, RUN_SECONDS), run.folder.token())
+    name = f"shard{shard}.steps_applied"
+
+    def applied() -> int:
+        return channel.ask(StatisticsRequest(), StatisticsReply).counts[name]
+
+    restored = applied()
+    eventually(lambda: applied() > restored, RUN_SECONDS)
+    channel.close()
+    return time.monotonic() - start
 
 
 def test_threads_recover_as_processes_do(train: Dataset) -> None:

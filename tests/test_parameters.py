@@ -297,6 +297,7 @@ ELSEWHERE: dict[Any, dict[str, str]] = {
         "shuffle": "test_datasets.py::test_arrays_are_shuffled_by_seed",
         "random_state": "test_datasets.py::test_arrays_are_shuffled_by_seed",
         "folder": "test_datasets.py::test_datasets_without_url_go_when_nobody_holds_them",
+        "progress": "test_load_refusals.py::test_arrays_tell_how_far_they_are",
     },
     preprocessing.MinMaxScaler: {
         **_SCALER,

@@ -32,6 +32,8 @@ IDLE_CONNECTIONS = 1000
 MAX_STRANGERS = 64
 MAX_CONNECTIONS = 1100
 SMALL_MEMORY_BYTES = 32 * 2**20
+#: 80 KB of a push that cannot be compressed, of which as many zeros would become 20 MB, three times.
+PUSHED_ROWS = 40_000
 ONES = np.ones(3)
 ROWS = np.array([1, 5, 700_000])
 
@@ -353,6 +355,27 @@ def test_large_frames_share_a_budget(tmp_path_factory: pytest.TempPathFactory) -
             greedy.assert_refused(ErrorCode.LIMIT, "may have 33554432")
         assert made.memory_bytes < before + SMALL_MEMORY_BYTES
         made.assert_serves()
+    finally:
+        made.close()
+
+
+def test_a_compressed_push_takes_of_the_budget_what_it_expands_to(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Not what so many bytes could expand to: small machines take large pushes too."""
+    made = ProbedShard(
+        tmp_path_factory.mktemp("budget"), memory_bytes=SMALL_MEMORY_BYTES, memory_wait_seconds=0.2
+    )
+    try:
+        before = made.counts()["steps_applied"]
+        client = made.client(float16=True, compression="lz4")
+        position = made.attach(client, 0)
+        rows = np.arange(0, 3 * PUSHED_ROWS, 3, dtype=np.uint32)
+        values = np.random.default_rng(0).normal(size=(PUSHED_ROWS, 1)).astype(np.float32)
+        client.push_rows(position, position, {0: rows}, {0: values})
+        client.flush()
+        client.close()
+        assert made.counts()["steps_applied"] == before + 1
     finally:
         made.close()
 

@@ -25,7 +25,7 @@ from cirrus.client_backend.inline import (
     WorkerContext,
 )
 from cirrus.client_backend.runs import Run, judge_status, list_runs, new_run_id, open_run, run_url
-from cirrus.client_backend.supervisor import CLAIM_RENEW_SECONDS, Silence
+from cirrus.client_backend.supervisor import CLAIM_RENEW_SECONDS, Silence, StuckShards
 from cirrus.errors import DataError, NotFoundError, RunError
 from cirrus.metrics import MetricPoint, RunState, RunStatus
 from cirrus.run_folder import ClientClaim, MetricsWriter, RunFolder, ShardAddress
@@ -392,3 +392,14 @@ def test_silence_is_counted_only_while_somebody_listens() -> None:
     assert silence.lasts(10.0, 106.0) == 6
     assert silence.lasts(10.0, 9_000.0) == 6 + 2 * CLAIM_RENEW_SECONDS
     assert silence.lasts(11.0, 9_003.0) == 0
+
+
+def test_a_shard_that_is_just_back_is_not_ended_again() -> None:
+    """Two looks in a row have to say that it does not answer, both of the same generation."""
+    stuck = StuckShards()
+    assert stuck.take([(1, 1), (2, 1)]) == []
+    assert stuck.take([(1, 1)]) == [1]
+    assert stuck.take([(1, 2)]) == []
+    assert stuck.take([]) == []
+    assert stuck.take([(1, 2)]) == []
+    assert stuck.take([(1, 2), (2, 1)]) == [1]

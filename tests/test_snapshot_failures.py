@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -115,6 +116,43 @@ def test_a_store_that_refuses_does_not_stop_the_training(
         eventually(lambda: min(shards.counts("steps_applied")) > max(steps) + 20, SLOW_SECONDS)
         refusing = False
         eventually(lambda: status_of(shards).warning is None, SLOW_SECONDS)
+        finish(shards)
+
+
+def test_a_store_that_fails_altogether_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 that refuses all for a while: training goes on, and shards find each other again afterwards."""
+    failing = False
+    failed: Counter[str] = Counter()
+    words = ("control/", "shards/0.json", "shards/1.json")
+
+    with contextlib.ExitStack() as stack:
+        s3 = stack.enter_context(moto_services())
+
+        def answer(request: Request) -> Answer:
+            if not failing:
+                return forward(s3, request)
+            wanted = unquote(request.path)
+            failed.update(word for word in words if word in wanted)
+            # Not 503, which the SDK tries again for seconds.
+            return Answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+
+        use_services(monkeypatch, stack.enter_context(answering(answer)))
+        monkeypatch.setattr("cirrus.paramserver.run_keeper.REMOTE_CONTROL_SECONDS", 0.2)
+        with contextlib.closing(boto3.session.Session().client("s3")) as client:
+            client.create_bucket(Bucket=BUCKET)
+        config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 10**6}, snapshot_seconds=1000.0)
+        url = create_run(f"s3://{BUCKET}/gone", config)
+        shards = stack.enter_context(running(url))
+        stack.enter_context(Workers(url))
+        eventually(lambda: min(shards.counts("steps_applied")) > 0, SLOW_SECONDS)
+        failing = True
+        eventually(lambda: min(failed[word] for word in words) > 1, SLOW_SECONDS)
+        steps = shards.counts("steps_applied")
+        eventually(lambda: min(shards.counts("steps_applied")) > max(steps) + 20, SLOW_SECONDS)
+        failing = False
+        shards.replace(0)
+        steps = shards.counts("steps_applied")
+        eventually(lambda: min(shards.counts("steps_applied")) > max(steps) + 20, SLOW_SECONDS)
         finish(shards)
 
 

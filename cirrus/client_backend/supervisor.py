@@ -19,6 +19,7 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cirrus.client_backend.fleet import AttemptError, Fleet
@@ -91,6 +92,22 @@ class Silence:
         return self._seconds
 
 
+class StuckShards:
+    """Which shards are stuck: those of which two looks in a row say that they do not answer.
+
+    Of one that has just come back the status still says so, until shard 0 has heard of it and written that
+    down: to end it again would begin all over.
+    """
+
+    def __init__(self) -> None:
+        self._seen: frozenset[tuple[int, int]] = frozenset()
+
+    def take(self, silent: Iterable[tuple[int, int]]) -> list[int]:
+        """Return who is stuck, given shard and generation of those that do not answer at this look."""
+        before, self._seen = self._seen, frozenset(silent)
+        return sorted(shard for shard, _ in before & self._seen)
+
+
 class Supervisor:
     """Keeps one run alive from this process.
 
@@ -131,6 +148,7 @@ class Supervisor:
         self._failure: CirrusError | None = None
         self._status = StatusCache(folder, launcher.status_age_seconds)
         self._silence = Silence()
+        self._stuck_shards = StuckShards()
         self._live_shards = set(range(config.n_shards))
         self._fleet = Fleet(
             config.n_workers,
@@ -346,7 +364,13 @@ class Supervisor:
     def _end_silent_shards(self) -> None:
         """Have shards started anew that do not answer shard 0."""
         status = self._status.read()
-        for shard in () if status is None or status.state is not RunState.RUNNING else status.silent_shards:
+        silent = () if status is None or status.state is not RunState.RUNNING else status.silent_shards
+        try:
+            addresses = [self._folder.shard_address(shard) for shard in silent]
+        except CirrusError:
+            return  # the store may say at the next look
+        found = [(address.shard, address.generation) for address in addresses if address is not None]
+        for shard in self._stuck_shards.take(found):
             log.warning("shard %d of %s does not answer shard 0: it is started anew", shard, self._folder.url)
             with contextlib.suppress(CirrusError):
                 self._launcher.end_stuck_shard(shard)

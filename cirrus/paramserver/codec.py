@@ -289,6 +289,26 @@ def _decode_sections(view: memoryview, n_sections: int) -> tuple[Section, ...]:
     return tuple(sections)
 
 
+def decoded_push_bytes(body: Buffer) -> int:
+    """Return how many bytes ids and values of a push take once decoded, at most, by what its headers say.
+
+    Whatever says that it has more than it says is refused when it is decoded.
+    """
+    if len(body) < PUSH_KEY.size:
+        return 0
+    n_sections = PUSH_KEY.unpack_from(body)[3]
+    offset, found = PUSH_KEY.size, 0
+    for _ in range(n_sections):
+        if offset + SECTION.size > len(body):
+            break
+        _, _, _, count, _, id_bytes, value_bytes, raw_bytes = SECTION.unpack_from(body, offset)
+        # Values that travel as float16 become float32.
+        found += 4 * count + 2 * raw_bytes
+        offset += SECTION.size + id_bytes + -id_bytes % ALIGNMENT_BYTES
+        offset += value_bytes + -value_bytes % ALIGNMENT_BYTES
+    return min(found, MAX_DECODED_BYTES)
+
+
 def _decode_ids(encoding: int, count: int, first: int, payload: memoryview) -> tuple[Ids | None, int | None]:
     plain = encoding & ~COMPRESSED
     if plain == IdEncoding.SAME_AS_PULL:

@@ -31,12 +31,19 @@ from cirrus.errors import (
     VersionMismatchError,
 )
 from cirrus.paramserver import handshake, kernels
-from cirrus.paramserver.codec import EMPTY_ACK, Buffer, Header, decode, decode_header, encode
+from cirrus.paramserver.codec import (
+    EMPTY_ACK,
+    Buffer,
+    Header,
+    decode,
+    decode_header,
+    decoded_push_bytes,
+    encode,
+)
 from cirrus.paramserver.protocol import (
     HEADER,
     JSON_MESSAGES,
     MAGIC,
-    MAX_DECODED_BYTES,
     MAX_HELLO_BYTES,
     VERSION,
     Ack,
@@ -69,8 +76,6 @@ M = TypeVar("M")
 SHORTEST_WAIT_SECONDS = 0.001
 #: A refused peer has this long to take in the reason and hang up.
 DRAIN_SECONDS = 1.0
-#: A compressed payload expands to no more than this many times its size (LZ4's own limit).
-MAX_EXPANSION = 255
 #: JSON becomes objects of about so many times its size; short messages are not worth counting.
 JSON_EXPANSION = 16
 UNCOUNTED_JSON_BYTES = 64 * 1024
@@ -431,7 +436,7 @@ class Connection(threading.Thread):
     def _apply_encoded(self, header: Header, body: memoryview) -> None:
         """A push with compressed or float16 payloads: expand it, then as the others."""
         # As a message, as a plain frame, and as rows.
-        n_bytes = 3 * min(MAX_DECODED_BYTES, MAX_EXPANSION * header.length)
+        n_bytes = 3 * decoded_push_bytes(body)
         with self._shard.memory.lend(n_bytes, f"a compressed push of {header.length} bytes"):
             self._apply_expanded(header, body)
 

@@ -446,13 +446,21 @@ class RunKeeper:
         for peer in self._other_shards:
             try:
                 reply = self._peers.ask(peer, StatisticsRequest(), StatisticsReply)
-            except (ConnectionLostError, ShardError) as error:
-                log.info("shard %d does not answer: %s", peer, error)
+            except (ConnectionLostError, ShardError, StorageError) as error:
+                log.info("shard %d does not answer, or cannot be found: %s", peer, error)
             else:
                 self._peer_counts.update(reply.counts)
                 self._peers_seen_at[peer] = time.monotonic()
 
     def _obey_requests(self) -> None:
+        """Carry out what is asked for; where the store cannot say, at another time."""
+        try:
+            self._try_requests()
+        except StorageError as error:
+            # For how long a store may fail is a matter of the reports, which it fails too.
+            log.warning("control requests cannot be read: %s", error)
+
+    def _try_requests(self) -> None:
         for key, request in self._folder.requests():
             with self.work:
                 self._obey(request)
@@ -618,8 +626,9 @@ class RunKeeper:
             self._events.ended(f"{coordinator.final_state}: {coordinator.stop_reason}", time.time())
         while not self._report():
             self._shard.stopping.wait(STATUS_SECONDS)
-        for key, _ in self._folder.requests():
-            self._folder.finish_request(key)
+        with contextlib.suppress(StorageError):  # of a run that is over nobody reads them
+            for key, _ in self._folder.requests():
+                self._folder.finish_request(key)
         deadline = time.monotonic() + FAREWELL_SECONDS
         with self.work:
             self._notify()
@@ -628,5 +637,5 @@ class RunKeeper:
         for peer in self._other_shards:
             try:
                 self._peers.call(peer, End(finished=self.coordinator.final_state is RunState.FINISHED))
-            except (ConnectionLostError, ShardError) as error:
+            except (ConnectionLostError, ShardError, StorageError) as error:
                 log.info("shard %d was gone before the end: %s", peer, error)

@@ -32,6 +32,7 @@ from cirrus.errors import (
     LimitError,
     ProtocolError,
     ShardError,
+    StorageError,
     SupersededError,
 )
 from cirrus.metrics import RunState
@@ -579,18 +580,23 @@ class Shard:
         """Tell shard 0 what this shard holds, and again whenever shard 0 was replaced."""
         told = -1
         while not self.stopping.is_set():
-            address = self.folder.shard_address(0)
-            if address is not None and address.generation != told:
-                completed, marks = self._plain_marks()
-                started = ShardStarted(
-                    shard=self.shard, generation=self.generation, completed_epochs=completed, marks=marks
-                )
-                try:
-                    self._peers.call(0, started)
-                    told = address.generation
-                except (ConnectionLostError, ShardError) as error:
-                    log.info("shard %d cannot reach shard 0 yet: %s", self.shard, error)
+            try:
+                told = self._report_to_another_than(told)
+            except (ConnectionLostError, ShardError, StorageError) as error:
+                log.info("shard %d cannot reach shard 0 yet: %s", self.shard, error)
             self.stopping.wait(FIRST_REPORT_SECONDS if told < 0 else REPORT_SECONDS)
+
+    def _report_to_another_than(self, told: int) -> int:
+        """Tell shard 0 what this shard holds unless its generation is ``told``; return its generation."""
+        address = self.folder.shard_address(0)
+        if address is None or address.generation == told:
+            return told
+        completed, marks = self._plain_marks()
+        started = ShardStarted(
+            shard=self.shard, generation=self.generation, completed_epochs=completed, marks=marks
+        )
+        self._peers.call(0, started)
+        return address.generation
 
 
 def _files_left() -> int:
