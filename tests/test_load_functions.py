@@ -19,11 +19,18 @@ from aws_services import moto_services, use_services
 import cirrus
 from cirrus.client_backend.aws.facade import Invocation
 from cirrus.client_backend.aws.load_functions import ATTEMPTS, FunctionLoadWorker, LoadFunctions
+from cirrus.client_backend.csv_format import CsvRequest
 from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.load_formats import SvmlightFormat
 from cirrus.client_backend.load_function import handle_json
 from cirrus.client_backend.load_tasks import LoadPlan, LoadSizes
-from cirrus.client_backend.loader import LoadOptions, load_inputs, load_svmlight_file, open_inputs
+from cirrus.client_backend.loader import (
+    LoadOptions,
+    load_csv_file,
+    load_inputs,
+    load_svmlight_file,
+    open_inputs,
+)
 from cirrus.client_backend.located import locate_segments
 from cirrus.client_backend.segments import InputFile, Place, read_segments
 from cirrus.errors import ConfigError, DataError, LostResponseError, RunError, ThrottledError
@@ -188,6 +195,10 @@ def test_errors_name_the_line_of_the_file(bucket: str, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"bad\.svm:401: the value in '2:x' is not a number"):
             load(path, f"{bucket}/bad", FunctionsBackend(Functions()))
     assert open_store(f"{bucket}/bad").list() == []
+    # What the error quotes is as long as the number that a line has until those before it are counted.
+    open_store(f"{bucket}/raw").put("long.svm", b"1 1:1\n1 :1099511627999:3\n")
+    with pytest.raises(DataError, match=r"long\.svm:2: .*':1099511627999:3'"):
+        load(f"{bucket}/raw/long.svm", f"{bucket}/bad", FunctionsBackend(Functions()))
     late = "1 5:1\n" * 900 + "1 0:1 5:1\n"
     open_store(f"{bucket}/raw").put("late.svm", late.encode())
     how, store = SvmlightFormat(n_features=5), open_store(f"{bucket}/late")
@@ -199,19 +210,22 @@ def test_errors_name_the_line_of_the_file(bucket: str, tmp_path: Path) -> None:
         load_inputs(inputs, store, how, options)
 
 
-def test_line_ends_between_quotation_marks_are_cut_here(
-    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_line_ends_between_quotation_marks_are_cut_here(bucket: str, tmp_path: Path) -> None:
     """A segment that would end within quotes is noticed, and this process cuts the file instead."""
     text = "y,colour\n" + "".join(f'{i % 2},"red\nand blue {i % 3}"\n' for i in range(150))
     (tmp_path / "quoted.csv").write_text(text)
     open_store(f"{bucket}/raw").put("quoted.csv", text.encode())
-    monkeypatch.setattr("cirrus.client_backend.loader.LoadSizes", lambda **_: SMALL)
-    names: dict[str, Any] = {"label": "y", "categorical": ["colour"], "random_state": 0}
-    here = cirrus.load_csv(tmp_path / "quoted.csv", tmp_path / "here", **names)
     backend = FunctionsBackend(Functions())
-    there = cirrus.load_csv(f"{bucket}/raw/quoted.csv", f"{bucket}/quoted", backend=backend, **names)
-    assert contents(there) == contents(here)
+    made = []
+    for path, url, where in (
+        (str(tmp_path / "quoted.csv"), str(tmp_path / "here"), None),
+        (f"{bucket}/raw/quoted.csv", f"{bucket}/quoted", backend),
+    ):
+        options = LoadOptions(sizes=SMALL, random_state=0, backend=where)
+        store = open_store(url)
+        request = CsvRequest(label="y", numeric=(), categorical=("colour",))
+        made.append(Dataset(store.url, load_csv_file(path, store, request=request, options=options)))
+    assert contents(made[1]) == contents(made[0])
     scattered = [event for event in backend.functions.events if event["call"] == "scatter"]
     read_there = [not event["request"]["location"]["is_packed"] for event in scattered]
     assert read_there[0]

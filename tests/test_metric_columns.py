@@ -105,6 +105,28 @@ def test_damage_is_an_error_that_names_the_object(damage):
         columns_of_lines(lines_of([point, point]) + damage(lines_of([point])), KEY)
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["as written", "other order"])
+def test_numbers_beyond_all_others(reverse):
+    """Counts are infinite then and measures refused: whoever shows other runs has to go on."""
+
+    def line_of(**fields):
+        point = MetricPoint(**{"seconds": 1.0, "epoch": 0, "updates": 1, "samples": 1, **fields})
+        items = list(dataclasses.asdict(point).items())
+        return json.dumps(dict(items[::-1] if reverse else items)).encode() + b"\n"
+
+    found = columns_of_lines(line_of(updates=10**400), KEY)
+    assert found.values["updates"].tolist() == [np.inf]
+    with pytest.raises(ConfigError, match="too large"):
+        columns_of_lines(line_of(validation_metrics={"a": 10**400}), KEY)
+
+
+def test_measures_that_are_nested_too_deeply_are_damage():
+    """The error names the object, as that of any other line does."""
+    line = lines_of([MetricPoint(seconds=1.0, epoch=0, updates=1, samples=1, validation_metrics={"a": 1.0})])
+    with pytest.raises(CorruptDataError, match=KEY):
+        columns_of_lines(line.replace(b'"a": 1.0', b'"a": ' + b"[" * 100_000 + b"]" * 100_000), KEY)
+
+
 def test_measures_that_come_later_are_filled_up():
     """Parts that know different measures become columns of one length."""
     first = MetricPoint(seconds=1.0, epoch=0, updates=1, samples=1)

@@ -51,7 +51,7 @@ from cirrus.client_backend.load_tasks import (
 )
 from cirrus.client_backend.load_team import RemoteWorker, Team, Worker
 from cirrus.client_backend.local import default_home
-from cirrus.client_backend.located import first_line_of, locate_segments, true_line, with_true_lines
+from cirrus.client_backend.located import first_line_of, locate_segments, true_line, with_true_line
 from cirrus.client_backend.parquet import BATCH_ROWS, find_parquet_format, fit_parquet_format
 from cirrus.client_backend.pieces import REQUESTS_AT_ONCE, get_all, read_names
 from cirrus.client_backend.ratings import RatingsFormat
@@ -490,7 +490,7 @@ class _Load:
             try:
                 team.run([self._scatter_tasks(file) for file in files], _scatter, self._note_parsed)
             except DataError as error:
-                raise DataError(self._with_true_lines(str(error))) from error
+                raise DataError(self._with_true_line(str(error))) from error
             if self._is_located:
                 lines = self._facts.limit_lines
                 lines.update({file: self._true_line(file, line) for file, line in lines.items()})
@@ -595,13 +595,13 @@ class _Load:
         """Return the number of lines before a segment; those before the first that failed are parsed."""
         return sum(self._parsed[file, number].n_lines for number in range(segment))
 
-    def _with_true_lines(self, text: str) -> str:
+    def _with_true_line(self, text: str) -> str:
         """Return the text of an error that names a line of a file."""
         names = [file.name for file in self._inputs.files]
         files = [file for file, name in enumerate(names) if text.startswith(f"{name}:")]
         if not self._is_located or not files:
             return text
-        return with_true_lines(text, lambda segment: self._lines_before(files[0], segment))
+        return with_true_line(text, names[files[0]], lambda segment: self._lines_before(files[0], segment))
 
     def _text_source(self, file: InputFile, start: Place) -> Iterator[Segment]:
         return read_segments(

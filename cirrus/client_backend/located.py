@@ -51,9 +51,18 @@ def true_line(line: int, lines_before: Callable[[int], int]) -> int:
     return 1 + within + lines_before(segment)
 
 
-def with_true_lines(text: str, lines_before: Callable[[int], int]) -> str:
-    """Return the text of an error, with the lines' numbers in their file."""
-    return _LINE.sub(lambda found: f":{true_line(int(found[1]), lines_before)}:", text)
+def with_true_line(text: str, name: str, lines_before: Callable[[int], int]) -> str:
+    """Return the text of an error that names a line of a file, with the line's number in that file.
+
+    Args:
+        text: Begins with the name and the line; what follows may quote numbers of the file, however long.
+        name: The file's.
+        lines_before: Returns the number of lines before a segment.
+    """
+    found = _LINE.match(text, len(name))
+    if found is None:
+        return text
+    return f"{name}:{true_line(int(found[1]), lines_before)}:{text[found.end() :]}"
 
 
 def locate_segments(file: InputFile, segment_bytes: int, start: Place) -> Iterator[LocatedSegment]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus.config import parse_json
 from cirrus.errors import ConfigError
 from cirrus.metrics import MetricPoint
 from cirrus.run_folder import parse_points
@@ -92,9 +92,9 @@ def columns_of_lines(lines: bytes, key: str) -> Columns:
         return columns_of_points(parse_points(lines, key))
     values = {name: numbers[place, :n_points].copy() for place, name in enumerate(NUMBER_FIELDS)}
     try:
-        found = [(int(n), json.loads(lines[begin:end])) for n, begin, end in spans[:n_spans]]
+        found = [(int(n), parse_json(lines[begin:end])) for n, begin, end in spans[:n_spans]]
         values |= _measures(n_points, found)
-    except (ValueError, ConfigError):
+    except (ValueError, OverflowError, ConfigError):
         return columns_of_points(parse_points(lines, key))
     return Columns(n_points, values)
 
@@ -128,7 +128,17 @@ def _measures(n_points: int, found: Iterable[tuple[int, Mapping[str, float | Non
 
 
 def _floats(values: Sequence[float | None]) -> Floats:
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return np.array([_float(value) for value in values], dtype=np.float64)
+
+
+def _float(value: float | None) -> float:
+    """Return a value as a number; a count beyond all of these is infinite, as it is to the kernel."""
+    if value is None:
+        return np.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return np.inf if value > 0 else -np.inf
 
 
 def joined(parts: Sequence[Columns]) -> Columns:

@@ -181,10 +181,10 @@ class FolderSource:
         """End the thread. May be called again."""
         self._stopping.set()
         self._wake.set()
-        if self._readers is not None:
-            self._readers.shutdown(wait=False, cancel_futures=True)
         if self._thread is not None:
             self._thread.join()
+        if self._readers is not None:  # behind its user, who would be told that it is closed
+            self._readers.shutdown(wait=False, cancel_futures=True)
         for _ in range(KILL_THREADS):
             self._kills.put(None)
 
