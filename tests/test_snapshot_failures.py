@@ -27,6 +27,8 @@ LEASES = make_leases(5, 3, 8, 1, 6, 4)
 DISK_BYTES = 1 << 20
 BUCKET = "unreliable"
 SLOW_SECONDS = 60.0
+#: Not 503, which the SDK tries again for seconds.
+REFUSAL = Answer(403, b"<Error><Code>AccessDenied</Code></Error>")
 
 
 @contextlib.contextmanager
@@ -99,7 +101,7 @@ def test_a_store_that_refuses_does_not_stop_the_training(
 
         def answer(request: Request) -> Answer:
             if refusing and request.method == "PUT" and "/snapshots/" in unquote(request.path):
-                return Answer(503, b"<Error><Code>ServiceUnavailable</Code></Error>")
+                return REFUSAL
             return forward(s3, request)
 
         use_services(monkeypatch, stack.enter_context(answering(answer)))
@@ -133,8 +135,7 @@ def test_a_store_that_fails_altogether_stops_nothing(tmp_path: Path, monkeypatch
                 return forward(s3, request)
             wanted = unquote(request.path)
             failed.update(word for word in words if word in wanted)
-            # Not 503, which the SDK tries again for seconds.
-            return Answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+            return REFUSAL
 
         use_services(monkeypatch, stack.enter_context(answering(answer)))
         monkeypatch.setattr("cirrus.paramserver.run_keeper.REMOTE_CONTROL_SECONDS", 0.2)

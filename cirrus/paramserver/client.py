@@ -233,8 +233,9 @@ class Channel:
 
     def _hear_last_words(self) -> None:
         """The shard hung up on what was being sent: raise its reason, if it gave one."""
-        self.set_timeout(LAST_WORDS_SECONDS)
-        with contextlib.suppress(ConnectionLostError):
+        # Also where another thread of this process has closed the socket.
+        with contextlib.suppress(OSError):
+            self.set_timeout(LAST_WORDS_SECONDS)
             while True:
                 self.receive()
 

@@ -40,7 +40,7 @@ class Limits:
     """... once it has had this long; until then those who come wait to be accepted."""
     wrong_proof_seconds: float = 0.5
     """Whoever gave a wrong proof waits this long for the answer, and counts as a stranger meanwhile: at most
-    ``max_strangers / wrong_proof_seconds`` guesses a second."""
+    ``max_strangers / stranger_seconds`` guesses a second."""
     max_connections: int = 4096
     """Peers that have proved it; or as many as there are file descriptors, if those are fewer."""
     idle_seconds: float = 3600.0
