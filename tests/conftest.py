@@ -44,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(DEPLOYED_TEST_SECONDS))
         group = "deployed" if deployed else item.nodeid.split("::")[0]
         # They share a cluster, and a process can be connected to one at a time.
-        group = "ray" if "test_ray" in group or "test_every_backend" in group else group
+        group = "ray" if _runs_on_ray(item) else group
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "aws_stack" not in getattr(item, "fixturenames", ()))
+
+
+def _runs_on_ray(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    is_asked_for = call is not None and call.params.get("backend") == "ray"
+    return is_asked_for or "ray_cluster" in getattr(item, "fixturenames", ())

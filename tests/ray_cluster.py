@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,6 +19,10 @@ import pytest
 #: Enough for what tests put there; Ray's own default is a third of the machine.
 OBJECT_STORE_BYTES = 100 * 2**20
 NODE_CPUS = 4
+#: Ray's workers have those below, its clients' servers the thousand above.
+CLIENT_PORTS = (20_000, 23_000)
+#: How long nodes may take to join.
+JOIN_SECONDS = 60.0
 #: How long processes of a cluster may take to end.
 END_SECONDS = 15.0
 
@@ -25,30 +31,36 @@ class SmallCluster:
     """Nodes of a Ray cluster, all on this machine.
 
     Args:
-        n_nodes: How many, the head among them.
-        cpus: What each says to have.
+        cpus: What the head says to have.
     """
 
-    def __init__(self, n_nodes: int, cpus: int = NODE_CPUS) -> None:
+    def __init__(self, cpus: int = NODE_CPUS) -> None:
         from ray.cluster_utils import Cluster
 
         options: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
-        self._cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
-        self.nodes = [
-            self._cluster.head_node,
-            *(self._cluster.add_node(**options) for _ in range(n_nodes - 1)),
-        ]
+        self._client_port = free_port()
+        head = {**options, "include_dashboard": False, "ray_client_server_port": self._client_port}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._options = options
+        self.nodes = [self._cluster.head_node]
 
     @property
     def address(self) -> str:
         """HOST:PORT."""
         return str(self._cluster.address)
 
-    def add_node(self) -> Any:
-        """Start one more node."""
-        self.nodes.append(self._cluster.add_node(**self._options))
-        return self.nodes[-1]
+    @property
+    def client_address(self) -> str:
+        """ray://HOST:PORT."""
+        return f"ray://127.0.0.1:{self._client_port}"
+
+    def add_nodes(self, n_nodes: int, cpus: int) -> list[Any]:
+        """Start more nodes with so many CPUs each, and wait until they belong to the cluster."""
+        options = {**self._options, "num_cpus": cpus}
+        added = [self._cluster.add_node(wait=False, **options) for _ in range(n_nodes)]
+        self.nodes += added
+        self._cluster.wait_for_nodes(JOIN_SECONDS)
+        return added
 
     def kill_node(self, node_id: str) -> None:
         """End all of a node at once, as if its machine had lost power."""
@@ -64,8 +76,17 @@ class SmallCluster:
         self._cluster.shutdown()
 
 
+def free_port() -> int:
+    """Return a port that nobody has, of those that Ray gives to none of its workers."""
+    for port in random.sample(range(*CLIENT_PORTS), 100):
+        with socket.socket() as candidate, contextlib.suppress(OSError):
+            candidate.bind(("", port))
+            return port
+    raise AssertionError("no port is free")
+
+
 @contextlib.contextmanager
-def small_cluster(n_nodes: int = 1, cpus: int = NODE_CPUS) -> Iterator[SmallCluster]:
+def small_cluster(cpus: int = NODE_CPUS) -> Iterator[SmallCluster]:
     """Start a cluster with a folder of its own, so that no other cluster of this machine is touched."""
     pytest.importorskip("ray", reason="ray is not installed")
     # Paths of Unix sockets may have 107 characters.
@@ -78,7 +99,7 @@ def small_cluster(n_nodes: int = 1, cpus: int = NODE_CPUS) -> Iterator[SmallClus
         cluster = None
         try:
             with warnings.catch_warnings():
-                cluster = SmallCluster(n_nodes, cpus)
+                cluster = SmallCluster(cpus)
             yield cluster
         finally:
             if cluster is not None:
@@ -104,6 +125,6 @@ def leftovers(folder: str) -> list[psutil.Process]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[SmallCluster]:
-    """A cluster of one node, which all tests share."""
+    """A cluster of one node, which all tests share; what they add to it they take away."""
     with small_cluster() as cluster:
         yield cluster

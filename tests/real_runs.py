@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+from stand_ins import eventually
 
 from cirrus import Dataset, LogisticRegression, load_arrays
 from cirrus.client_backend.runs import Run, new_run_id
 from cirrus.config import ModelConfig, RunConfig
 from cirrus.frontend.planning import plan_run
-from cirrus.metrics import RunStatus
+from cirrus.metrics import RunState, RunStatus
 from cirrus.paramserver.checkpoint import read_checkpoint
 from cirrus.storage import open_store
 
 N_ROWS, N_FEATURES, BATCH_ROWS = 20_000, 1000, 50
 #: More epochs than any test waits for.
 FOR_EVER = 100_000
+#: How long a run may take to come to work.
+WORK_SECONDS = 60.0
 
 
 def make_data() -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
@@ -58,6 +61,12 @@ def plan(
     return dataclasses.replace(
         config, snapshot_seconds=snapshot_seconds, generation_seconds=generation_seconds
     )
+
+
+def await_work(run: Run, updates: int = 50) -> None:
+    """Wait until a run has made so many updates."""
+    eventually(lambda: run.status.updates >= updates or run.status.state.ended, WORK_SECONDS)
+    assert run.status.state is RunState.RUNNING, run.status.error
 
 
 def accuracy(run: Run) -> float:

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -80,6 +81,14 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) 
         assert time.monotonic() < end, "it did not come true in time"
         time.sleep(POLL_SECONDS)
     return value
+
+
+def how_busy() -> float:
+    """Return by how much starting a process takes longer than it has to, now: 1 on a machine that is idle."""
+    program = "import time, numpy, unittest; print(time.process_time())"
+    began_at = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return max(1.0, (time.monotonic() - began_at) / float(done.stdout))
 
 
 def processes(marker: str, role: str = "") -> list[psutil.Process]:

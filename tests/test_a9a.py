@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray_cluster import SmallCluster
 
 import cirrus
+from cirrus.client_backend.base import Backend
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "a9a"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the a9a files are not beside the project")
@@ -40,11 +42,11 @@ def held_out(folder: Path) -> cirrus.Dataset:
 
 
 def accuracy(
-    train: cirrus.Dataset, held_out: cirrus.Dataset, folder: Path, n_workers: int, n_shards: int
+    train: cirrus.Dataset, held_out: cirrus.Dataset, backend: Backend, n_workers: int, n_shards: int
 ) -> float:
-    """Train with default settings in this process, and return the accuracy on the test rows."""
+    """Train with default settings, and return the accuracy on the test rows."""
     estimator = cirrus.LogisticRegression(
-        backend=cirrus.InlineBackend(root=str(folder / "runs")),
+        backend=backend,
         n_workers=n_workers,
         n_shards=n_shards,
         epochs=EPOCHS,
@@ -57,10 +59,11 @@ def test_accuracy_does_not_depend_on_workers_and_shards(
     train: cirrus.Dataset, held_out: cirrus.Dataset, folder: Path
 ) -> None:
     """At least 0.849 with 2 workers and 2 shards, and the same within 0.003 with other numbers of both."""
-    reached = accuracy(train, held_out, folder, 2, 2)
+    here = cirrus.InlineBackend(root=str(folder / "runs"))
+    reached = accuracy(train, held_out, here, 2, 2)
     assert reached >= 0.849
     for n_workers, n_shards in ((1, 1), (4, 3)):
-        assert abs(accuracy(train, held_out, folder, n_workers, n_shards) - reached) <= 0.003
+        assert abs(accuracy(train, held_out, here, n_workers, n_shards) - reached) <= 0.003
 
 
 def test_sorted_rows_are_shuffled_at_load(
@@ -73,5 +76,19 @@ def test_sorted_rows_are_shuffled_at_load(
     rows = cirrus.load_svmlight(path, str(folder / "sorted"), n_features=N_FEATURES, random_state=0)
     labels = np.concatenate([block.labels for block in rows.blocks()])
     assert 0.1 < np.mean(labels[:2000] > 0) < 0.4
-    reached = accuracy(train, held_out, folder, 2, 2)
-    assert abs(accuracy(rows, held_out, folder, 2, 2) - reached) <= 0.003
+    here = cirrus.InlineBackend(root=str(folder / "runs"))
+    reached = accuracy(train, held_out, here, 2, 2)
+    assert abs(accuracy(rows, held_out, here, 2, 2) - reached) <= 0.003
+
+
+def test_accuracy_on_ray_is_that_on_local(
+    train: cirrus.Dataset, held_out: cirrus.Dataset, folder: Path, ray_cluster: SmallCluster
+) -> None:
+    """Processes of this machine and a Ray cluster reach the same accuracy within 0.003."""
+    local, ray = (
+        cirrus.LocalBackend(root=folder / "local"),
+        cirrus.RayBackend(ray_cluster.address, root=folder / "ray"),
+    )
+    reached = {type(backend).__name__: accuracy(train, held_out, backend, 2, 2) for backend in (local, ray)}
+    print(reached)
+    assert abs(reached["RayBackend"] - reached["LocalBackend"]) <= 0.003

@@ -6,13 +6,14 @@ import dataclasses
 import gc
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from real_runs import accuracy, assert_exact, make_dataset, plan
-from stand_ins import eventually
+from real_runs import accuracy, assert_exact, await_work, make_dataset, plan
+from stand_ins import eventually, how_busy
 
 import cirrus
 from cirrus import Dataset
@@ -27,8 +28,8 @@ from cirrus.preprocessing import StandardScaler
 
 GOOD_ACCURACY = 0.95
 RUN_SECONDS = 60.0
-#: A shard that is killed serves again within this time.
-SHARD_BACK_SECONDS = 20.0
+#: A shard that is killed serves again within this time, on a machine with nothing else to do.
+SHARD_BACK_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +50,6 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     cluster = request.getfixturevalue("ray_cluster")
     # One node, all of whose processors the runs of these tests declare.
     return cirrus.RayBackend(cluster.address, root=root, dollars_per_node_hour=3600.0)
-
-
-def await_work(run: Run, updates: int = 50) -> None:
-    """Wait until a run has made so many updates."""
-    eventually(lambda: run.status.updates >= updates or run.status.state.ended, RUN_SECONDS)
-    assert run.status.state is RunState.RUNNING, run.status.error
 
 
 def crash_shard(run: Run, shard: int) -> None:
@@ -105,7 +100,7 @@ def test_an_interrupted_run_is_gone_on_with(train: Dataset, backend: Backend) ->
 
     Before that, nobody else can have it, and it goes on undisturbed.
     """
-    config = plan(train, epochs=20, n_shards=1)
+    config = plan(train, epochs=12, n_shards=1)
     first = backend.start(config)
     await_work(first)
     with pytest.raises(ConflictError, match="supervised"):
@@ -125,11 +120,16 @@ def test_an_interrupted_run_is_gone_on_with(train: Dataset, backend: Backend) ->
 
 def test_a_killed_shard_comes_back_with_what_it_had(train: Dataset, backend: Backend) -> None:
     """A shard that dies is back under a new generation, and in the end all counts are exact."""
-    config = plan(train, epochs=40)
+    config = plan(train, epochs=20)
     with backend.start(config) as run:
         await_work(run, 400)
         crash_shard(run, 1)
-        eventually(lambda: run.folder.shard_address(1).generation == 2, SHARD_BACK_SECONDS)  # type: ignore[union-attr]
+        killed_at = time.monotonic()
+        eventually(lambda: run.folder.shard_address(1).generation == 2, RUN_SECONDS)  # type: ignore[union-attr]
+        seconds, busy = time.monotonic() - killed_at, how_busy()
+        name = type(backend).__name__
+        print(f"{name}: a killed shard serves again after {seconds:.1f} s (waits are {busy:.1f} x longer)")
+        assert seconds <= SHARD_BACK_SECONDS * busy
         status = run.wait(RUN_SECONDS)
         assert status.state is RunState.FINISHED
         assert_exact(config, status)

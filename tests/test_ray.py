@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from ray_cluster import SmallCluster
-from real_runs import assert_exact, make_dataset, plan
+from real_runs import assert_exact, await_work, make_dataset, plan
 from stand_ins import eventually, processes
 
 import cirrus
 from cirrus import Dataset
 from cirrus.client_backend.processes import child_environment
+from cirrus.client_backend.ray.cluster import connect
 from cirrus.client_backend.ray.sizes import Need, Node, RunNeeds, run_needs, workers_with_room
 from cirrus.client_backend.runs import Run, new_run_id, open_run
 from cirrus.errors import ConfigError, RunError
@@ -92,12 +93,6 @@ def actors_of(run: Run) -> list[str]:
     return [actor["name"] for actor in named if actor["name"].startswith(run.run_id)]
 
 
-def await_work(run: Run, updates: int = 50) -> None:
-    """Wait until a run has made so many updates."""
-    eventually(lambda: run.status.updates >= updates or run.status.state.ended, RUN_SECONDS)
-    assert run.status.state is RunState.RUNNING, run.status.error
-
-
 class TestBackend:
     """What a backend takes."""
 
@@ -119,6 +114,16 @@ class TestBackend:
         name = next(iter(options)).replace("dollars_per_node_hour", "dollars_per_hour")
         with pytest.raises(ConfigError, match=name):
             cirrus.RayBackend(**options)
+
+    def test_a_cluster_has_many_addresses(self, ray_cluster: SmallCluster) -> None:
+        """A process that is connected by one address of a cluster may use others, but no other cluster's."""
+        connect(ray_cluster.address)
+        port = ray_cluster.address.rpartition(":")[2]
+        for host in ("127.0.0.1", "localhost", ray_cluster.address.rpartition(":")[0]):
+            connect(f"{host}:{port}")
+        for other in ("127.0.0.1:1", f"192.0.2.77:{port}"):
+            with pytest.raises(ConfigError, match="is connected to the Ray cluster at"):
+                connect(other)
 
     def test_ray_is_imported_when_it_is_asked_for(self) -> None:
         """Neither the library's names nor another backend load ray."""
@@ -237,8 +242,7 @@ def test_a_run_outlives_its_client_and_is_taken_over(small: Dataset, backend: ci
 def test_a_run_without_a_client_ends_in_time(small: Dataset, backend: cirrus.RayBackend) -> None:
     """A controller that hears of no client for ``client_lost_seconds`` interrupts the run; it can go on."""
     backend = cirrus.RayBackend(backend.address, root=backend.root, client_lost_seconds=5.0)
-    config = plan(small, epochs=30, n_shards=1)
-    run = backend.start(config)
+    run = backend.start(plan(small, n_shards=1))
     await_work(run)
     controller = ray.get_actor(f"{run.run_id}/controller", namespace="cirrus")
     assert run.supervisor is not None
@@ -249,15 +253,14 @@ def test_a_run_without_a_client_ends_in_time(small: Dataset, backend: cirrus.Ray
     assert run.status.state is RunState.INTERRUPTED
     assert controller is not None
     patient = cirrus.RayBackend(backend.address, root=backend.root)
+    updates = run.status.updates
     with patient.attach(run.run_id) as second:
-        status = second.wait(RUN_SECONDS)
-        assert status.state is RunState.FINISHED
-        assert_exact(config, status)
+        await_work(second, updates + 50)
 
 
 def test_a_killed_worker_task_is_replaced(small: Dataset, backend: cirrus.RayBackend) -> None:
     """Ray does not retry it: the fleet starts the next generation, and no step is missing or done twice."""
-    config = plan(small, epochs=25, n_shards=1)
+    config = plan(small, epochs=15, n_shards=1)
     with backend.start(config) as run:
         await_work(run, 200)
         # Ray calls a process by what it does.
@@ -296,7 +299,8 @@ def test_cost_is_the_share_of_the_nodes(small: Dataset, backend: cirrus.RayBacke
 
 def test_the_command_line_trains_on_ray(small: Dataset, backend: cirrus.RayBackend, tmp_path: Path) -> None:
     """``cirrus train --backend ray`` trains on the cluster at the address, and saves the model."""
-    arguments = ["train", small.url, "--backend", "ray", "--ray-address", str(backend.address)]
+    address = f"localhost:{str(backend.address).rpartition(':')[2]}"
+    arguments = ["train", small.url, "--backend", "ray", "--ray-address", address]
     arguments += [
         "--home",
         backend.root,
@@ -316,3 +320,26 @@ def test_the_command_line_trains_on_ray(small: Dataset, backend: cirrus.RayBacke
     assert done.returncode == 0, done.stderr
     assert "run " in done.stderr
     assert cirrus.load_model(str(tmp_path / "model")).n_iter_ == 2
+
+
+def test_a_client_of_the_client_server_trains(
+    small: Dataset, backend: cirrus.RayBackend, ray_cluster: SmallCluster
+) -> None:
+    """A program needs nothing of the cluster but its ``ray://`` address to train on it."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from real_runs import assert_exact, plan; import cirrus\n"
+        "backend = cirrus.RayBackend(sys.argv[2], root=sys.argv[3])\n"
+        "config = plan(cirrus.Dataset.open(sys.argv[4]), epochs=2, n_shards=1)\n"
+        "with backend.start(config) as run: assert_exact(config, run.wait(90))\n"
+        "print(run.status.state)\n"
+    )
+    arguments = [str(Path(__file__).parent), ray_cluster.client_address, backend.root, small.url]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env=child_environment(os.environ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "finished"

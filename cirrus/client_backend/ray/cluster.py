@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any
 
 import ray
@@ -22,6 +24,13 @@ log = logging.getLogger(__name__)
 NAMESPACE = "cirrus"
 #: Has Ray connect to a cluster when no address is given.
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+#: After so long without the cluster's control store Ray ends the process that is connected to it.
+RECONNECT_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+RECONNECT_SECONDS = 60.0
+#: How often a cluster that is silent is asked for a sign of life.
+ASK_SECONDS = 1.0
+#: Has Ray's ``ray://`` client send the cluster's token.
+AUTH_VARIABLE = "RAY_AUTH_MODE"
 CLIENT_SCHEME = "ray://"
 #: Whether anybody listens at an address is asked for so long, before Ray asks for minutes.
 KNOCK_SECONDS = 3.0
@@ -52,6 +61,12 @@ def connect(address: str | None) -> None:
         if address is None and not os.environ.get(ADDRESS_VARIABLE):
             _init("local")
             return
+        if wanted.startswith(CLIENT_SCHEME):  # somebody listens
+            raise ConfigError(
+                "address",
+                f"the Ray cluster at {wanted} does not take this client: {_line(error)}. If it demands a"
+                f" token, set {AUTH_VARIABLE}=token, and have the token of 'ray get-auth-token' here",
+            ) from error
         where = os.environ.get(ADDRESS_VARIABLE, "this machine") if wanted == "auto" else wanted
         raise ConfigError(
             "address", f"there is no Ray cluster at {where} ('ray start --head' starts one): {_line(error)}"
@@ -108,9 +123,65 @@ def _knock(address: str) -> None:
 def _check_same(address: str | None) -> None:
     if address in (None, "auto", "local") or address.startswith(CLIENT_SCHEME):
         return
-    here = ray.get_runtime_context().gcs_address
-    if here != address:
-        raise ConfigError("address", f"this process is connected to the Ray cluster at {here}, not {address}")
+    context = ray.get_runtime_context()
+    # What runs in a cluster uses that one: the address is how its client calls it.
+    if context.worker.mode != ray.WORKER_MODE and not _is_same(address, context.gcs_address):
+        raise ConfigError(
+            "address",
+            f"this process is connected to the Ray cluster at {context.gcs_address}, not {address}",
+        )
+
+
+def _is_same(address: str, here: str) -> bool:
+    """Tell whether an address is that of a cluster, which calls itself by its head's address."""
+    host, _, port = address.rpartition(":")
+    here_host, _, here_port = here.rpartition(":")
+    if port != here_port or host == here_host:
+        return port == here_port
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host.strip("[]"), None)}
+    except OSError:
+        return False
+    is_ours = here_host == ray.util.get_node_ip_address()
+    return here_host in found or (is_ours and any(ip_address(ip).is_loopback for ip in found))
+
+
+class ClusterSilence:
+    """Tells that the cluster is gone for good, before Ray ends this process for it without an error."""
+
+    def __init__(self) -> None:
+        value = os.environ.get(RECONNECT_VARIABLE, "")
+        self.limit_seconds = (float(value) if value.isdecimal() else RECONNECT_SECONDS) / 2
+        """How long the cluster may be silent."""
+        # A ray:// client has no control store to ask; its own connection says that it was lost.
+        is_client = ray.util.client.ray.is_connected()
+        self._address = None if is_client else ray.get_runtime_context().gcs_address
+        self._heard_at = self._asked_at = time.monotonic()
+
+    def check(self) -> None:
+        """Ask the cluster's control store for a sign of life, once in a while.
+
+        Raises:
+            RunError: There was none for too long; this process is not connected any more.
+        """
+        if not ray.is_initialized():  # Ray would start a cluster for whatever is asked next
+            raise RunError("the Ray cluster was lost, or this process has left it")
+        now = time.monotonic()
+        if self._address is None or now - self._asked_at < ASK_SECONDS:
+            return
+        self._asked_at = now
+        try:
+            _knock(self._address)
+        except ConfigError as error:
+            silent = now - self._heard_at
+            if silent < self.limit_seconds:
+                return
+            ray.shutdown()  # else Ray ends this process
+            raise RunError(
+                f"the Ray cluster at {self._address} was lost: nobody has answered there for {silent:.0f} s;"
+                " where it is back, attach goes on with the run"
+            ) from error
+        self._heard_at = now
 
 
 def living_nodes() -> list[Node]:

@@ -15,7 +15,7 @@ import ray
 from ray import exceptions
 
 from cirrus.client_backend.fleet import AttemptError
-from cirrus.client_backend.ray.cluster import explain, lost_cluster
+from cirrus.client_backend.ray.cluster import ClusterSilence, explain, lost_cluster
 from cirrus.client_backend.ray.controller import Look
 from cirrus.client_backend.supervisor import CLAIM_RENEW_SECONDS
 from cirrus.errors import CirrusError, RunError
@@ -123,6 +123,8 @@ class RemoteSupervision:
             self._end_controller()
         except exceptions.RayError as error:
             self._failure = RunError(f"the run's controller was lost: {explain(error)}")
+        except CirrusError as error:
+            self._failure = error
         except (Exception, SystemExit) as error:  # noqa: BLE001 (the cluster is gone: Ray says so in many ways)
             self._failure = lost_cluster(error)
         finally:
@@ -138,7 +140,9 @@ class RemoteSupervision:
     def _begin(self, claim: ClientClaim) -> bool:
         """Have the controller begin; hold the claim until it does; return False if the run ends before."""
         begun = self._controller.begin.remote()
+        silence = ClusterSilence()
         while not ray.wait([begun], timeout=BEGIN_POLL_SECONDS)[0]:
+            silence.check()
             if self._closing.is_set():
                 self._controller.close.remote()
                 if not ray.wait([begun], timeout=CLOSE_SECONDS / 2)[0]:
@@ -177,20 +181,23 @@ class RemoteSupervision:
 
     def _follow_to_end(self) -> None:
         lost_at = time.monotonic() + LOST_SECONDS
+        silence = ClusterSilence()
         asked_to_close = False
         while True:
+            silence.check()
             if self._closing.is_set() and not asked_to_close:
                 self._controller.close.remote()
                 asked_to_close = True
             try:
                 answer = self._controller.look.remote(self._client_id, LOOK_SECONDS)
-                self._look = ray.get(answer, timeout=ANSWER_SECONDS)
+                self._look = ray.get(answer, timeout=min(ANSWER_SECONDS, silence.limit_seconds / 2))
             except (exceptions.ActorUnavailableError, exceptions.GetTimeoutError) as error:
                 if time.monotonic() > lost_at or asked_to_close:
                     raise
                 log.info("the run's controller does not answer: %s", error)
                 self._closing.wait(LOOK_SECONDS)
                 continue
+            silence = ClusterSilence()
             lost_at = time.monotonic() + LOST_SECONDS
             if self._look.ended:
                 if self._look.failure is not None:
