@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from stand_ins import eventually
 
 #: Enough for what tests put there; Ray's own default is a third of the machine.
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -68,6 +69,14 @@ class SmallCluster:
         self._cluster.remove_node(node, allow_graceful=False)
         self.nodes.remove(node)
 
+    def keep_head_only(self) -> None:
+        """End all other nodes, and wait until Ray places nothing on them any more."""
+        import ray
+
+        for node in self.nodes[1:]:
+            self.kill_node(node.node_id)
+        eventually(lambda: sum(node["Alive"] for node in ray.nodes()) == 1, JOIN_SECONDS)
+
     def close(self) -> None:
         """End it."""
         import ray
@@ -99,6 +108,7 @@ def small_cluster(cpus: int = NODE_CPUS) -> Iterator[SmallCluster]:
         cluster = None
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # Ray's, of logs of its client server
                 cluster = SmallCluster(cpus)
             yield cluster
         finally:

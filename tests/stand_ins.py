@@ -85,7 +85,7 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) 
 
 def how_busy() -> float:
     """Return by how much starting a process takes longer than it has to, now: 1 on a machine that is idle."""
-    program = "import time, numpy, unittest; print(time.process_time())"
+    program = "import time, numba; print(time.process_time())"
     began_at = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return max(1.0, (time.monotonic() - began_at) / float(done.stdout))

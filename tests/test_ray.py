@@ -18,7 +18,6 @@ from stand_ins import eventually, processes
 import cirrus
 from cirrus import Dataset
 from cirrus.client_backend.processes import child_environment
-from cirrus.client_backend.ray.cluster import connect
 from cirrus.client_backend.ray.sizes import Need, Node, RunNeeds, run_needs, workers_with_room
 from cirrus.client_backend.runs import Run, new_run_id, open_run
 from cirrus.errors import ConfigError, RunError
@@ -117,6 +116,8 @@ class TestBackend:
 
     def test_a_cluster_has_many_addresses(self, ray_cluster: SmallCluster) -> None:
         """A process that is connected by one address of a cluster may use others, but no other cluster's."""
+        from cirrus.client_backend.ray.cluster import connect
+
         connect(ray_cluster.address)
         port = ray_cluster.address.rpartition(":")[2]
         for host in ("127.0.0.1", "localhost", ray_cluster.address.rpartition(":")[0]):
