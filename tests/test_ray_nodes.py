@@ -24,7 +24,7 @@ RUN_SECONDS = 110.0
 NODE_BACK_SECONDS = 20.0
 #: Of the four CPUs of the head a shard takes a half: the fourth worker is on another node for certain.
 N_WORKERS, WORKER_CPUS, NODE_CPUS = 4, 1.0, 2
-EPOCHS = 40
+EPOCHS = 30
 
 
 def node_of(actor: Any) -> str:
@@ -82,14 +82,12 @@ def test_lost_nodes_cost_no_step(cluster: SmallCluster, tmp_path: Path) -> None:
         [last] = cluster.nodes[1:]
         eventually(lambda: workers_on(last, run.run_id), RUN_SECONDS)
         assert run.status.state is RunState.RUNNING, run.status.error
-        invocations = run.status.invocations
         cluster.kill_node(last.node_id)
         # Only the head is left, and all that was on the other nodes comes back there.
         assert np.array_equal(ray.get(chunk, timeout=RUN_SECONDS), _stored_chunk(train))
         status = run.wait(RUN_SECONDS)
         assert status.state is RunState.FINISHED, status.error
         assert_exact(config, status)
-        assert status.invocations > invocations
         assert accuracy(run) > 0.95
 
 
