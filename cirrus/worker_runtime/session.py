@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cirrus.chunks import Manifest, read_manifest
 from cirrus.config import RunConfig, TableConfig
 from cirrus.errors import (
+    AuthenticationError,
     ConnectionLostError,
     DataError,
     LimitError,
@@ -32,6 +33,9 @@ T = TypeVar("T")
 
 #: A worker gives up after it has not reached the shards for this long.
 RECONNECT_SECONDS = 60.0
+#: Where a shard was, somebody else may listen before its successor says where it is. Whoever has not the
+#: run's token for longer than this never will.
+STRANGER_SECONDS = 10.0
 #: Between attempts to reach the shards; each is twice the one before, up to the longest.
 FIRST_WAIT_SECONDS = 0.01
 LONGEST_REMOTE_WAIT_SECONDS = 0.5
@@ -191,13 +195,16 @@ class Session:
 
     def _keep_trying(self, attempt: Callable[[], T]) -> T:
         give_up_at = time.monotonic() + RECONNECT_SECONDS
+        stranger_until = time.monotonic() + STRANGER_SECONDS
         wait_seconds = FIRST_WAIT_SECONDS
         longest = LONGEST_REMOTE_WAIT_SECONDS if self.folder.is_remote else LONGEST_WAIT_SECONDS
         while True:
             try:
                 return attempt()
-            except (ConnectionLostError, SupersededError, LimitError) as error:
+            except (ConnectionLostError, SupersededError, LimitError, AuthenticationError) as error:
                 self.check_run()
+                if isinstance(error, AuthenticationError) and time.monotonic() > stranger_until:
+                    raise
                 if time.monotonic() > give_up_at:
                     raise ConnectionLostError(
                         f"gave up after {RECONNECT_SECONDS:.0f} seconds: {error}"

@@ -1,0 +1,62 @@
+"""How a worker finds its shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from ps_runs import Shards, make_config, running
+from stand_ins import eventually
+
+from cirrus.errors import AuthenticationError
+from cirrus.run_folder import ShardAddress
+from cirrus.worker_runtime import session
+from cirrus.worker_runtime.session import Clock, Identity, Session
+
+
+def announce(shards: Shards, address: ShardAddress) -> None:
+    """Say in a run folder where shard 0 is, whether that is true or not."""
+    shards.folder.store.put("shards/0.json", json.dumps(dataclasses.asdict(address)).encode())
+
+
+def address_of(shards: Shards) -> ShardAddress:
+    """Return where shard 0 is."""
+    address = shards.folder.shard_address(0)
+    assert address is not None
+    return address
+
+
+def new_session(shards: Shards) -> Session:
+    """Return the session of a worker that nobody has heard of yet."""
+    return Session(shards.url, Identity(worker_id=0, generation=1, role="train"), Clock(None))
+
+
+def test_a_stranger_at_a_shards_old_address_does_not_end_a_worker(tmp_path: Path) -> None:
+    """A port that a dead shard had may be another run's now: the worker waits for the shard's successor."""
+    with (
+        running(tmp_path / "own", make_config()) as own,
+        running(tmp_path / "other", make_config()) as other,
+        ThreadPoolExecutor() as pool,
+    ):
+        right = address_of(own)
+        announce(own, address_of(other))
+        registered = pool.submit(new_session(own).register)
+        refused = other.shards[0].refused
+        eventually(lambda: refused._n_silent or refused._next_at)
+        announce(own, right)
+        registered.result(timeout=session.STRANGER_SECONDS).close()
+
+
+def test_a_stranger_who_stays_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker does not look for ever at somebody who has not the run's token."""
+    monkeypatch.setattr(session, "STRANGER_SECONDS", 0.2)
+    with (
+        running(tmp_path / "own", make_config()) as own,
+        running(tmp_path / "other", make_config()) as other,
+    ):
+        announce(own, address_of(other))
+        with pytest.raises(AuthenticationError, match="token is wrong"):
+            new_session(own).register()
