@@ -1,5 +1,5 @@
 # make train   install and train on real flights       make test   run the tests
-# make check   formatting, lint, types, layers         make bench  speed against other tools
+# make check   format, lint, types, layers, audit      make bench  speed against other tools
 # make scan    look for unsafe settings in terraform/   make audit  look for packages with known flaws
 # make fuzz    ten minutes of damaged input             make soak   break runs for half an hour
 #
@@ -79,7 +79,7 @@ soak: $(VENV)/.installed-dev $(VENV)/.kernels
 	CIRRUS_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/test_soak.py
 	CIRRUS_FAULTS=all $(BIN)/python -m pytest tests/test_fault_table.py
 
-check: $(VENV)/.installed-dev
+check: $(VENV)/.installed-dev audit
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
