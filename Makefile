@@ -77,7 +77,7 @@ test: $(VENV)/.installed-dev $(VENV)/.kernels
 # The seed is printed: `make soak CIRRUS_TEST_SEED=7` repeats the choice of victims and moments.
 soak: $(VENV)/.installed-dev $(VENV)/.kernels
 	CIRRUS_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/test_soak.py
-	CIRRUS_FAULTS=all $(BIN)/python -m pytest tests/test_fault_table.py
+	CIRRUS_FAULTS=all $(BIN)/python -m pytest tests/test_fault_table.py tests/test_ray_nodes.py
 
 check: $(VENV)/.installed-dev audit
 	$(BIN)/ruff format --check

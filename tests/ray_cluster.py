@@ -42,13 +42,10 @@ class SmallCluster:
         self._client_port = free_port()
         head = {**options, "include_dashboard": False, "ray_client_server_port": self._client_port}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address = str(self._cluster.address)
+        """HOST:PORT."""
         self._options = options
         self.nodes = [self._cluster.head_node]
-
-    @property
-    def address(self) -> str:
-        """HOST:PORT."""
-        return str(self._cluster.address)
 
     @property
     def client_address(self) -> str:
@@ -78,7 +75,7 @@ class SmallCluster:
         eventually(lambda: sum(node["Alive"] for node in ray.nodes()) == 1, JOIN_SECONDS)
 
     def close(self) -> None:
-        """End it."""
+        """End it, and this process' connection to any: Ray forgets what that is made of."""
         import ray
 
         ray.shutdown()

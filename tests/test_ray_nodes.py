@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray_cluster import SmallCluster
+from ray_cluster import SmallCluster, small_cluster
 from real_runs import accuracy, assert_exact, await_work, make_dataset, plan
 from stand_ins import eventually, how_busy, processes
 
 import cirrus
+from cirrus.client_backend.processes import child_environment
 from cirrus.metrics import RunState
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -89,6 +93,39 @@ def test_lost_nodes_cost_no_step(cluster: SmallCluster, tmp_path: Path) -> None:
         assert status.state is RunState.FINISHED, status.error
         assert_exact(config, status)
         assert accuracy(run) > 0.95
+
+
+@pytest.mark.skipif(os.environ.get("CIRRUS_FAULTS") != "all", reason="waits long; `make soak` does it")
+@pytest.mark.timeout(240)
+def test_a_lost_cluster_is_told(tmp_path: Path) -> None:
+    """A client whose cluster is stopped says so, before Ray would end its program, and lives on."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from real_runs import await_work, make_dataset, plan; import cirrus\n"
+        "backend = cirrus.RayBackend(sys.argv[2], root=sys.argv[3])\n"
+        "with backend.start(plan(make_dataset(sys.argv[3] + '/train'), n_shards=1)) as run:\n"
+        "    await_work(run)\n"
+        "    print('ready', flush=True)\n"
+        "    try: run.wait()\n"
+        "    except cirrus.RunInterruptedError as error: print(error)\n"
+        "print(run.status.state)\n"
+    )
+    environment = {**child_environment(os.environ), "RAY_gcs_rpc_server_reconnect_timeout_s": "24"}
+    with small_cluster() as doomed:
+        client = subprocess.Popen(
+            [sys.executable, "-c", program, str(Path(__file__).parent), doomed.address, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        with client:
+            assert client.stdout is not None
+            assert client.stdout.readline() == "ready\n"
+            doomed.kill_node(doomed.nodes[0].node_id)
+            said = client.stdout.read()
+    assert client.returncode == 0, said
+    assert f"the Ray cluster at {doomed.address} was lost" in said
+    assert said.splitlines()[-1] == "interrupted"
 
 
 def _chunk_on(node_id: str, train: cirrus.Dataset) -> Any:
