@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 TRAIN_ARGS ?=
 TEST_ARGS ?=
-# Tests wait for processes and clocks as often as they compute: more at a time than there are cores.
-TEST_PROCESSES ?= 3
+# As many tests at a time as there are cores on a small machine: those that break things watch clocks too.
+TEST_PROCESSES ?= 2
 BENCH_DATA := out/bench-data
 BENCH_TOOL := ../shared/tools/make_criteo_like.py
 BENCH_ARGS ?=
