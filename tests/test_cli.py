@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,90 @@ def test_models_without_labels_train_and_predict(home, tmp_path, model_type, fil
     assert code == 0, err
     rows = list(csv.DictReader(out.splitlines()))
     assert (len(rows), rows[0].keys() >= columns) == (300, True)
+    code, out, err = run("predict", model, data)
+    assert code == 0, err
+    in_file = list(csv.DictReader(out.splitlines()))
+    of = itemgetter(*sorted(columns))
+    assert (len(in_file), sorted(map(of, in_file))) == (300, sorted(map(of, rows)))
+
+
+def test_ratings_are_predicted_by_ids(home, tmp_path):
+    """Users and items of a file, or of a dataset loaded on its own, are those of the same ids."""
+    rng = np.random.default_rng(0)
+    triples = [(u, i, 1 + (u * i) % 5) for u in range(10, 30) for i in range(100, 115) if rng.random() < 0.8]
+    trained, new, model = tmp_path / "trained.data", tmp_path / "new.data", tmp_path / "model"
+    trained.write_text("".join(f"{u}\t{i}\t{r}\t0\n" for u, i, r in triples))
+    asked = [*triples[::-40], (999, 114, 3), (29, 999, 3)]
+    new.write_text("".join(f"{u}\t{i}\t{r}\t0\n" for u, i, r in asked))
+    tabs = ("--format", "ratings", "--sep", "tab")
+    assert run("load", trained, tmp_path / "ds", *tabs)[0] == 0
+    code, _, err = run("train", tmp_path / "ds", "--model-type", "mf", "--epochs", 2, "--model", model)
+    assert code == 0, err
+    assert run("load", new, tmp_path / "new", *tabs, "--no-shuffle")[0] == 0
+    users, items, _ = zip(*asked, strict=True)
+    expected = [f"{value:.6g}" for value in cirrus.load_model(model).predict(users, items)]
+    assert len(set(expected)) > 5
+    for data in (new, tmp_path / "new"):
+        code, out, err = run("predict", model, data)
+        assert (code, out.split()) == (0, ["prediction", *expected]), err
+
+
+def test_clusters_of_scaled_rows_are_not_told_of_raw_ones(home, svmlight, tmp_path):
+    """A file is not compared with centers in other units."""
+    for arguments in (
+        ("load", svmlight, tmp_path / "raw"),
+        ("preprocess", "standard", tmp_path / "raw", tmp_path / "scaled"),
+        ("train", tmp_path / "scaled", "--model-type", "kmeans", "--epochs", 1, "--model", tmp_path / "m"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 0, err
+    code, out, err = run("predict", tmp_path / "m", svmlight)
+    assert (code, out, "preprocess it as what was trained on" in err) == (1, "", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options", "model_type"),
+    [("r.csv", "1,2,3\n1,3,4\n", ["--format", "ratings"], "mf"), ("w.ldac", "1 0:2\n1 1:1\n", [], "lda")],
+)
+@pytest.mark.parametrize("command", [("train",), ("search", "--grid", "l1=0,1")])
+def test_rows_without_classes_need_a_model_type(home, tmp_path, name, text, options, model_type, command):
+    """Stars are not taken for classes unless somebody says so; neither from a file nor from a dataset."""
+    (tmp_path / name).write_text(text)
+    assert run("load", tmp_path / name, tmp_path / "ds", *options)[0] == 0
+    for arguments in ((tmp_path / name, *options), (tmp_path / "ds",)):
+        code, _, err = run(*command, *arguments)
+        assert (code, f"say --model-type {model_type}" in err) == (1, True), err
+
+
+def test_stars_are_classes_for_those_who_say_so(home, tmp_path):
+    """A type that was named is trained."""
+    (tmp_path / "r.csv").write_text("".join(f"{i % 7},{i % 5},{1 + i % 3}\n" for i in range(60)))
+    arguments = ("--format", "ratings", "--model-type", "softmax", "--epochs", 1)
+    code, _, err = run("train", tmp_path / "r.csv", *arguments)
+    assert code == 0, err
+
+
+def test_what_is_not_there_yet_is_made_how(home, tmp_path):
+    """A file is to be loaded before it is described, and a model to be saved before it predicts."""
+    (tmp_path / "my clicks.svm").write_text("1 0:1\n")
+    code, _, err = run("describe", tmp_path / "my clicks.svm")
+    assert (code, f"load it first, with: cirrus load '{tmp_path / 'my clicks.svm'}' URL" in err) == (1, True)
+    code, _, err = run("predict", tmp_path / "none", tmp_path / "my clicks.svm")
+    assert (code, "there is no saved model here" in err, "cirrus train DATA --model URL" in err) == (
+        1,
+        True,
+        True,
+    )
+
+
+def test_documents_have_no_labels(home, tmp_path):
+    """What is one is called one, and zeros that stand for nothing are not counted."""
+    (tmp_path / "w.ldac").write_text("1 0:2\n1 1:1\n")
+    assert run("load", tmp_path / "w.ldac", tmp_path / "ds")[0] == 0
+    code, out, _ = run("describe", tmp_path / "ds")
+    assert code == 0
+    assert "in 1 chunk, 1 block\n" in out
+    assert "labels    none\n" in out
 
 
 def test_options_have_to_apply_to_the_model(home, svmlight):

@@ -13,6 +13,7 @@ from typing import Annotated, ParamSpec
 import typer
 
 from cirrus.cli.options import (
+    DEFAULT_MODEL_TYPE,
     Architecture,
     BackendOption,
     CategoricalOption,
@@ -286,9 +287,12 @@ def train(
         float, typer.Option(help="Share of DATA to hold out; 0: train on all of it.")
     ] = 0.1,
     model_type: Annotated[
-        ModelType,
-        typer.Option(help="What to train; linear, fm-regression: numbers, all others: classes."),
-    ] = ModelType.LOGISTIC,
+        ModelType | None,
+        typer.Option(
+            help="What to train; linear, fm-regression: numbers, all others: classes.",
+            show_default=DEFAULT_MODEL_TYPE.value,
+        ),
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(help="Factors (fm, mf), topics (lda) or clusters (kmeans); default: the model's."),
@@ -441,9 +445,12 @@ def search(
         typer.Option(help="Where the best model goes; default: into the home folder.", show_default=False),
     ] = None,
     model_type: Annotated[
-        ModelType,
-        typer.Option(help="What to train; linear, fm-regression: numbers, all others: classes."),
-    ] = ModelType.LOGISTIC,
+        ModelType | None,
+        typer.Option(
+            help="What to train; linear, fm-regression: numbers, all others: classes.",
+            show_default=DEFAULT_MODEL_TYPE.value,
+        ),
+    ] = None,
     epochs: Annotated[str, typer.Option(help='Most passes over the data, or "auto".')] = "auto",
     workers: Annotated[int, typer.Option(help="Processes that compute gradients, for each trial.")] = 1,
     validation: Annotated[
@@ -544,7 +551,7 @@ def predict(
     """Predict the label of each row, in the order of the file, as CSV.
 
     The columns are the likelier label and the probability of the second class; more than two classes have a
-    probability each, and numbers a single column.
+    probability each, and numbers a single column. Users and items of ratings are known by their ids.
 
     Example: cirrus predict out/clicks new.svm --out predictions.csv
     """

@@ -33,6 +33,11 @@ def table(rows: list[list[str]], *, right: frozenset[int] = frozenset()) -> str:
     return "\n".join(lines)
 
 
+def count(number: int, what: str) -> str:
+    """Return a number of things: ``1 chunk``, ``1,200 chunks``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def bytes_text(n_bytes: int) -> str:
     """Return a size as people say it: ``12.3 MB``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

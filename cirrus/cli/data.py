@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import secrets
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from typing import TextIO
 import numpy as np
 
 from cirrus.cli.console import bytes_text, say, show
+from cirrus.cli.console import count as count_of
 from cirrus.cli.preprocessing import describe_columns
 from cirrus.cli.sources import is_dataset, load_file_like
-from cirrus.errors import ConfigError, NotFoundError
+from cirrus.client_backend.inputs import open_inputs
+from cirrus.errors import CirrusError, ConfigError, DataError, NotFoundError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import load_model
@@ -36,10 +39,24 @@ def describe(url: str, columns: int = 0) -> None:
     try:
         dataset = Dataset.open(url)
     except NotFoundError as error:
+        if _is_file(url):
+            raise DataError(
+                f"{url}: is a file, not a dataset: load it first, with: cirrus load {shlex.quote(url)} URL"
+            ) from error
         raise NotFoundError(f"{url}: there is neither a dataset nor a saved model here") from error
     _describe_dataset(dataset)
     if columns > 0:
         describe_columns(dataset, columns)
+
+
+def _is_file(url: str) -> bool:
+    if "://" not in url:
+        return Path(url).is_file()
+    try:
+        with open_inputs(url):
+            return True
+    except CirrusError:
+        return False
 
 
 def _describe_dataset(dataset: Dataset) -> None:
@@ -48,12 +65,16 @@ def _describe_dataset(dataset: Dataset) -> None:
     show(f"rows      {manifest.n_rows:,}")
     show(f"features  {manifest.n_features:,}")
     size = bytes_text(manifest.n_bytes)
-    show(f"stored    {size} in {len(manifest.chunks)} chunks, {manifest.n_blocks} blocks")
+    chunks, blocks = count_of(len(manifest.chunks), "chunk"), count_of(manifest.n_blocks, "block")
+    show(f"stored    {size} in {chunks}, {blocks}")
     labels = []
     for value, count in zip(manifest.label_values, manifest.label_counts, strict=True):
         name = f"{value:g}" if manifest.label_names is None else manifest.label_names[int(value)]
         labels.append(f"{name}: {count:,} ({count / manifest.n_rows:.1%})")
-    show(f"labels    {', '.join(labels[:20]) or 'numbers'}{' ...' if len(labels) > 20 else ''}")
+    if manifest.encoding.get("format") == "bag_of_words":
+        show("labels    none")
+    else:
+        show(f"labels    {', '.join(labels[:20]) or 'numbers'}{' ...' if len(labels) > 20 else ''}")
     for vocabulary in manifest.vocabularies:
         show(f"{vocabulary.name:<10}{vocabulary.n_ids:,}")
     if manifest.has_weights:
@@ -83,14 +104,18 @@ def _describe_model(url: str, estimator: Estimator) -> None:
 def predict(model: str, data: str, out: str) -> None:
     """Predict the label of each row, as CSV."""
     estimator = load_model(model)
-    if not isinstance(estimator, ScoringEstimator) and not is_dataset(data):
-        raise ConfigError("data", f"must be a dataset for a {type(estimator).__name__}: load it first")
+    steps = last_steps(estimator.encoding_, {})
+    if steps and not isinstance(estimator, ScoringEstimator) and not is_dataset(data):
+        raise ConfigError(
+            "data",
+            f"{data}: a {type(estimator).__name__} of preprocessed rows needs a dataset: load the file, "
+            "preprocess it as what was trained on, and name the result",
+        )
     scratch = Scratch()
     try:
         if is_dataset(data):
             dataset = Dataset.open(data)
         else:
-            steps = last_steps(estimator.encoding_, {})
             n_features = steps[0].n_features_in if steps else estimator.n_features_in_
             dataset = load_file_like(data, scratch.url("rows"), estimator.encoding_, n_features)
         with _output(out) as file:

@@ -6,11 +6,8 @@ import shlex
 
 from cirrus.cli.console import say, show
 from cirrus.cli.options import FileOptions
-from cirrus.cli.sources import load_file
+from cirrus.cli.sources import OWN_MODEL_TYPES, load_file
 from cirrus.client_backend.inputs import STANDARD_INPUT
-
-#: What rows of a format are for, where that is not the model that is trained unless told otherwise.
-_MODEL_TYPES = {"ratings": " --model-type mf", "bag_of_words": " --model-type lda"}
 
 
 def load(data: str, url: str, options: FileOptions) -> None:
@@ -22,5 +19,5 @@ def load(data: str, url: str, options: FileOptions) -> None:
             say("what is parsed is kept: the same command goes on with it")
         raise
     show(f"dataset {dataset.url}")
-    kind = _MODEL_TYPES.get(str(dataset.manifest.encoding.get("format")), "")
-    say(f"next: cirrus train {shlex.quote(url)}{kind}")
+    kind = OWN_MODEL_TYPES.get(str(dataset.manifest.encoding.get("format")))
+    say(f"next: cirrus train {shlex.quote(url)}" + ("" if kind is None else f" --model-type {kind.value}"))

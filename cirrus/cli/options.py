@@ -56,6 +56,10 @@ class ModelType(enum.StrEnum):
     KMEANS = "kmeans"
 
 
+#: What is trained unless told otherwise.
+DEFAULT_MODEL_TYPE = ModelType.LOGISTIC
+
+
 class Mode(enum.StrEnum):
     """What workers send."""
 
@@ -232,7 +236,8 @@ class TrainOptions:
     """What `cirrus train` is asked for, but for the data."""
 
     model: str | None
-    model_type: ModelType
+    model_type: ModelType | None
+    """None: :data:`DEFAULT_MODEL_TYPE`, where the rows are for it."""
     size: int | None
     epochs: str
     workers: int
@@ -276,7 +281,8 @@ class SearchOptions:
     max_seconds: float | None
     scoring: str | None
     model: str | None
-    model_type: ModelType
+    model_type: ModelType | None
+    """As of :class:`TrainOptions`."""
     epochs: str
     workers: int
     validation: str | None

@@ -8,9 +8,9 @@ from typing import Any
 from scipy.stats import loguniform, uniform
 
 from cirrus.cli.console import say, show, table
-from cirrus.cli.options import FileOptions, Pruner, SearchOptions
+from cirrus.cli.options import DEFAULT_MODEL_TYPE, FileOptions, Pruner, SearchOptions
 from cirrus.cli.parameters import fixed_parameters, pair, value_of
-from cirrus.cli.sources import is_dataset, load_file, load_file_like
+from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_rows_without_classes
 from cirrus.cli.training import ESTIMATORS, WITHOUT_LABELS, number_or_auto
 from cirrus.client_backend.backend import Backend, named_backend
 from cirrus.client_backend.overview import Overview
@@ -45,6 +45,8 @@ def search(data: str, file_options: FileOptions, options: SearchOptions) -> None
     for source in (data, options.validation):
         if source is not None:
             is_dataset(source)
+    if options.model_type is None:
+        refuse_rows_without_classes(data, file_options)
     place = search_url(backend.root, search_id)
     if options.name is not None and _is_driven(backend.root, search_id):
         raise ConflictError(f"another program drives search {search_id}")
@@ -127,13 +129,12 @@ def _is_driven(root: str, search_id: str) -> bool:
 
 
 def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
-    if options.model_type in WITHOUT_LABELS:
-        raise ConfigError(
-            "model_type", f"{options.model_type.value} cannot be searched from the command line"
-        )
-    kind = ESTIMATORS[options.model_type]
+    model_type = options.model_type or DEFAULT_MODEL_TYPE
+    if model_type in WITHOUT_LABELS:
+        raise ConfigError("model_type", f"{model_type.value} cannot be searched from the command line")
+    kind = ESTIMATORS[model_type]
     taken = ("backend", "progress", "n_workers", "epochs", "random_state", "task")
-    fixed = fixed_parameters(options.fixed, kind, options.model_type.value, taken)
+    fixed = fixed_parameters(options.fixed, kind, model_type.value, taken)
     estimator = kind(
         **fixed,
         epochs=number_or_auto(options.epochs),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from cirrus.chunks import MANIFEST_KEY
 from cirrus.cli.console import say
-from cirrus.cli.options import FileOptions, Format
+from cirrus.cli.options import FileOptions, Format, ModelType
 from cirrus.client_backend.backend import backend_at
 from cirrus.client_backend.csv_format import NA_VALUES
 from cirrus.client_backend.inputs import STANDARD_INPUT, open_inputs
@@ -54,6 +54,8 @@ _OPTIONS = {
     Format.LDAC: {"vocabulary"},
     Format.DOCWORD: {"vocabulary"},
 }
+#: What rows of a format are for, where that is not the model that is trained unless told otherwise.
+OWN_MODEL_TYPES = {"ratings": ModelType.MF, "bag_of_words": ModelType.LDA}
 #: What they are if they are not given.
 _NOT_GIVEN: dict[str, Any] = {
     "label": "0",
@@ -155,6 +157,17 @@ def load_file_like(
             )
         if written == "vw":
             return load_vw_like(data, url, encoding, with_labels=with_labels, progress=line.show)
+        if written == "ratings":
+            return load_ratings(
+                data,
+                url,
+                encoding.get("sep") or _usual_separator(data),
+                header={"yes": True, "no": False}.get(encoding.get("header", ""), "infer"),
+                shuffle=False,
+                progress=line.show,
+            )
+        if written == "bag_of_words":
+            return load_bag_of_words(data, url, encoding["kind"], shuffle=False, progress=line.show)
         if written != "svmlight":
             raise ConfigError("data", f"{data}: {written} cannot be read alike: load them, name the dataset")
         return load_svmlight(
@@ -220,9 +233,31 @@ def refuse_file_options(data: str, options: FileOptions) -> None:
             raise ConfigError(name, f"does not apply to {data}, which is a dataset already: leave it out")
 
 
+def refuse_rows_without_classes(data: str, options: FileOptions) -> None:
+    """Refuse rows that are not for the model that is trained unless told otherwise.
+
+    Raises:
+        ConfigError: They are ratings, or documents.
+    """
+    if is_dataset(data):
+        written = str(Dataset.open(data).manifest.encoding.get("format"))
+    else:
+        found = format_of(data) if options.format is Format.AUTO else options.format
+        written = "bag_of_words" if found in (Format.LDAC, Format.DOCWORD) else found.value
+    if written in OWN_MODEL_TYPES:
+        what = "ratings" if written == "ratings" else "documents"
+        raise ConfigError(
+            "model_type", f"{data} holds {what}: say --model-type {OWN_MODEL_TYPES[written].value}"
+        )
+
+
 def _separator(data: str, options: FileOptions) -> str:
-    sep = options.sep if options.sep is not None else "\t" if ".tsv" in data.lower() else ","
+    sep = options.sep if options.sep is not None else _usual_separator(data)
     return "\t" if sep in ("tab", "\\t") else sep
+
+
+def _usual_separator(data: str) -> str:
+    return "\t" if ".tsv" in data.lower() else ","
 
 
 def _table_options(data: str, options: FileOptions) -> dict[str, Any]:

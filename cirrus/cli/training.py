@@ -12,10 +12,16 @@ from types import MappingProxyType
 from typing import Any
 
 from cirrus.chunks import DERIVED_FOLDER
-from cirrus.cli.console import say, show
-from cirrus.cli.options import FileOptions, Mode, ModelType, TrainOptions
+from cirrus.cli.console import count, say, show
+from cirrus.cli.options import DEFAULT_MODEL_TYPE, FileOptions, Mode, ModelType, TrainOptions
 from cirrus.cli.parameters import fixed_parameters
-from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_file_options
+from cirrus.cli.sources import (
+    is_dataset,
+    load_file,
+    load_file_like,
+    refuse_file_options,
+    refuse_rows_without_classes,
+)
 from cirrus.client_backend.backend import Backend, named_backend
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.base import Estimator
@@ -53,6 +59,8 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
         check_model_place(options.model)
     if is_dataset(data):
         refuse_file_options(data, file_options)
+    if options.model_type is None:
+        refuse_rows_without_classes(data, file_options)
     job = _Job(estimator, backend.root, options.model)
     try:
         if is_dataset(data):
@@ -98,6 +106,7 @@ SIZES: Mapping[ModelType, str] = MappingProxyType(
 
 
 def _estimator(options: TrainOptions, backend: Backend) -> Estimator:
+    model_type = options.model_type or DEFAULT_MODEL_TYPE
     params: dict[str, Any] = {
         "optimizer": None if options.optimizer is None else options.optimizer.value,
         "learning_rate": options.learning_rate,
@@ -107,12 +116,12 @@ def _estimator(options: TrainOptions, backend: Backend) -> Estimator:
         "batch_size": None if options.batch_size == "auto" else number_or_auto(options.batch_size),
         "mode": None if options.mode is Mode.SGD else options.mode.value,
         "staleness": options.staleness,
-        SIZES.get(options.model_type, "size"): options.size,
+        SIZES.get(model_type, "size"): options.size,
     }
-    kind = ESTIMATORS[options.model_type]
+    kind = ESTIMATORS[model_type]
     given = {name: value for name, value in params.items() if value is not None}
     if strange := sorted(given.keys() - kind().get_params().keys()):
-        raise ConfigError(strange[0], f"does not apply to --model-type {options.model_type.value}")
+        raise ConfigError(strange[0], f"does not apply to --model-type {model_type.value}")
     if options.tol is not None:
         given["tol"] = _tol(options.tol)
     chosen: dict[str, Any] = {
@@ -131,7 +140,7 @@ def _estimator(options: TrainOptions, backend: Backend) -> Estimator:
         "progress": True,
     }
     taken = {*params, *chosen, "tol", "task"}
-    fixed = fixed_parameters(options.fixed, kind, options.model_type.value, taken)
+    fixed = fixed_parameters(options.fixed, kind, model_type.value, taken)
     return kind(**given, **chosen, **fixed)
 
 
@@ -195,7 +204,7 @@ class _Job:
     def fit(self, rows: Dataset, held_out: Dataset | None) -> str:
         """Train, save, compare with the base rate; return the place of the model."""
         estimator = self._estimator
-        say(f"starting {_count(estimator.n_shards, 'shard')} and {_count(estimator.n_workers, 'worker')}")
+        say(f"starting {count(estimator.n_shards, 'shard')} and {count(estimator.n_workers, 'worker')}")
         scratch_url = self._scratch_url if self._uses_scratch else None
         with start_job(estimator, rows, held_out, save_url=self._model, scratch_url=scratch_url) as run:
             say(f"run {run.run_id} (from another terminal: cirrus runs, cirrus kill {run.run_id})")
@@ -220,10 +229,6 @@ def _tol(text: str) -> float | None:
         return float(text)
     except ValueError as error:
         raise ConfigError("tol", f"must be a number or none, got {text!r}") from error
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def number_or_auto(text: str) -> int | str:

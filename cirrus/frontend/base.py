@@ -25,6 +25,7 @@ from cirrus.frontend.intake import (
     NumberTarget,
     TrainingData,
     Wanted,
+    refuse_path,
     take_arrays,
     take_dataset,
     take_validation,
@@ -154,6 +155,8 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
 
     vocabulary_names: ClassVar[tuple[str, ...]] = ()
     """Vocabularies of the training data that belong to the model."""
+    loader: ClassVar[str] = "load_svmlight"
+    """What loads the files that such models are usually trained on."""
     _defaults: ClassVar[SgdParams] = {}
     """Defaults of a class that differ from those of its base."""
 
@@ -322,6 +325,8 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         save_url: str | None = None,
         scratch_url: str | None = None,
     ) -> TrainingRun:
+        for name, rows in (("train", train), ("validation", validation)):
+            refuse_path(name, rows, self.loader)
         check_params(params)
         backend = resolve_backend(self.backend)
         scratch = Scratch(backend.scratch_url(), reaches=backend.reaches)

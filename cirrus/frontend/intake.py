@@ -6,6 +6,7 @@ Functions here take the estimator as scikit-learn's own ``validate_data`` does: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -303,6 +304,27 @@ def _check_codes(validation: Dataset, target: ClassTarget, train_url: str) -> No
     pairs = zip(codes[first:], target.codes[first:], strict=True)
     if any(code not in (expected, labels.ABSENT_CODE) for code, expected in pairs):
         raise DataError(f"{validation.url}: codes its labels otherwise than {train_url}; load both alike")
+
+
+def refuse_path(name: str, data: Any, loader: str = "load_svmlight") -> None:
+    """Refuse the path of a file, or the URL of a dataset, in place of what is there.
+
+    Args:
+        name: What the parameter is called.
+        data: What was given for it.
+        loader: The loader of such files.
+
+    Raises:
+        ConfigError: It is a path.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        path = os.fspath(data)
+        raise ConfigError(
+            name,
+            f"must be a Dataset or arrays, got the path {path!r}: load the file first, with "
+            f"cirrus.{loader}({path!r}, URL) or the loader of its format, and hand over what that returns; "
+            "a dataset that was loaded before is opened with cirrus.Dataset.open(URL)",
+        )
 
 
 def check_width(estimator: Any, dataset: Dataset, *, reset: bool) -> None:

@@ -229,7 +229,10 @@ def read_model_files(
     try:
         data = store.get(MODEL_KEY)
     except NotFoundError as error:
-        raise NotFoundError(f"{url}: there is no saved model here (no {MODEL_KEY})") from error
+        raise NotFoundError(
+            f"{url}: there is no saved model here (no {MODEL_KEY}): name the place that a model "
+            "was saved to, with est.save(URL) or cirrus train DATA --model URL"
+        ) from error
     where = f"{url}/{MODEL_KEY}"
     file = _parse(data, where)
     parameters = store.child(file.parameters)

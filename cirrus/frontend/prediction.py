@@ -17,7 +17,7 @@ from cirrus.errors import ConfigError, DataError
 from cirrus.frontend import labels
 from cirrus.frontend.base import Array, SgdEstimator
 from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.intake import DTYPES, ClassTarget, TrainingData, Wanted, check_width
+from cirrus.frontend.intake import DTYPES, ClassTarget, TrainingData, Wanted, check_width, refuse_path
 from cirrus.frontend.model_files import class_array, class_labels
 from cirrus.frontend.preprocessing_steps import apply_to_array, apply_to_blocks, last_steps
 
@@ -63,6 +63,7 @@ class ScoringEstimator(SgdEstimator):
 
     def _scores(self, X: Any) -> Array:
         check_is_fitted(self)
+        refuse_path("X", X, self.loader)
         if isinstance(X, Dataset):
             parts = [scores for _, scores in self.iter_decisions(X)]
             return np.concatenate(parts)

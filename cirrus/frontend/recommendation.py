@@ -14,7 +14,7 @@ from cirrus.config import ModelConfig
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.base import Array, SgdEstimator, SgdParams
 from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.intake import NumberTarget, TrainingData, Wanted
+from cirrus.frontend.intake import NumberTarget, TrainingData, Wanted, refuse_path
 from cirrus.frontend.planning import Validation
 from cirrus.frontend.ratings import (
     ITEMS,
@@ -64,6 +64,7 @@ class MatrixFactorization(SgdEstimator):
     """
 
     vocabulary_names = (USERS, ITEMS)
+    loader = "load_ratings"
     _defaults: ClassVar[SgdParams] = {
         "optimizer": "adagrad",
         "learning_rate": 0.1,
@@ -280,6 +281,8 @@ class MatrixFactorization(SgdEstimator):
             items: Ids of shape (n,).
         """
         check_is_fitted(self)
+        if items is None:
+            refuse_path("users", users, self.loader)
         if isinstance(users, Dataset):
             if items is not None:
                 raise ConfigError("items", "must be None: a Dataset has its own")

@@ -51,6 +51,7 @@ class LatentDirichletAllocation(TransformerMixin, Estimator):  # type: ignore[mi
         ['church', 'catholic', 'bishops', 'religious', 'pope']
     """
 
+    loader = "load_bag_of_words"
     _defaults: ClassVar[SgdParams] = {"batch_size": 128}
 
     components_: Array
