@@ -193,10 +193,12 @@ TRAINED: dict[str, Any] = {
 }
 #: These say what is done around the training; each with the test that it acts.
 AROUND = {
-    "model": "test_train_describe_predict",
-    "validation": "test_datasets_are_loaded_once_and_described",
-    "validation_split": "test_errors_are_one_line_and_exit_code_one",
-    "home": "test_a_run_whose_terminal_died_is_attached_and_finished",
+    "model": "test_cli.test_train_describe_predict",
+    "validation": "test_cli.test_datasets_are_loaded_once_and_described",
+    "validation_split": "test_cli.test_errors_are_one_line_and_exit_code_one",
+    "home": "test_cli.test_a_run_whose_terminal_died_is_attached_and_finished",
+    "backend": "test_ray.test_the_command_line_trains_on_ray",
+    "ray_address": "test_ray.test_the_command_line_trains_on_ray",
 }
 
 
@@ -212,6 +214,6 @@ def test_an_option_of_training_reaches_the_estimator(option: str) -> None:
 def test_every_option_of_training_is_in_a_table() -> None:
     """A new one has to be put into one of them."""
     assert {field.name for field in dataclasses.fields(TrainOptions)} == TRAINED.keys() | AROUND.keys()
-    module = importlib.import_module("test_cli")
-    for name in AROUND.values():
-        assert callable(getattr(module, name))
+    for place in AROUND.values():
+        module, _, name = place.partition(".")
+        assert callable(getattr(importlib.import_module(module), name))
