@@ -121,11 +121,16 @@ def small_cluster(cpus: int = NODE_CPUS) -> Iterator[SmallCluster]:
 
 
 def leftovers(folder: str) -> list[psutil.Process]:
-    """Return the processes of the cluster whose files are in a folder."""
+    """Return the processes of the cluster whose files are in a folder.
+
+    What other tests start while the cluster is there inherits its environment, and is none of it.
+    """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAY_TMPDIR") == folder and process.pid != os.getpid():
+            words = process.cmdline()
+            of_ray = any(word.startswith("ray::") or "/ray/" in word for word in words)
+            if of_ray and process.environ().get("RAY_TMPDIR") == folder and process.pid != os.getpid():
                 found.append(process)
     return found
 

@@ -127,7 +127,7 @@ def test_an_interrupted_search_is_resumed_or_killed(home, svmlight):
         (["--range", "l1=0:1"], "--draws"),
         (["--range", "l1=1:0", "--draws", "2"], "NAME=LOW:HIGH"),
         (["--grid", "l1=0", "--set", "epochs=3"], "option of its own"),
-        (["--grid", "l1=0", "--set", "depth=3"], "no parameter depth"),
+        (["--grid", "l1=0", "--set", "depth=3"], "no parameter 'depth'"),
         (["--grid", "l1=0", "--validation-split", "0"], "validation-split"),
         (["--grid", "l1=0", "--scoring", "magic"], "scoring"),
         (["--grid", "l1=0", "--name", "../up"], "search_id"),

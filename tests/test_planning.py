@@ -196,7 +196,9 @@ def test_wrong_combinations_are_named(manifest, params, field):
 def test_resuming_keeps_the_schedule_of_the_checkpoint(manifest):
     """A resumed run takes leases and batch size from the checkpoint, whatever the number of workers."""
     leases = (LeaseRange(chunk=0, first_block=0, n_blocks=3, n_rows=3000, n_steps=43),)
-    schedule = Schedule(fingerprint=manifest.fingerprint, batch_size=70, leases=leases, mode="sgd")
+    schedule = Schedule(
+        fingerprint=manifest.fingerprint, batch_size=70, leases=leases, mode="sgd", model=MODEL
+    )
     config = plan(manifest, start=Start(url="memory://old", schedule=schedule), n_workers=8)
     assert (config.leases, config.batch_size) == (leases, 70)
     assert (config.resume_url, config.resume_ledger) == ("memory://old", True)
@@ -204,10 +206,10 @@ def test_resuming_keeps_the_schedule_of_the_checkpoint(manifest):
 
 def test_resuming_with_other_data_or_batch_size_is_refused(manifest):
     """A checkpoint fits the data and the batch size that it was cut with, and no others."""
-    schedule = Schedule(fingerprint="other", batch_size=64, leases=(), mode="sgd")
+    schedule = Schedule(fingerprint="other", batch_size=64, leases=(), mode="sgd", model=MODEL)
     with pytest.raises(ConfigError, match="other data"):
         plan(manifest, start=Start(url="memory://old", schedule=schedule))
-    schedule = Schedule(fingerprint=manifest.fingerprint, batch_size=64, leases=(), mode="sgd")
+    schedule = Schedule(fingerprint=manifest.fingerprint, batch_size=64, leases=(), mode="sgd", model=MODEL)
     with pytest.raises(ConfigError, match="batch_size=64"):
         plan(manifest, start=Start(url="memory://old", schedule=schedule), batch_size=65)
     with pytest.raises(ConfigError, match="mode='sgd'"):

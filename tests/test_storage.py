@@ -244,10 +244,10 @@ def test_unfinished_writes_are_no_objects(tmp_path: Path) -> None:
 
 
 def test_a_file_in_the_way_is_a_storage_error(tmp_path: Path) -> None:
-    """The operating system's refusals become StorageErrors with the path."""
+    """The operating system's refusals become StorageErrors that name what is in the way."""
     store = open_store(tmp_path)
     store.put("a", b"")
-    with pytest.raises(StorageError, match="a/b"):
+    with pytest.raises(StorageError, match="/a: is a file, where a folder is needed"):
         store.put("a/b", b"")
     with pytest.raises(NotFoundError):
         store.get("a/b")
