@@ -18,7 +18,7 @@ from stand_ins import eventually, processes
 import cirrus
 from cirrus import Dataset
 from cirrus.client_backend.processes import child_environment
-from cirrus.client_backend.ray.sizes import Need, Node, RunNeeds, run_needs, workers_with_room
+from cirrus.client_backend.ray.sizes import Need, Node, RunNeeds, run_needs, shard_home, workers_with_room
 from cirrus.client_backend.runs import Run, new_run_id, open_run
 from cirrus.errors import ConfigError, RunError
 from cirrus.metrics import RunState
@@ -60,6 +60,24 @@ def needs(n_workers: int, cpus: float = 1.0, n_shards: int = 1) -> RunNeeds:
 def test_room_is_counted_node_by_node(nodes: list[Node], wanted: RunNeeds, room: int) -> None:
     """A worker fits on one node or not at all, by CPUs and by memory, beside the shards."""
     assert workers_with_room(wanted, nodes) == room
+
+
+def test_shards_have_different_nodes() -> None:
+    """Each shard has a node of its own as long as there are some with room for it; runs differ in theirs."""
+    nodes = [node(2, name="a"), node(2, name="b"), node(0.25, name="small"), node(4, name="c")]
+    first = set()
+    for run in ("r1", "r2", "r3", "r4", "r5"):
+        homes: list[str] = []
+        for _ in range(4):
+            home = shard_home(run, needs(1), nodes, homes)
+            assert home is not None
+            homes.append(home)
+        assert sorted(homes[:3]) == ["a", "b", "c"]
+        assert homes[3] == homes[0]
+        first.add(homes[0])
+    assert len(first) > 1
+    assert shard_home("r1", needs(1), [node(2, name="a"), node(2, name="b")], ["b", "lost"]) == "a"
+    assert shard_home("r1", needs(1), [node(0.25)], []) is None
 
 
 def test_workers_share_a_small_cluster(small: Dataset) -> None:

@@ -23,7 +23,7 @@ from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.ray.cluster import NAMESPACE, living_nodes, ray_errors
 from cirrus.client_backend.ray.shards import Report, ShardActor
-from cirrus.client_backend.ray.sizes import Node, RunNeeds, describe, workers_with_room
+from cirrus.client_backend.ray.sizes import Node, RunNeeds, describe, shard_home, workers_with_room
 from cirrus.client_backend.ray.waiting import Waiter
 from cirrus.client_backend.ray.workers import work
 from cirrus.client_backend.status_cache import StatusCache
@@ -45,6 +45,8 @@ KNOCK_SECONDS = 1.0
 #: A node that has not answered so often in a row is lost.
 LOST_AFTER_PROBES = 4
 POLL_SECONDS = 0.5
+#: What Ray labels each node with.
+NODE_LABEL = "ray.io/node-id"
 #: A worker that has not come to work after so long is told of.
 SCARCE_SECONDS = 15.0
 #: The client's many threads share a status that is this old at most.
@@ -66,8 +68,10 @@ class Plan:
 class _ShardPlace:
     """Where a shard is."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, home: str | None) -> None:
         self.actor = actor
+        self.home = home
+        """The id of the node that it is to be on, then of the one that it is on."""
         self.node: Node | None = None
         self.missed = 0
 
@@ -156,10 +160,9 @@ class RayLauncher(Launcher):
         with self._lock:
             if self._closed.is_set():
                 raise AttemptError("the run is being ended")
-            where: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
-            if self._lost_nodes:
-                # Ray itself does not know yet that they are lost.
-                where = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(self._lost_nodes))})"}}
+            nodes = [node for node in living_nodes() if node.node_id not in self._lost_nodes]
+            others = [place.home for k, place in self._places.items() if k != shard and place.home]
+            home = shard_home(self._plan.run_id, self._plan.needs, nodes, others)
             actor = (
                 ray.remote(ShardActor)
                 .options(
@@ -171,12 +174,24 @@ class RayLauncher(Launcher):
                     max_concurrency=ACTOR_THREADS,
                     runtime_env=self._plan.environment,
                     **needs.to_options(),
-                    **where,
+                    **self._where(home),
                 )
                 .remote(self._run_url, shard)
             )
-            place = self._places[shard] = _ShardPlace(actor)
+            place = self._places[shard] = _ShardPlace(actor, home)
         return place
+
+    def _where(self, home: str | None) -> dict[str, Any]:
+        """Return the options that put a shard on its node, or where that is full or lost on another.
+
+        Ray's own ``SPREAD`` does not see to it that actors differ in their nodes: each raylet has its count.
+        """
+        # Ray itself does not know yet that they are lost.
+        lost = {NODE_LABEL: f"!in({','.join(sorted(self._lost_nodes))})"} if self._lost_nodes else {}
+        elsewhere: dict[str, Any] = {"label_selector": lost}
+        if home is None:
+            return elsewhere
+        return {"label_selector": {NODE_LABEL: home}, "fallback_strategy": [elsewhere]}
 
     def _await_place(self, shard: int, place: _ShardPlace) -> None:
         """Wait until Ray has started the actor."""
@@ -185,7 +200,7 @@ class RayLauncher(Launcher):
             self._phase = f"waiting until Ray starts shard {shard} ({self._plan.needs.shard})"
             if self._closed.is_set():
                 raise AttemptError("the run is being ended")
-        node_id = ray.get(ref)
+        place.home = node_id = str(ray.get(ref))
         place.node = next((node for node in living_nodes() if node.node_id == node_id), None)
         self._phase = f"starting shard {shard}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,33 @@ def run_needs(
         worker_cpus = min(1.0, max(share, LEAST_WORKER_CPUS))
     worker = Need(cpus=worker_cpus, memory_mb=config.worker_memory_mb)
     return RunNeeds(n_shards=config.n_shards, n_workers=config.n_workers, shard=shard, worker=worker)
+
+
+def shard_home(run_id: str, needs: RunNeeds, nodes: Sequence[Node], taken: Sequence[str]) -> str | None:
+    """Return the node that a shard is best on: one with the fewest other shards of its run.
+
+    Of equals the first by a hash of run and node (rendezvous hashing: Thaler and Ravishankar, 1998) is taken,
+    so that the shards of several runs do not all begin at the same node.
+
+    Args:
+        run_id: The run.
+        needs: What its shards declare.
+        nodes: The cluster.
+        taken: The nodes of the run's other shards, one for each.
+
+    Returns:
+        The node's id; None: no node is large enough.
+    """
+
+    def cost(node_id: str) -> tuple[int, bytes]:
+        return taken.count(node_id), hashlib.sha256(f"{run_id}/{node_id}".encode()).digest()
+
+    fitting = [
+        node.node_id
+        for node in nodes
+        if node.cpus + 1e-9 >= needs.shard.cpus and node.memory_bytes >= needs.shard.memory_mb * BYTES_PER_MB
+    ]
+    return min(fitting, key=cost, default=None)
 
 
 def workers_with_room(needs: RunNeeds, nodes: Sequence[Node]) -> int:
