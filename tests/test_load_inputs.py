@@ -19,8 +19,10 @@ import scipy.sparse
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cirrus.client_backend.csv_format import CsvRequest
 from cirrus.client_backend.load_tasks import LoadSizes
-from cirrus.client_backend.loader import LoadOptions, load_words_files
+from cirrus.client_backend.loader import LoadOptions, load_csv_file, load_words_files
+from cirrus.client_backend.segments import MAX_LINE_BYTES
 from cirrus.errors import ConflictError, DataError
 from cirrus.frontend.datasets import Dataset, load_arrays, load_csv, load_svmlight
 from cirrus.frontend.loading import load_bag_of_words, load_ratings, load_vw
@@ -58,6 +60,31 @@ def test_lz4_files_load_as_plain_ones(tmp_path: Path, kind: str) -> None:
     plain = LOADERS[kind](tmp_path / "plain", str(tmp_path / "a"))
     packed = LOADERS[kind](tmp_path / "packed", str(tmp_path / "b"))
     assert packed.manifest.fingerprint == plain.manifest.fingerprint
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_line_ends_between_quotation_marks_far_down(tmp_path: Path, n_processes: int) -> None:
+    """Workers read plain files themselves, which may cut quoted cells: then they are read as packed ones are."""
+    text = b"1,2.5,red\n" * 10_000 + b'0,3,"dark\nblue"\n' * 1000
+    (tmp_path / "plain").write_bytes(text)
+    (tmp_path / "packed").write_bytes(lz4.frame.compress(text))
+    sizes = LoadSizes(segment_bytes=5000)
+    options = LoadOptions(sizes=sizes, shuffle=False, n_processes=n_processes)
+    request = CsvRequest(label=0, numeric=(1,), categorical=(2,))
+    made = []
+    for name in ("plain", "packed"):
+        store = open_store(str(tmp_path / f"of {name}"))
+        made.append(load_csv_file(str(tmp_path / name), store, request=request, options=options))
+    assert [manifest.n_rows for manifest in made] == [11_000, 11_000]
+    assert made[0].fingerprint == made[1].fingerprint
+
+
+def test_a_line_without_end_is_named(tmp_path: Path) -> None:
+    """Also where no process has read the lines before it."""
+    path = tmp_path / "long.svm"
+    path.write_bytes(b"1 1:1\n" * 3 + b"1 " + b" " * (MAX_LINE_BYTES + 10**6))
+    with pytest.raises(DataError, match=r"long\.svm:4: a line does not end within"):
+        load_svmlight(path, tmp_path / "ds")
 
 
 def test_damaged_lz4_files(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from cirrus.chunks import (
@@ -54,6 +53,8 @@ def store_arrays(
         DataError: The shapes do not fit, or there are values that are not finite.
         ConflictError: Another dataset was stored there meanwhile.
     """
+    from scipy.sparse import csr_array  # which takes longer to import than all else that loading files needs
+
     replaces = find_replaced(store)
     rows = _as_rows(X)
     n_rows, n_features = rows.shape
@@ -65,7 +66,7 @@ def store_arrays(
     try:
         for first in range(0, n_rows, BLOCK_ROWS):
             chosen = order[first : first + BLOCK_ROWS]
-            part = scipy.sparse.csr_array(rows[chosen])
+            part = csr_array(rows[chosen])
             writer.add(
                 Block.from_csr(
                     part.indptr,
@@ -103,7 +104,9 @@ def _progress(rows: Any, n_done: int) -> LoadProgress:
 
 def _as_rows(X: Any) -> Any:
     """Return X as an array or CSR matrix of two dimensions."""
-    rows = scipy.sparse.csr_array(X) if scipy.sparse.issparse(X) else np.asarray(X)
+    from scipy.sparse import csr_array, issparse
+
+    rows = csr_array(X) if issparse(X) else np.asarray(X)
     if rows.ndim != 2:
         raise DataError(f"X: must have two dimensions, got shape {rows.shape}")
     if rows.dtype.kind not in "biuf":

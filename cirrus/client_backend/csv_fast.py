@@ -23,6 +23,7 @@ from cirrus.client_backend.csv_rows import (
 )
 from cirrus.client_backend.field_rows import NO_FEATURE, FieldRows
 from cirrus.client_backend.rows import ParsedRows, SegmentFacts
+from cirrus.client_backend.segments import count_lines
 
 
 class FastCsvParser:
@@ -66,7 +67,7 @@ class FastCsvParser:
         """Return the rows, or None if this is nothing for the kernels."""
         if b'"' in data or not data.isascii():
             return None
-        n_lines = data.count(b"\n") + 1
+        n_lines = count_lines(data) + 1
         n_numeric = self._fields.n_numeric
         columns = np.empty((n_lines, self._fields.columns.size), np.uint32)
         values = np.empty((n_lines, n_numeric), np.float32)

@@ -52,10 +52,11 @@ from cirrus.client_backend.pieces import (
 )
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.rows import ParsedRows, SegmentFacts, blocks_of_rows, split_rows
+from cirrus.client_backend.segments import InputFile, count_lines, read_range
 from cirrus.client_backend.vw_format import VwFormat
 from cirrus.client_backend.words import WordsFormat
 from cirrus.config import from_plain, parse_json
-from cirrus.errors import CirrusError, CorruptDataError, DataError, RunError
+from cirrus.errors import CirrusError, CorruptDataError, RunError
 from cirrus.storage import open_store
 
 PIECES, PARSED, FILES, NAMES, NUMBERED, BUCKETS = (
@@ -135,8 +136,9 @@ class Location:
     """Where the text of a segment lies, for workers that read it themselves."""
 
     url: str
-    """Of a store."""
+    """Of a store; empty: this machine."""
     key: str
+    """Its key, or the path of a file of this machine."""
     begin: int
     n_bytes: int
     is_packed: bool = False
@@ -266,7 +268,8 @@ class LoadWorker:
         """
         segment = task.segment
         if task.location is not None:
-            segment = dataclasses.replace(segment, data=self._read_text(task.location))
+            name = self._plan.files[segment.file]
+            segment = dataclasses.replace(segment, data=self._read_text(task.location, name))
             if self._format.quoted and segment.data.count(b'"') % 2:
                 return _scattered(task, segment, SegmentFacts(n_rows=0), is_cut=True)
         rows, facts, names = self._reader.read(segment)
@@ -280,23 +283,25 @@ class LoadWorker:
             self._folder.put(key, json.dumps(dataclasses.asdict(result)).encode())
         return result
 
-    def _read_text(self, location: Location) -> bytes:
+    def _read_text(self, location: Location, name: str) -> bytes:
         """Return the text of a segment.
 
+        Args:
+            location: Where it is.
+            name: What to call the file in an error message.
+
         Raises:
-            DataError: The object became shorter.
+            DataError: The file became shorter.
             StorageError: It cannot be read.
         """
         store = self._sources.get(location.url)
-        if store is None:
+        if store is None and location.url:
             store = self._sources[location.url] = open_store(location.url)
         if location.is_packed:
+            assert store is not None
             return bytes(lz4.frame.decompress(store.get(location.key)))
-        try:
-            return store.get_range(location.key, location.begin, location.n_bytes)
-        except CorruptDataError as error:
-            name = f"{location.url}/{location.key}"
-            raise DataError(f"{name}: became shorter while it was read: load it again") from error
+        file = InputFile(location.key, name, n_bytes=0, store=store)
+        return read_range(file, location.begin, location.n_bytes)
 
     def _groups(self, rows: ParsedRows, segment: Segment) -> tuple[Iterable[tuple[int, ParsedRows]], int]:
         n_buckets = self._plan.n_buckets
@@ -388,7 +393,7 @@ def _scattered(
         number=segment.number,
         bucket=task.bucket,
         first_line=segment.first_line,
-        n_lines=segment.data.count(b"\n"),
+        n_lines=count_lines(segment.data),
         start=task.start,
         n_bytes=len(segment.data),
         file_position=task.file_position,

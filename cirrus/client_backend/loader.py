@@ -55,7 +55,14 @@ from cirrus.client_backend.located import first_line_of, locate_segments, true_l
 from cirrus.client_backend.parquet import BATCH_ROWS, find_parquet_format, fit_parquet_format
 from cirrus.client_backend.pieces import REQUESTS_AT_ONCE, get_all, read_names
 from cirrus.client_backend.ratings import RatingsFormat
-from cirrus.client_backend.segments import InputFile, Place, Segment, is_compressed, read_segments
+from cirrus.client_backend.segments import (
+    InputFile,
+    Place,
+    Segment,
+    is_compressed,
+    read_range,
+    read_segments,
+)
 from cirrus.client_backend.vw_format import VwFormat
 from cirrus.client_backend.words import find_words_format, read_words
 from cirrus.errors import ConfigError, DataError
@@ -73,6 +80,8 @@ PAIRED_RATIO = 8
 MAX_PIECE_REQUESTS = 20_000
 #: How much of a file is looked at for its header.
 HEADER_BYTES = 2**16
+#: How much of a file is looked at for what its columns hold.
+SAMPLE_BYTES = 2**20
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +201,7 @@ def load_csv_file(path: str, store: ObjectStore, *, request: CsvRequest, options
     """
     with open_inputs(path) as inputs:
         first = inputs.files[0]
-        how = CsvLoad(csv=request.resolve(first.name, first_lines(first, quoted=True)))
+        how = CsvLoad(csv=request.resolve(first.name, first_lines(first, quoted=True, n_bytes=SAMPLE_BYTES)))
         return load_inputs(inputs, store, how, options)
 
 
@@ -224,7 +233,9 @@ def load_csv_file_like(
     names = (label_names or ()) if with_labels else ()
     with open_inputs(path) as inputs:
         first = inputs.files[0]
-        found = csv.fit_to(first.name, first_lines(first, quoted=True), with_labels=with_labels)
+        found = csv.fit_to(
+            first.name, first_lines(first, quoted=True, n_bytes=HEADER_BYTES), with_labels=with_labels
+        )
         return load_inputs(inputs, store, CsvLoad(csv=found, label_names=names), options)
 
 
@@ -349,7 +360,7 @@ def load_parquet_files_like(
         return load_inputs(inputs, store, how, options, source=source.segments)
 
 
-def first_lines(file: InputFile, *, quoted: bool, n_bytes: int = LoadSizes.segment_bytes) -> bytes:
+def first_lines(file: InputFile, *, quoted: bool, n_bytes: int) -> bytes:
     """Return the beginning of a file, in whole lines."""
     for segment in read_segments(file, quoted=quoted, segment_bytes=n_bytes):
         return segment.data
@@ -387,9 +398,9 @@ def load_inputs(
     replaces = find_replaced(store)
     name = secrets.token_hex(16) if options.is_remote else None
     packed = _are_packed(inputs, is_table=source is not None)
-    # Text that workers read themselves: objects of which any lines can be taken.
+    # Text that workers read themselves, if any lines of it can be taken.
     is_text = source is None and how.cut is None and not any(packed)
-    is_located = may_locate and options.is_remote and is_text and all(file.store for file in inputs.files)
+    is_located = may_locate and is_text and _workers_see(inputs, options, quoted=how.quoted)
     if inputs.is_repeatable and not isinstance(store, MemoryStore):
         name = load_identity(
             {
@@ -565,9 +576,8 @@ class _Load:
         self._n_segments[file] = end
 
     def _located_tasks(self, file: int, start: Place) -> Iterator[ScatterTask]:
-        """Yield the segments of an object that workers read themselves."""
+        """Yield the segments of a file that workers read themselves."""
         source = self._inputs.files[file]
-        assert source.store is not None
         csv = self._format_of(file)
         end = start.number
         for found in locate_segments(source, self._sizes.segment_bytes, start):
@@ -579,7 +589,10 @@ class _Load:
                     file=file, number=found.number, first_line=first_line_of(found.number), data=b"", csv=csv
                 ),
                 location=Location(
-                    url=source.store.url, key=source.path, begin=found.begin, n_bytes=found.n_bytes
+                    url="" if source.store is None else source.store.url,
+                    key=source.path,
+                    begin=found.begin,
+                    n_bytes=found.n_bytes,
                 ),
                 bucket=max(self._text_before[file] + found.file_position - 1, 0)
                 // self._sizes.bucket_text_bytes,
@@ -745,6 +758,17 @@ class _Load:
         )
         self._report(self._inputs.n_bytes)
         return manifest
+
+
+def _workers_see(inputs: Inputs, options: LoadOptions, *, quoted: bool) -> bool:
+    """Return whether workers should read the files themselves: then no text goes through this process."""
+    if options.is_remote:
+        return all(file.store for file in inputs.files)
+    if not inputs.is_repeatable or any(file.store for file in inputs.files):
+        return False
+    # Quotation marks may have line ends between them, which is found out late, and then all is done again.
+    heads = (read_range(file, 0, min(file.n_bytes, HEADER_BYTES)) for file in inputs.files)
+    return not quoted or not any(b'"' in head for head in heads)
 
 
 def _are_packed(inputs: Inputs, *, is_table: bool) -> list[bool]:

@@ -1,4 +1,4 @@
-"""Cutting an object into segments without reading it: for loads whose workers read the text themselves.
+"""Cutting a file into segments without reading it: for loads whose workers read the text themselves.
 
 Only the end of each segment is looked at, where its last line ends. How many lines come before is not known
 then; until it is, lines are numbered from a place of their own in each segment (:func:`first_line_of`).
@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cirrus.client_backend.segments import BYTE_ORDER_MARK, MAX_LINE_BYTES, InputFile, Place
-from cirrus.errors import CorruptDataError, DataError
-from cirrus.storage import ObjectStore
+from cirrus.client_backend.segments import BYTE_ORDER_MARK, MAX_LINE_BYTES, InputFile, Place, read_range
+from cirrus.errors import DataError
 
 #: More lines than a segment can have.
 LINES_PER_SEGMENT = 2**40
@@ -23,16 +22,16 @@ _LINE = re.compile(r":(\d{13,}):")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocatedSegment:
-    """Some whole lines of an object."""
+    """Some whole lines of a file or object."""
 
     number: int
     begin: int
-    """Where they begin in the object."""
+    """Where they begin in it."""
     n_bytes: int
     start: int
     """Bytes of text before them."""
     file_position: int
-    """Where reading would stop that reads the object from its beginning in whole segments."""
+    """Where reading would stop that reads it from its beginning in whole segments."""
 
 
 def first_line_of(segment: int) -> int:
@@ -66,60 +65,52 @@ def with_true_line(text: str, name: str, lines_before: Callable[[int], int]) -> 
 
 
 def locate_segments(file: InputFile, segment_bytes: int, start: Place) -> Iterator[LocatedSegment]:
-    """Yield the segments of an object as :func:`~cirrus.client_backend.segments.read_segments` cuts it.
+    """Yield the segments of a file as :func:`~cirrus.client_backend.segments.read_segments` cuts it.
 
     Args:
-        file: In a store, and not compressed.
+        file: Not compressed.
         segment_bytes: Size wanted.
         start: Where to begin.
 
     Raises:
-        DataError: A line does not end, or the object became shorter.
+        DataError: A line does not end, or the file became shorter.
         StorageError: It cannot be read.
     """
-    assert file.store is not None
     mark = len(BYTE_ORDER_MARK)
-    skipped = mark if _range(file, file.store, 0, min(mark, file.n_bytes)) == BYTE_ORDER_MARK else 0
+    skipped = mark if read_range(file, 0, min(mark, file.n_bytes)) == BYTE_ORDER_MARK else 0
     number, begin = start.number, skipped + start.position
     while begin < file.n_bytes:
-        end, position = _end_of_segment(file, file.store, begin, segment_bytes)
+        end, position = _end_of_segment(file, number, begin, segment_bytes)
         yield LocatedSegment(
             number=number, begin=begin, n_bytes=end - begin, start=begin - skipped, file_position=position
         )
         number, begin = number + 1, end
 
 
-def _end_of_segment(file: InputFile, store: ObjectStore, begin: int, segment_bytes: int) -> tuple[int, int]:
-    """Return where the last line ends, and up to where the object would be read to know."""
+def _end_of_segment(file: InputFile, number: int, begin: int, segment_bytes: int) -> tuple[int, int]:
+    """Return where the last line ends, and up to where the file would be read to know."""
     position = begin
     while True:
         low, position = position, min(position + segment_bytes, file.n_bytes)
-        if position == file.n_bytes:  # what is left, with or without a line end
-            last = _last_line_end(file, store, low, position)
-            return (position if last is None else last), position
-        last = _last_line_end(file, store, low, position)
+        last = _last_line_end(file, low, position)
         if last is not None:
             return last, position
         if position - begin > MAX_LINE_BYTES:
             raise DataError(
-                f"{file.name}: a line at byte {begin} does not end within {MAX_LINE_BYTES} bytes: correct it"
+                f"{file.name}:{first_line_of(number)}: a line does not end within {MAX_LINE_BYTES} bytes: "
+                "correct it"
             )
+        if position == file.n_bytes:  # what is left, without a line end
+            return position, position
 
 
-def _last_line_end(file: InputFile, store: ObjectStore, low: int, high: int) -> int | None:
+def _last_line_end(file: InputFile, low: int, high: int) -> int | None:
     """Return the place behind the last line end in a range, or None where there is none."""
     size = TAIL_BYTES
     while high > low:
         first = max(low, high - size)
-        found = _range(file, store, first, high - first).rfind(b"\n")
+        found = read_range(file, first, high - first).rfind(b"\n")
         if found >= 0:
             return first + found + 1
         high, size = first, 2 * size
     return None
-
-
-def _range(file: InputFile, store: ObjectStore, begin: int, n_bytes: int) -> bytes:
-    try:
-        return store.get_range(file.path, begin, n_bytes)
-    except CorruptDataError as error:
-        raise DataError(f"{file.name}: became shorter while it was read: load it again") from error

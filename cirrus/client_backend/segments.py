@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, cast
 
 import lz4.frame
+import numpy as np
 
 from cirrus.errors import CorruptDataError, DataError, NotFoundError, StorageError
 from cirrus.storage import ObjectStore
@@ -31,6 +32,7 @@ MAX_LINE_BYTES = 64 * 2**20
 OBJECT_READ_BYTES = 8 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
+_NEWLINE = ord("\n")
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
 #: Also names and positions in a zip archive are numbers and text that may be wrong.
 _DAMAGES = (
@@ -64,7 +66,7 @@ class Segment:
         """Where the next segment begins."""
         return Place(
             number=self.number + 1,
-            line=self.first_line + self.data.count(b"\n"),
+            line=self.first_line + count_lines(self.data),
             position=self.start + len(self.data),
         )
 
@@ -96,6 +98,11 @@ class InputFile:
     """Another one when the file was written again."""
     store: ObjectStore | None = None
     """None: a file of this machine."""
+
+
+def count_lines(data: bytes) -> int:
+    """Return the number of line ends; where lines are short ``bytes.count`` takes four times as long."""
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == _NEWLINE))
 
 
 def file_size(path: str, name: str) -> int:
@@ -206,6 +213,36 @@ def open_file(file: InputFile, buffer_bytes: int = OBJECT_READ_BYTES) -> IO[byte
         raise StorageError(f"{file.name}: {error.strerror}") from error
 
 
+def read_range(file: InputFile, begin: int, n_bytes: int) -> bytes:
+    """Return a range of a file or object, as it is.
+
+    Args:
+        file: The file.
+        begin: Where it begins.
+        n_bytes: Its length.
+
+    Raises:
+        NotFoundError: There is no such file.
+        DataError: The file ends before.
+        StorageError: It cannot be read.
+    """
+    if file.store is None:
+        with open_file(file) as stream, _reading_errors(file.name, 1):
+            stream.seek(begin)
+            data = stream.read(n_bytes)
+        if len(data) == n_bytes:
+            return data
+        raise _shortened(file)
+    try:
+        return file.store.get_range(file.path, begin, n_bytes)
+    except CorruptDataError as error:
+        raise _shortened(file) from error
+
+
+def _shortened(file: InputFile) -> DataError:
+    return DataError(f"{file.name}: became shorter while it was read: load it again")
+
+
 class _ObjectReader(io.RawIOBase):
     """An object in a store as a file; each read is a request."""
 
@@ -229,14 +266,10 @@ class _ObjectReader(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         file = self._file
-        assert file.store is not None
         view = memoryview(buffer).cast("B")
         length = max(0, min(len(view), file.n_bytes - self._position))
         if length:
-            try:
-                view[:length] = file.store.get_range(file.path, self._position, length)
-            except CorruptDataError as error:
-                raise DataError(f"{file.name}: became shorter while it was read: load it again") from error
+            view[:length] = read_range(file, self._position, length)
         self._position += length
         return length
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cirrus.client_backend.loops import compiled, text_of
 from cirrus.client_backend.rows import MAX_INDEX, Rows, SegmentFacts
+from cirrus.client_backend.segments import count_lines
 from cirrus.client_backend.words import HEADER_LINES, OUT_OF_ORDER, SHOWN_CHARACTERS
 from cirrus.errors import DataError
 
@@ -49,7 +50,7 @@ class WordsParser:
         """See :class:`Parser`."""
         text = text_of(data)
         limit = MAX_INDEX if self._n_words is None else self._n_words - 1
-        n_lines = data.count(b"\n") + 1
+        n_lines = count_lines(data) + 1
         lengths = np.empty(n_lines, np.uint32)
         documents = np.zeros(2, np.int64)
         if self._n_documents is None:

@@ -7,10 +7,9 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from cirrus.chunks import (
@@ -43,6 +42,9 @@ from cirrus.frontend.load_progress import LoadListener, listening_to_load
 from cirrus.frontend.mapping import ChunkOperations
 from cirrus.frontend.scratch import Scratch, memory_scratch_url
 from cirrus.storage import ObjectStore, open_store
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class Dataset(ChunkOperations):
@@ -122,11 +124,13 @@ class Dataset(ChunkOperations):
         """
         return iterate_blocks(open_store(self.url), self.manifest)
 
-    def to_csr(self) -> tuple[scipy.sparse.csr_array, NDArray[np.float32], NDArray[np.float32] | None]:
+    def to_csr(self) -> tuple[csr_array, NDArray[np.float32], NDArray[np.float32] | None]:
         """Return all rows in memory: (X, y, sample weights or None), for small data.
 
         ``y`` holds numbers; where labels were text, ``manifest.label_names`` has the text of label 0, 1, ...
         """
+        from scipy.sparse import csr_array
+
         indptr, indices, values, labels, weights = [np.zeros(1, np.int64)], [], [], [], []
         n_entries = 0
         for block in self.blocks():
@@ -139,7 +143,7 @@ class Dataset(ChunkOperations):
             weights.append(np.ones(block.n_rows, np.float32) if block.weights is None else block.weights)
         # 32 bits where they do: many of scikit-learn's solvers take no other indices.
         kind = np.int32 if max(n_entries, self.n_features) < 2**31 else np.int64
-        X = scipy.sparse.csr_array(
+        X = csr_array(
             (
                 np.concatenate(values),
                 np.concatenate(indices).astype(kind),
