@@ -37,6 +37,7 @@ from cirrus.client_backend.load_tasks import (
 from cirrus.client_backend.processes import child_environment
 from cirrus.config import from_plain
 from cirrus.errors import CirrusError, RunError
+from cirrus.paramserver.numba_start import hide_scipy
 from cirrus.storage import open_store
 
 #: So many times a process that died is replaced, and what it worked on is done again.
@@ -198,18 +199,8 @@ def _widen(pipe: IO[bytes]) -> None:
             fcntl.fcntl(pipe, set_size, PIPE_BYTES)
 
 
-def _hide_scipy() -> None:
-    """Have numba start in two thirds of its time: it looks for BLAS in scipy, and for cffi, before it runs.
-
-    No kernel of a load needs either, and nothing but kernels of loads is run in this process.
-    """
-    for name in ("scipy", "scipy.linalg.cython_blas", "cffi"):
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type] # as Python defines it: there is none
-
-
 def main() -> None:
     """Serve one parent until it says end, or is gone."""
-    _hide_scipy()
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     first = _receive(stdin)
     if first is None:
@@ -242,6 +233,7 @@ def _clean_up(plan: LoadPlan) -> None:
 
 
 if __name__ == "__main__":
+    hide_scipy()
     main()
     # All is written: to take down the numeric libraries would only let the parent wait.
     os._exit(0)

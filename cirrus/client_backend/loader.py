@@ -2,10 +2,10 @@
 
 The parent finds segments of the files, of several files at a time, and hands each to a worker
 (:mod:`~cirrus.client_backend.load_tasks`), which reads it unless the parent had to, parses it and groups its
-rows by buckets; when all are read, the workers store the buckets as chunks; then the parent writes the manifest. What was done by then is
-kept in a folder beside the dataset (:mod:`~cirrus.client_backend.load_job`): a load that was interrupted
-goes on with it, one that was refused leaves nothing behind. A dataset that was there stays as it was until
-the manifest is replaced.
+rows by buckets; when all are read, the workers store the buckets as chunks; then the parent writes the
+manifest. What was done by then is kept in a folder beside the dataset
+(:mod:`~cirrus.client_backend.load_job`): a load that was interrupted goes on with it, one that was refused
+leaves nothing behind. A dataset that was there stays as it was until the manifest is replaced.
 """
 
 from __future__ import annotations

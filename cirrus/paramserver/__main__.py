@@ -21,6 +21,7 @@ from cirrus.errors import CirrusError, SupersededError
 from cirrus.paramserver import kernels
 from cirrus.paramserver.leash import watch_leash
 from cirrus.paramserver.limits import Limits, parse_limits
+from cirrus.paramserver.numba_start import hide_scipy
 from cirrus.paramserver.orphan import outlive_client
 from cirrus.paramserver.server import Shard
 
@@ -105,6 +106,7 @@ def _await_order() -> list[str] | None:
 
 
 if __name__ == "__main__":
+    hide_scipy()
     code = main()
     sys.stdout.flush()
     # Threads that still wait on a socket must not keep the process.

@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 from cirrus.errors import CirrusError, ConfigError, RunError, SupersededError
 from cirrus.paramserver import kernels
+from cirrus.paramserver.numba_start import hide_scipy
 from cirrus.paramserver.server import Shard
 
 log = logging.getLogger(__name__)
@@ -174,6 +175,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    hide_scipy()
     code = main()
     sys.stdout.flush()
     # Threads that still wait on a socket must not keep the process.
