@@ -36,6 +36,8 @@ class Request:
     path: str
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    peer: int = 0
+    """The port at the other end: tells connections apart."""
 
 
 def json_error(code: str, status: int = 400) -> Answer:
@@ -59,7 +61,8 @@ def answering(answer: Callable[[Request], Answer]) -> Iterator[str]:
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            said = answer(Request(self.command, self.path, body, dict(self.headers)))
+            peer = int(self.client_address[1])
+            said = answer(Request(self.command, self.path, body, dict(self.headers), peer))
             if said.lost:
                 self.close_connection = True
                 return

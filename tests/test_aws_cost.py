@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from cirrus.client_backend.aws.backend import AWSBackend
 from cirrus.client_backend.aws.prices import PriceTable, read_prices
 from cirrus.client_backend.local import LocalBackend
 from cirrus.errors import ConfigError
+
+CRITEO_ROWS = 45_840_617
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +66,14 @@ def test_the_model_by_hand(table: PriceTable) -> None:
         memory_mb=1769,
         generation_seconds=240.0,
         chunk_reads=1_000_000,
+        stored_bytes=1e11,
         cross_zone_bytes=1e9,
     )
     assert found.workers == pytest.approx(100 * 3600 * 1769 / 1024 * 0.0000133334)
     assert found.invocations == pytest.approx(100 * 15 * 0.0000002)
     assert found.servers == pytest.approx(0.1248 + 16 * 0.08 / 730)
     assert found.storage_requests == pytest.approx(0.4 + 12_000 * 0.000005 + 10_000 * 0.0000004)
+    assert found.storage == pytest.approx(100 * 0.023 / 730)
     assert found.cross_zone == pytest.approx(0.02)
     assert found.total == pytest.approx(sum(dataclasses.astuple(found)))
 
@@ -107,9 +112,33 @@ def test_a_run_gets_the_backends_prices() -> None:
     prices = backend.worker_prices(1769)
     assert prices.dollars_per_second == pytest.approx(1769 / 1024 * 0.0000133334)
     assert prices.dollars_per_invocation == 0.0000002
-    modelled = backend.model_cost(seconds=3600.0, n_workers=1, n_shards=2, memory_mb=1769)
-    assert modelled.total == pytest.approx(one + 3600 * prices.dollars_per_second, rel=1e-3)
+    hour = {"seconds": 3600.0, "n_workers": 1, "n_shards": 2, "memory_mb": 1769}
+    warm = backend.model_cost(**hour, startup_seconds=0.0).total
+    assert warm == pytest.approx(one + 3600 * prices.dollars_per_second, rel=1e-3)
+    assert backend.model_cost(**hour).total - warm == pytest.approx(one * 90 / 3600)
+    more = backend.model_cost(**hour, startup_seconds=0.0, stored_bytes=1e12, cross_zone_bytes=1e10).total
+    assert more - warm == pytest.approx(1000 * 0.023 / 730 + 0.2)
     assert LocalBackend().worker_prices(1769).dollars_per_second == 0.0
+
+
+def test_the_documents_say_what_the_model_says() -> None:
+    """Each row of the table about Criteo's rows is what the model gives today, to its last digit."""
+    text = (Path(__file__).parents[1] / "docs/aws.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| \$(.+) \| \$(.+) \| \$(.+) \| \$(.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 2
+    backend = AWSBackend(make_deployment(instance_type="c8gn.large"))
+    for n_workers, seconds, *dollars in rows:
+        lasts = CRITEO_ROWS * 3 / (100_000 * int(n_workers))
+        found = backend.model_cost(
+            seconds=lasts,
+            n_workers=int(n_workers),
+            n_shards=2,
+            memory_mb=1769,
+            chunk_reads=3000,
+        )
+        functions, requests = found.workers + found.invocations, found.storage_requests
+        assert int(seconds) == round(lasts)
+        assert dollars == [f"{x:.3f}" for x in (functions, found.servers, requests, found.total)]
 
 
 def test_spot_servers_cost_what_they_cost_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import base64
+import concurrent.futures
+import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import boto3
+import psutil
 import pytest
 from aws_services import Answer, Request, answering, json_error, moto_services, use_services, xml_error
+from stand_ins import make_config
 from test_aws_deployment import make_deployment
 
 from cirrus.client_backend.aws import facade as facades
 from cirrus.client_backend.aws.backend import AWSBackend
 from cirrus.client_backend.aws.facade import OWNER, TAG_OWNER, TAG_RUN, TAG_SHARDS, AwsFacade
+from cirrus.client_backend.fleet import WorkerEvent
+from cirrus.client_backend.load_formats import SvmlightFormat
+from cirrus.client_backend.load_tasks import LoadPlan
 from cirrus.errors import (
     AccessDeniedError,
     CapacityError,
     CirrusError,
     CloudError,
+    ConfigError,
     CredentialsError,
     LostResponseError,
     MissingResourceError,
     NotReadyError,
     ThrottledError,
 )
+from cirrus.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +198,49 @@ def test_an_invocation_is_tried_once(
     assert [(request.method, request.body) for request in requests] == [("POST", b'{"a": 1}')]
 
 
+def test_connections_are_kept_for_as_many_as_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next generations of all workers find a connection each, and none makes a new one."""
+    workers, peers = 16, []
+    at_work = threading.Barrier(workers)
+
+    def answer(request: Request) -> Answer:
+        peers.append(request.peer)
+        at_work.wait(30.0)
+        return Answer(body=b"{}")
+
+    with answering(answer) as url, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        use_services(monkeypatch, url)
+        facade = make_facade(max_invocations=workers)
+        for _ in range(2):
+            for said in pool.map(lambda _: facade.invoke("worker", b"{}"), range(workers)):
+                assert not said.failed
+        facade.close()
+    assert len(peers) == 2 * workers
+    assert len(set(peers)) == workers
+
+
+def test_answers_are_awaited_beyond_the_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that works to its deadline answers after it; a facade's own limit is its read timeout."""
+
+    def answer(request: Request) -> Answer:
+        if request.path.endswith("/invocations"):
+            never.wait(1.3)
+            return Answer(body=b'{"outcome": "deadline"}')
+        return Answer(body=b'{"MemorySize": 1769, "Timeout": 900, "ReservedConcurrentExecutions": 9}')
+
+    never = threading.Event()
+    with answering(answer) as url:
+        use_services(monkeypatch, url)
+        launcher = AWSBackend(make_deployment(), generation_seconds=1.0).job_launcher("s3://bucket/job")
+        event = WorkerEvent(role="map", run_url="s3://bucket/job", worker_id=0, generation=1)
+        assert launcher.invoke(event).outcome == "deadline"
+        launcher.close()
+        facade = make_facade(invocation_seconds=0.3)
+        with pytest.raises(LostResponseError, match="Read timeout"):
+            facade.invoke("worker", b"{}")
+        facade.close()
+
+
 def test_an_answer_that_is_lost_is_told_from_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken connection leaves open whether the function works; one that was refused does not."""
     asked: list[Request] = []
@@ -313,3 +365,43 @@ def test_a_search_hears_what_aws_allows(monkeypatch: pytest.MonkeyPatch) -> None
     with answering(lambda _: json_error("AccessDeniedException", 403)) as url:
         use_services(monkeypatch, url)
         assert AWSBackend(make_deployment()).max_workers is None
+
+
+@pytest.mark.parametrize("kind", ["run", "job", "load"])
+def test_nothing_stays_open_of_what_cannot_begin(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that may not work at all is an error that leaves no connection."""
+
+    def answer(request: Request) -> Answer:
+        if "concurrency" in request.path:
+            return Answer(body=b'{"ReservedConcurrentExecutions": 0}')
+        return Answer(body=b'{"MemorySize": 1769, "Timeout": 900}')
+
+    plan = LoadPlan(
+        files=("rows",),
+        url="s3://bucket/rows",
+        prefix="chunks/1/",
+        folder="s3://bucket/rows/loading/1",
+        is_temporary=False,
+        n_workers=2,
+        n_buckets=1,
+        shuffle=False,
+        seed=0,
+        bucket_bytes=1,
+        svmlight=SvmlightFormat(),
+    )
+    with answering(answer) as url:
+        use_services(monkeypatch, url)
+        backend = AWSBackend(make_deployment())
+        begin: dict[str, Callable[[], object]] = {
+            "run": lambda: backend.launcher(RunFolder("memory://none"), make_config()),
+            "job": lambda: backend.job_launcher("s3://bucket/job"),
+            "load": lambda: backend.load_workers(plan),
+        }
+        with pytest.raises(ConfigError, match="its reserved concurrency is 0") as caught:
+            begin[kind]()
+        port = int(url.rpartition(":")[2])
+        connections = psutil.Process().net_connections("tcp4")
+        assert [
+            c for c in connections if c.raddr and c.raddr.port == port and c.status == "ESTABLISHED"
+        ] == []
+        del caught

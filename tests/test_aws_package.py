@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import cirrus
 from cirrus.client_backend.aws import sources
-from cirrus.client_backend.aws.bytecode import compile_members, find_python
+from cirrus.client_backend.aws.bytecode import VERSION_MANAGERS, compile_members, find_python
 from cirrus.client_backend.aws.elf import ELF_MAGIC, ElfLimits, check_shared_object
 from cirrus.client_backend.aws.facade import Invocation
 from cirrus.client_backend.aws.load_functions import FunctionLoadWorker, LoadFunctions
@@ -79,6 +79,9 @@ def test_the_default_zip_is_for_lambda(tmp_path):
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "/nonexistent")
+        patch.setenv("HOME", str(tmp_path))
+        for variable, *_ in VERSION_MANAGERS:
+            patch.delenv(variable, raising=False)
         package = build_worker_package(tmp_path / "worker.zip", Target(), said.append)
     assert package.zipped_bytes == package.path.stat().st_size <= MAX_WORKER_ZIP_BYTES
     assert package.unzipped_bytes <= MAX_WORKER_UNZIPPED_BYTES
@@ -123,12 +126,22 @@ def test_a_stand_in_for_a_python_is_not_used(tmp_path, monkeypatch):
     """A program of the right name that is no such interpreter counts as none."""
     version = "3.12" if sys.version_info[:2] != (3, 12) else "3.13"
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable, *_ in VERSION_MANAGERS:
+        monkeypatch.delenv(variable, raising=False)
     program = tmp_path / f"python{version}"
     tag = f"cpython-{version.replace('.', '')}"
     for script, found in [("exit 1", None), ("echo cpython-27", None), (f"echo {tag}", str(program))]:
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         assert find_python(version) == found
+    # pyenv puts such stand-ins on the path, and keeps the interpreters elsewhere.
+    kept = tmp_path / f".pyenv/versions/{version}.9/bin/python{version}"
+    kept.parent.mkdir(parents=True)
+    program.rename(kept)
+    program.write_text("#!/bin/sh\nexit 127\n")
+    program.chmod(0o755)
+    assert find_python(version) == str(kept)
 
 
 def test_files_that_cannot_be_compiled_are_named():

@@ -10,14 +10,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pytest
 from stand_ins import eventually, make_config
 
-from cirrus.client_backend.aws import servers as module
+from cirrus.client_backend.aws import server_watch, servers
 from cirrus.client_backend.aws.facade import AwsFacade, Instance
 from cirrus.client_backend.aws.servers import ServerPlan, Servers, end_servers
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.status_cache import StatusCache
 from cirrus.errors import CapacityError
 from cirrus.metrics import RunState, RunStatus
-from cirrus.paramserver.host_records import HostPhase, HostReports, HostStatus, WarmServer, WarmServers
+from cirrus.paramserver.host_records import (
+    HostPhase,
+    HostReports,
+    HostStatus,
+    ServerClaim,
+    WarmServer,
+    WarmServers,
+)
 from cirrus.run_folder import RunFolder
 from cirrus.storage import drop_memory_store, open_store
 
@@ -117,9 +124,16 @@ class World:
             reports=self.reports,
             warm=self.warm,
             notice=self.notices.append,
+            status_of=self._status_of,
             clock=lambda: self.now,
         )
         self.ends: dict[int, AttemptError | None] = {}
+        self.settled = 0
+        """How often it was looked whether a server's run before is over."""
+
+    def _status_of(self, run_id: str) -> RunStatus | None:
+        self.settled += 1
+        return RunFolder(f"memory://test-servers/runs/{run_id}").status()
 
     def serve(self, *shards: int, generation: int = 1) -> list[threading.Thread]:
         """Serve shards in threads of their own, as a supervisor does."""
@@ -157,7 +171,8 @@ class World:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(server_watch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(servers, "SETTLING_POLL_SECONDS", 0.01)
     yield
     drop_memory_store("test-servers")
 
@@ -263,6 +278,47 @@ def test_a_warm_server_is_claimed() -> None:
     assert not world.cloud.tokens
 
 
+def run_before(world: World, state: RunState) -> None:
+    """Have a server whose run has just ended, and which has not seen that yet."""
+    world.cloud.add("i-old", {"cirrus:run": "before", "cirrus:deployment": "cirrus"})
+    before = RunFolder("memory://test-servers/runs/before")
+    before.create(make_config(run_id="before", n_shards=2))
+    before.write_status(RunStatus(state=state))
+
+
+def test_a_server_that_is_just_done_is_waited_for() -> None:
+    """The next run of a script begins before the server has offered itself, and starts no second one."""
+    world = World()
+    run_before(world, RunState.FINISHED)
+    threads = world.serve(0, 1)
+    eventually(lambda: world.settled > 2)
+    assert not world.cloud.tokens
+    world.warm.offer(dataclasses.replace(offer("i-old"), since=time.time() - 30.0))
+    eventually(lambda: world.cloud.machines["i-old"].tags["cirrus:run"] == RUN)
+    world.finish()
+    world.join(threads)
+    assert not world.cloud.tokens
+    # The time that it has waited is this run's to pay.
+    assert world.servers.uncounted_seconds == pytest.approx(30.0, abs=5.0)
+
+
+@pytest.mark.parametrize("reason", ["claimed", "killed", "late"])
+def test_a_server_that_will_not_be_free_is_not_waited_for(reason: str) -> None:
+    """Another run has it, or it ends with its run, or it does not offer itself in time."""
+    world = World()
+    run_before(world, RunState.KILLED if reason == "killed" else RunState.FINISHED)
+    if reason == "claimed":
+        world.warm.claim("i-old", ServerClaim(run="another", shards=(0,)))
+    threads = world.serve(0, 1)
+    if reason == "late":
+        eventually(lambda: world.settled > 2)
+        assert not world.cloud.tokens
+        world.now = 11.0
+    eventually(lambda: world.cloud.tokens)
+    world.finish()
+    world.join(threads)
+
+
 @pytest.mark.parametrize(
     ("phase", "text", "kind"),
     [
@@ -353,6 +409,6 @@ def test_the_time_before_the_first_shard_is_billed() -> None:
     eventually(lambda: "installing" in world.servers.phase)
     world.now = 80.0
     world.report("i-1", HostPhase.SERVING)
-    eventually(lambda: world.servers.billing.seconds == 80.0)
+    eventually(lambda: world.servers.uncounted_seconds == 80.0)
     world.finish()
     world.join(threads)

@@ -26,6 +26,7 @@ from cirrus.client_backend.load_function import handle_json
 from cirrus.client_backend.load_tasks import LoadPlan, LoadSizes
 from cirrus.client_backend.loader import (
     LoadOptions,
+    LoadProgress,
     load_csv_file,
     load_inputs,
     load_svmlight_file,
@@ -41,6 +42,8 @@ BUCKET = "cirrus-loads"
 #: Sizes at which a file of some kB takes the paths of a large one.
 SMALL = LoadSizes(segment_bytes=2_000, bucket_text_bytes=8_000, bucket_bytes=6_000)
 N_ROWS = 400
+#: A function that nobody lets go on answers after this time.
+PATIENCE_SECONDS = 60.0
 SVMLIGHT = "".join(f"{i} {1 + i % 7}:{i / 8} {9 + i % 90}:1\n" for i in range(N_ROWS))
 FILES = {
     "svmlight": SVMLIGHT + "-1 1:1e-3 3:.5 # a comment\n\n+2.5 4:7. 99:1E2\n",
@@ -183,6 +186,31 @@ def test_functions_that_are_lost_again_and_again_end_the_load(bucket: str, tmp_p
         if event["call"] == "scatter"
     ]
     assert len(done) < len(SVMLIGHT) / SMALL.segment_bytes
+    assert contents(there) == contents(load(tmp_path / "rows.svm", tmp_path / "here"))
+
+
+def test_an_interrupt_waits_for_no_function(bucket: str, tmp_path: Path) -> None:
+    """Ctrl-C ends a load while functions are at work; the same load goes on with what was parsed."""
+    (tmp_path / "rows.svm").write_text(SVMLIGHT)
+    done, late = threading.Event(), []
+
+    def trouble(number: int) -> None:
+        if number >= 2:
+            late.append(done.wait(PATIENCE_SECONDS))
+
+    def interrupt(progress: LoadProgress) -> None:
+        if progress.rows:
+            raise KeyboardInterrupt
+
+    stuck = FunctionsBackend(Functions(trouble))
+    options = LoadOptions(sizes=SMALL, random_state=0, backend=stuck, progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_svmlight_file(str(tmp_path / "rows.svm"), open_store(f"{bucket}/interrupted"), options=options)
+    assert late == []  # nobody has waited for them
+    assert stuck.functions.closed.is_set()
+    done.set()
+    whole = FunctionsBackend(Functions())
+    there = load(tmp_path / "rows.svm", f"{bucket}/interrupted", whole)
     assert contents(there) == contents(load(tmp_path / "rows.svm", tmp_path / "here"))
 
 

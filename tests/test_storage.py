@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError, StorageError
 from cirrus.storage import ObjectStore, S3Options, drop_memory_store, open_store
+from cirrus.storage.s3_clients import s3_client
 
 
 @pytest.fixture(scope="module")
@@ -358,3 +360,53 @@ def test_throttling_is_waited_out(s3_options: S3Options) -> None:
     with answering(lambda _: next(answers)) as url:
         store = open_store("s3://bucket", s3=dataclasses.replace(s3_options, endpoint_url=url, attempts=3))
         assert store.put("k", b"", if_absent=True) == '"1"'
+
+
+def test_stores_share_a_client_as_long_as_nothing_of_it_changes(
+    s3_options: S3Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making one takes long; another region, other options or another environment take another one."""
+    first = s3_client(s3_options)
+    assert s3_client(dataclasses.replace(s3_options)) is first
+    assert s3_client(dataclasses.replace(s3_options, attempts=2)) is not first
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    other = s3_client(s3_options)
+    assert other is not first
+    assert other.meta.region_name == "eu-central-1"
+
+
+def test_renewed_credentials_are_used(
+    s3_options: S3Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook that lives on after its credentials were written anew finds those, as a new process does."""
+    from aws_services import Answer, Request, answering
+
+    seen: list[str] = []
+
+    def answer(request: Request) -> Answer:
+        found = re.search(r"Credential=(\w+)/", request.headers["Authorization"])
+        assert found is not None
+        seen.append(found[1])
+        return Answer(200, b"", {"ETag": '"1"'})
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    with answering(answer) as url:
+        for key in ("first", "second", "second"):
+            file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret\n")
+            open_store("s3://bucket", s3=dataclasses.replace(s3_options, endpoint_url=url)).put("k", b"")
+    assert seen == ["first", "second", "second"]
+
+
+def test_a_fork_makes_its_own_client() -> None:
+    """Two processes that used one connection would read each other's answers."""
+    code = (
+        "import os, sys\nfrom cirrus.storage.s3_clients import S3Options, s3_client\n"
+        "first = s3_client(S3Options())\nassert s3_client(S3Options()) is first\n"
+        "child = os.fork()\nif child == 0: os._exit(s3_client(S3Options()) is first)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "AWS_DEFAULT_REGION": "us-east-1"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0

@@ -19,7 +19,8 @@ from cirrus.errors import ConfigError
 from cirrus.storage.base import ObjectInfo, ObjectStore
 from cirrus.storage.folder import FolderStore
 from cirrus.storage.memory import MemoryStore, drop_memory_store
-from cirrus.storage.s3 import S3Options, S3Store
+from cirrus.storage.s3 import S3Store
+from cirrus.storage.s3_clients import S3Options
 
 __all__ = [
     "FolderStore",

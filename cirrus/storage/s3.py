@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from cirrus.errors import ConflictError, CorruptDataError, NotFoundError, StorageError
@@ -16,23 +15,10 @@ from cirrus.storage.base import (
     check_key,
     check_length,
 )
+from cirrus.storage.s3_clients import S3Options, s3_client
 
 #: Reading an S3 body can break half-way, which the SDK does not repeat by itself.
 S3_BODY_ATTEMPTS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class S3Options:
-    """How long to wait for S3, and where it is."""
-
-    connect_timeout_seconds: float = 5.0
-    read_timeout_seconds: float = 30.0
-    attempts: int = 4
-    """Tries of each request, by the SDK's standard retry mode."""
-    page_keys: int = 1000
-    """Keys that one listing or deleting request handles; S3 allows no more than 1,000."""
-    endpoint_url: str | None = None
-    """None: what the SDK finds (``AWS_ENDPOINT_URL``, else AWS itself)."""
 
 
 class S3Store(ObjectStore):
@@ -44,8 +30,7 @@ class S3Store(ObjectStore):
         self._bucket = bucket
         self._root = f"{check_folder(prefix)}/" if prefix else ""
         self._options = options
-        # A client may be used by several threads, and making one takes a while: children share it.
-        self._client = client if client is not None else _make_s3_client(options)
+        self._client = s3_client(options) if client is None else client
 
     def _where(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._root + check_key(key)}
@@ -170,22 +155,6 @@ class S3Store(ObjectStore):
     def child(self, prefix: str) -> ObjectStore:
         """See :meth:`ObjectStore.child`."""
         return S3Store(self._bucket, self._root + check_folder(prefix), self._options, self._client)
-
-
-def _make_s3_client(options: S3Options) -> Any:
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    config = Config(
-        connect_timeout=options.connect_timeout_seconds,
-        read_timeout=options.read_timeout_seconds,
-        retries={"mode": "standard", "total_max_attempts": options.attempts},
-    )
-    try:
-        return boto3.session.Session().client("s3", config=config, endpoint_url=options.endpoint_url)
-    except (BotoCoreError, ValueError) as error:
-        raise StorageError(f"S3 cannot be used: {error}") from error
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from cirrus.client_backend.aws.prices import (
 from cirrus.client_backend.aws.servers import ServerPlan, Servers, end_servers
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.launcher import Launcher
-from cirrus.client_backend.runs import Run
+from cirrus.client_backend.runs import Run, run_url
 from cirrus.client_backend.status_cache import StatusCache
 from cirrus.config import RunConfig, WorkerPrices
 from cirrus.errors import ConfigError
@@ -47,6 +48,8 @@ GENERATION_SECONDS = 240.0
 ANSWER_SECONDS = 60.0
 #: The function must have this much more time than a generation, or it would be cut off.
 TIMEOUT_MARGIN_SECONDS = 10.0
+#: A new server takes so long to host its first shard, by the model.
+STARTUP_SECONDS = 90.0
 #: Map jobs get this many workers where the user names no number.
 DEFAULT_JOB_WORKERS = 16
 #: A task of a load may take so long, most of it in Python.
@@ -159,7 +162,16 @@ class AWSBackend(Backend):
         return cost.worker_prices(self._prices, self.deployment.architecture, memory_mb)
 
     def model_cost(
-        self, *, seconds: float, n_workers: int, n_shards: int, memory_mb: int, chunk_reads: int = 0
+        self,
+        *,
+        seconds: float,
+        n_workers: int,
+        n_shards: int,
+        memory_mb: int,
+        startup_seconds: float = STARTUP_SECONDS,
+        chunk_reads: int = 0,
+        stored_bytes: float = 0.0,
+        cross_zone_bytes: float = 0.0,
     ) -> cost.CostEstimate:
         """Return what a run would cost by the model.
 
@@ -168,7 +180,10 @@ class AWSBackend(Backend):
             n_workers: Workers at work all that time.
             n_shards: Shards.
             memory_mb: Size of a worker.
+            startup_seconds: How long the servers run before; 0 for warm ones.
             chunk_reads: Reads of data, over all epochs.
+            stored_bytes: Data in the bucket, for as long as the run lasts.
+            cross_zone_bytes: What functions and servers exchange over zones; none where they share one.
         """
         return cost.model_cost(
             self._prices,
@@ -180,7 +195,10 @@ class AWSBackend(Backend):
             disk_gb=self.deployment.disk_gb,
             memory_mb=memory_mb,
             generation_seconds=self.generation_seconds,
+            startup_seconds=startup_seconds,
             chunk_reads=chunk_reads,
+            stored_bytes=stored_bytes,
+            cross_zone_bytes=cross_zone_bytes,
             spot_dollars_per_hour=self._spot_price,
         )
 
@@ -240,61 +258,66 @@ class AWSBackend(Backend):
         wanted = config.n_workers + (config.validation_url is not None)
         function = self.deployment.worker_function(config.worker_memory_mb)
         lifetime = config.generation_seconds or self.generation_seconds
-        facade, notices = self._facade(wanted, lifetime), Notices()
-        status = StatusCache(folder, STATUS_AGE_SECONDS)
-        scarce = self._check_function(facade, function, lifetime, wanted, notices)
-        servers = Servers(
-            ServerPlan(
-                run_id=config.run_id,
-                deployment=self.deployment.name,
-                launch_template_id=self.deployment.launch_template_id,
-                instance_type=self.instance_type,
-                overrides_type=self.instance_type != self.deployment.instance_type,
-                spot=self.spot,
-                keep_warm_seconds=self.deployment.keep_warm_seconds,
-                shards_per_server=self.shards_per_server,
-            ),
-            config.n_shards,
-            facade=facade,
-            status=status,
-            reports=HostReports(folder.store),
-            warm=WarmServers(open_store(self.root)),
-            notice=notices.add,
-        )
-        invoker = Invoker(
-            facade,
-            function,
-            wanted=wanted,
-            evaluator_first=scarce and config.validation_url is not None,
-            notice=notices.add,
-            status=status,
-        )
-        return AwsLauncher(
-            facade,
-            invoker,
-            servers,
-            notices,
-            server_dollars_per_second=config.dollars_per_hour / cost.SECONDS_PER_HOUR / servers.count,
-            worker_dollars_per_second=config.worker_prices.dollars_per_second,
+        notices = Notices()
+        with self._checked_facade(function, lifetime, wanted, notices) as (facade, is_scarce):
+            status = StatusCache(folder, STATUS_AGE_SECONDS)
+            servers = Servers(
+                self._server_plan(config.run_id),
+                config.n_shards,
+                facade=facade,
+                status=status,
+                reports=HostReports(folder.store),
+                warm=WarmServers(open_store(self.root)),
+                status_of=lambda run_id: RunFolder(run_url(self.root, run_id)).status(),
+                notice=notices.add,
+            )
+            invoker = Invoker(
+                facade,
+                function,
+                wanted=wanted,
+                evaluator_first=is_scarce and config.validation_url is not None,
+                notice=notices.add,
+                status=status,
+            )
+            server_dollars_per_hour = config.dollars_per_hour / servers.count
+            return AwsLauncher(
+                facade,
+                invoker,
+                servers,
+                notices,
+                server_dollars_per_second=server_dollars_per_hour / cost.SECONDS_PER_HOUR,
+                worker_dollars_per_second=config.worker_prices.dollars_per_second,
+            )
+
+    def _server_plan(self, run_id: str) -> ServerPlan:
+        return ServerPlan(
+            run_id=run_id,
+            deployment=self.deployment.name,
+            launch_template_id=self.deployment.launch_template_id,
+            instance_type=self.instance_type,
+            overrides_type=self.instance_type != self.deployment.instance_type,
+            spot=self.spot,
+            keep_warm_seconds=self.deployment.keep_warm_seconds,
+            shards_per_server=self.shards_per_server,
         )
 
     def job_launcher(self, job_url: str) -> Launcher:
         """See :meth:`Backend.job_launcher`."""
         if not self.reaches(job_url):
             raise ConfigError("url", f"{job_url} cannot be reached from AWS: it must lie in S3")
-        function = self._job_function()
-        facade, notices = self._facade(DEFAULT_JOB_WORKERS, self.generation_seconds), Notices()
-        self._check_function(facade, function, self.generation_seconds, 1, notices)
-        invoker = Invoker(facade, function, wanted=DEFAULT_JOB_WORKERS, notice=notices.add)
-        return AwsLauncher(facade, invoker, None, notices)
+        function, notices = self._job_function(), Notices()
+        with self._checked_facade(
+            function, self.generation_seconds, 1, notices, max_invocations=DEFAULT_JOB_WORKERS
+        ) as (facade, _):
+            invoker = Invoker(facade, function, wanted=DEFAULT_JOB_WORKERS, notice=notices.add)
+            return AwsLauncher(facade, invoker, None, notices)
 
     def load_workers(self, plan: LoadPlan) -> Sequence[RemoteWorker]:
         """See :meth:`Backend.load_workers`: functions, one invocation a task."""
-        function = self._job_function()
-        facade, notices = self._facade(plan.n_workers, LOAD_TASK_SECONDS), Notices()
-        self._check_function(facade, function, LOAD_TASK_SECONDS, plan.n_workers, notices)
-        functions = LoadFunctions(facade, function, plan.n_workers, notice=notices.add)
-        return [FunctionLoadWorker(functions, plan) for _ in range(plan.n_workers)]
+        function, notices = self._job_function(), Notices()
+        with self._checked_facade(function, LOAD_TASK_SECONDS, plan.n_workers, notices) as (facade, _):
+            functions = LoadFunctions(facade, function, plan.n_workers, notice=notices.add)
+            return [FunctionLoadWorker(functions, plan) for _ in range(plan.n_workers)]
 
     def _job_function(self) -> str:
         sizes = sorted(int(size) for size in self.deployment.worker_functions)
@@ -318,6 +341,31 @@ class AWSBackend(Backend):
             max_invocations=max_invocations,
             invocation_seconds=(lifetime or self.generation_seconds) + ANSWER_SECONDS,
         )
+
+    @contextlib.contextmanager
+    def _checked_facade(
+        self,
+        function: str,
+        lifetime: float,
+        wanted: int,
+        notices: Notices,
+        *,
+        max_invocations: int | None = None,
+    ) -> Iterator[tuple[AwsFacade, bool]]:
+        """Yield a way to AWS for a job, and whether fewer functions may work at once than are wanted.
+
+        Whoever is made of it in the body closes it; where the body or the check fails, it is closed here.
+
+        Raises:
+            ConfigError: The function is cut off before a generation ends, or may not work at all.
+            MissingResourceError: It is not there.
+        """
+        facade = self._facade(max_invocations or wanted, lifetime)
+        try:
+            yield facade, self._check_function(facade, function, lifetime, wanted, notices)
+        except BaseException:
+            facade.close()
+            raise
 
     def _check_function(
         self, facade: AwsFacade, function: str, lifetime: float, wanted: int, notices: Notices

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cirrus.errors import DataError
@@ -20,6 +20,14 @@ COMPILE_SECONDS = 300.0
 QUESTION_SECONDS = 10.0
 #: Where Lambda puts a function's files; tracebacks name them so.
 TASK_FOLDER = "/var/task"
+#: Where version managers keep interpreters: the variable that names the folder, where that is otherwise, and
+#: what is in it.
+VERSION_MANAGERS = (
+    ("PYENV_ROOT", "~/.pyenv", "versions/{}.*"),
+    ("UV_PYTHON_INSTALL_DIR", "~/.local/share/uv/python", "cpython-{}.*"),
+    ("MISE_DATA_DIR", "~/.local/share/mise", "installs/python/{}*"),
+    ("ASDF_DATA_DIR", "~/.asdf", "installs/python/{}.*"),
+)
 _ERROR_LINES = 5
 #: Compiles every file below a folder, in order. Nobody asks whether a source is newer: both come in one zip.
 _PROGRAM = """
@@ -35,13 +43,29 @@ for path in sorted(folder.rglob("*.py")):
 def find_python(version: str) -> str | None:
     """Return an interpreter of this version, such as ``3.13``, or None where none works on this machine.
 
-    A program of the right name may be a mere stand-in of a version manager: it is asked.
+    It is looked for on the path, and where version managers keep those that they do not put there.
     """
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
-    program = shutil.which(f"python{version}")
-    if program is None:
-        return None
+    return next((program for program in _programs(version) if _is_python(program, version)), None)
+
+
+def _programs(version: str) -> Iterator[str]:
+    """Yield what may be interpreters of a version, the likeliest first."""
+    on_path = shutil.which(f"python{version}")
+    if on_path is not None:
+        yield on_path
+    for variable, usual, folder in VERSION_MANAGERS:
+        try:
+            root = Path(os.environ.get(variable) or usual).expanduser()
+        except RuntimeError:  # there is no home
+            continue
+        pattern = f"{folder.format(version)}/bin/python{version}"
+        yield from sorted(map(str, root.glob(pattern)), reverse=True)
+
+
+def _is_python(program: str, version: str) -> bool:
+    """Return whether a program is an interpreter of a version, and no stand-in of a version manager."""
     question = "import sys; print(sys.implementation.cache_tag)"
     try:
         done = subprocess.run(
@@ -52,9 +76,8 @@ def find_python(version: str) -> str | None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    works = done.returncode == 0 and done.stdout.strip() == f"cpython-{version.replace('.', '')}"
-    return program if works else None
+        return False
+    return done.returncode == 0 and done.stdout.strip() == f"cpython-{version.replace('.', '')}"
 
 
 def compile_members(members: Mapping[str, bytes], python: str) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ the end.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from cirrus.client_backend.aws.prices import HOURS_PER_MONTH, InstancePrice, RegionPrices
@@ -18,6 +19,7 @@ CONTROL_PUTS_PER_HOUR = 12_000
 CONTROL_GETS_PER_HOUR = 10_000
 SECONDS_PER_HOUR = 3600.0
 MB_PER_GB = 1024.0
+BYTES_PER_GB = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class CostEstimate:
     invocations: float
     servers: float
     """Instances and their disks."""
+    storage: float
+    """What lies in the bucket, for as long as the run lasts."""
     storage_requests: float
     cross_zone: float
     """Bytes between availability zones; 0 where functions and servers share one."""
@@ -36,7 +40,7 @@ class CostEstimate:
     @property
     def total(self) -> float:
         """All of it."""
-        return self.workers + self.invocations + self.servers + self.storage_requests + self.cross_zone
+        return sum(dataclasses.astuple(self))
 
 
 def worker_prices(prices: RegionPrices, architecture: str, memory_mb: int) -> WorkerPrices:
@@ -84,6 +88,7 @@ def model_cost(
     generation_seconds: float,
     startup_seconds: float = 0.0,
     chunk_reads: int = 0,
+    stored_bytes: float = 0.0,
     cross_zone_bytes: float = 0.0,
     spot_dollars_per_hour: float | None = None,
 ) -> CostEstimate:
@@ -101,6 +106,7 @@ def model_cost(
         generation_seconds: Lifetime of one invocation.
         startup_seconds: How long the servers run before the workers work.
         chunk_reads: Range requests for data, over all epochs.
+        stored_bytes: Data and models in the bucket.
         cross_zone_bytes: What functions and servers exchange over zones, both directions together.
         spot_dollars_per_hour: Of a server; None: on demand.
     """
@@ -114,6 +120,7 @@ def model_cost(
         workers=n_workers * seconds * rates.dollars_per_second,
         invocations=n_workers * generations * rates.dollars_per_invocation,
         servers=n_servers * hours * server,
+        storage=stored_bytes / BYTES_PER_GB * prices.s3_gb_month * hours / HOURS_PER_MONTH,
         storage_requests=chunk_reads * prices.s3_get + hours * control_dollars_per_hour(prices),
-        cross_zone=2 * cross_zone_bytes / 1e9 * prices.cross_zone_gb,
+        cross_zone=2 * cross_zone_bytes / BYTES_PER_GB * prices.cross_zone_gb,
     )

@@ -91,7 +91,7 @@ class AwsLauncher(Launcher):
     def cost_correction(self) -> float:
         """See :meth:`Launcher.cost_correction`."""
         workers = self._invoker.billed.correction_seconds * self._worker_dollars_per_second
-        boots = 0.0 if self._servers is None else self._servers.billing.seconds
+        boots = 0.0 if self._servers is None else self._servers.uncounted_seconds
         return workers + boots * self._server_dollars_per_second
 
     def run_shard(self, shard: int, generation: int) -> None:

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 import lz4.frame
@@ -66,7 +67,7 @@ class LoadFunctions:
         self._function = function
         self._notice = notice
         self._rng = rng or random.Random()  # spreads retries  # nosec B311
-        self._ended = threading.Event()
+        self._ended: Future[None] = Future()
         self._lock = threading.Lock()
         self._users = n_workers
         self._answered_at = time.monotonic()
@@ -98,10 +99,8 @@ class LoadFunctions:
         """Invoke until it is not refused."""
         refusals = 0
         while True:
-            if self._ended.is_set():
-                raise RunError("the load is being ended")
             try:
-                said = self._facade.invoke(self._function, data)
+                said = self._ask(data)
             except (NotReadyError, ThrottledError) as error:
                 refusals += 1
                 if time.monotonic() - self._answered_at > THROTTLED_SECONDS:
@@ -112,6 +111,26 @@ class LoadFunctions:
                 self._answered_at = time.monotonic()
                 return said
 
+    def _ask(self, data: bytes) -> Invocation:
+        """Invoke once, in a thread that is left alone when the load is being ended meanwhile.
+
+        What its function still does then is what another attempt at the same load would do.
+        """
+        answer: Future[Invocation] = Future()
+
+        def invoke() -> None:
+            try:
+                answer.set_result(self._facade.invoke(self._function, data))
+            except BaseException as error:  # noqa: BLE001 (raised again for whoever waits)
+                answer.set_exception(error)
+
+        if not self._ended.done():
+            threading.Thread(target=invoke, name=f"invoke-{self._function}", daemon=True).start()
+        wait((answer, self._ended), return_when=FIRST_COMPLETED)
+        if not answer.done():
+            raise RunError("the load is being ended")
+        return answer.result()
+
     def _say_refused(self, error: CloudError) -> None:
         if isinstance(error, ThrottledError):
             self._notice(
@@ -120,7 +139,7 @@ class LoadFunctions:
             )
 
     def _pause(self, failures: int) -> None:
-        self._ended.wait(self._rng.uniform(0.0, THROTTLED.bound(min(failures, 30))))
+        wait((self._ended,), self._rng.uniform(0.0, THROTTLED.bound(min(failures, 30))))
 
     def _read(self, said: Invocation) -> tuple[dict[str, Any], bytes]:
         try:
@@ -137,8 +156,10 @@ class LoadFunctions:
         raise failure
 
     def end(self) -> None:
-        """Invoke nothing any more."""
-        self._ended.set()
+        """Invoke nothing any more, and wait for no answer."""
+        with self._lock:
+            if not self._ended.done():
+                self._ended.set_result(None)
 
     def release(self) -> None:
         """Note that a worker needs this no more."""
@@ -196,7 +217,7 @@ class FunctionLoadWorker:
         """See :meth:`RemoteWorker.finish`."""
 
     def kill(self) -> None:
-        """See :meth:`RemoteWorker.kill`; a task that is under way is waited for."""
+        """See :meth:`RemoteWorker.kill`; a function that is at work is not waited for."""
         self._functions.end()
 
     def release(self) -> None:

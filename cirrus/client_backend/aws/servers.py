@@ -15,7 +15,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -28,12 +28,11 @@ from cirrus.client_backend.aws.facade import (
     TAG_SHARDS,
     AwsFacade,
 )
+from cirrus.client_backend.aws.server_watch import Surroundings, Watch
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.status_cache import StatusCache
-from cirrus.errors import CirrusError, StorageError
-from cirrus.metrics import RunState
+from cirrus.metrics import RunState, RunStatus
 from cirrus.paramserver.host_records import (
-    HostPhase,
     HostReports,
     HostStatus,
     ServerClaim,
@@ -43,28 +42,16 @@ from cirrus.paramserver.host_records import (
 
 log = logging.getLogger(__name__)
 
-#: The reports of a server are read this often, and EC2 is asked about it this often.
-POLL_SECONDS = 1.0
-DESCRIBE_SECONDS = 10.0
-#: EC2 may not know an instance yet that it has just started.
-UNKNOWN_SECONDS = 60.0
-#: From launch to the first shard: boot, packages, kernels. Measured at 60 to 90 seconds.
-STARTUP_SECONDS = 600.0
-#: Shard 0 renews the status twice a second; a server whose status stands still for this long is dead.
-SILENT_SECONDS = 60.0
 #: A warm server that will end this soon is not worth claiming.
 WARM_MARGIN_SECONDS = 15.0
+#: A server sees within a second or two that its run is over: how long, and how often, it is looked for.
+SETTLING_SECONDS = 10.0
+SETTLING_POLL_SECONDS = 0.3
 #: How long the end of a run waits for a launch that is under way, so that its instance is ended too.
 LAUNCHING_SECONDS = 2.0
 #: EC2 takes client tokens of up to 64 characters.
 TOKEN_CHARACTERS = 64
 NONCE_BYTES = 4
-
-_PHASE_WORDS = {
-    HostPhase.INSTALLING: "installing packages",
-    HostPhase.COMPILING: "compiling kernels",
-    HostPhase.SERVING: "starting shards",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +70,6 @@ class ServerPlan:
     shards_per_server: int
 
 
-@dataclass(slots=True)
-class _Billing:
-    """Seconds of servers that no shard counts: from their launch to their first shard."""
-
-    seconds: float = 0.0
-
-
 class Servers:
     """All servers of one run.
 
@@ -101,6 +81,7 @@ class Servers:
         reports: What the hosts say.
         warm: Servers that wait for a run.
         notice: Takes what the user should know.
+        status_of: Returns the status of another run, or None where it has none.
         clock: Monotonic seconds.
     """
 
@@ -114,27 +95,30 @@ class Servers:
         reports: HostReports,
         warm: WarmServers,
         notice: Callable[[str], None],
+        status_of: Callable[[str], RunStatus | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.plan = plan
-        self.facade = facade
-        self.status = status
-        self.reports = reports
+        self.around = Surroundings(facade=facade, status=status, reports=reports, notice=notice, clock=clock)
         self.warm = warm
-        self.notice = notice
-        self.clock = clock
-        self.closed = threading.Event()
-        """Set when nothing is to be started any more."""
+        self.status_of = status_of
         self.launching = threading.Lock()
         """Held while an instance is being launched."""
-        self.billing = _Billing()
         # Another client's tokens name what it launched, and EC2 would give that back, ended as it may be.
         self.nonce = secrets.token_hex(NONCE_BYTES)
-        self.phase = ""
-        """What the start-up is waiting for, in words."""
         size = plan.shards_per_server
         groups = [tuple(range(first, min(first + size, n_shards))) for first in range(0, n_shards, size)]
         self._servers = [_Server(self, group) for group in groups]
+
+    @property
+    def phase(self) -> str:
+        """What the start-up is waiting for, in words."""
+        return self.around.phase
+
+    @property
+    def uncounted_seconds(self) -> float:
+        """Seconds of servers that no shard counts: before their first shard of this run."""
+        return self.around.uncounted_seconds
 
     @property
     def count(self) -> int:
@@ -156,13 +140,13 @@ class Servers:
 
     def close(self) -> None:
         """End the servers, unless the run has finished and they may wait for another one."""
-        self.closed.set()
+        self.around.closed.set()
         held = self.launching.acquire(timeout=LAUNCHING_SECONDS)
         try:
-            status = self.status.read_now()
+            status = self.around.status.read_now()
             finished = status is not None and status.state is RunState.FINISHED
             if not (finished and self.plan.keep_warm_seconds > 0):
-                end_servers(self.facade, self.plan.run_id)
+                end_servers(self.around.facade, self.plan.run_id)
         finally:
             if held:
                 self.launching.release()
@@ -212,14 +196,14 @@ class _Server:
             self._incarnation = None
 
     def _serve(self, generation: int) -> None:
-        name = self._adopt() or self._claim() or self._launch(generation)
+        name = self._adopt() or self._claim() or self._claim_soon() or self._launch(generation)
         if name is None:  # the run is being ended
             return
         try:
-            _Watch(self._all, name, self._shards, self._stale).run()
+            Watch(self._all.around, name, self._shards, self._stale).run()
         except AttemptError:
             # Whatever is wrong with it, two servers for the same shards would cost twice.
-            self._all.facade.terminate([name])
+            self._all.around.facade.terminate([name])
             raise
 
     @property
@@ -235,10 +219,10 @@ class _Server:
 
     def _adopt(self) -> str | None:
         """Return the server that works for these shards already."""
-        for found in self._all.facade.instances(run_id=self._all.plan.run_id, states=LIVING_STATES):
+        for found in self._all.around.facade.instances(run_id=self._all.plan.run_id, states=LIVING_STATES):
             if found.tags.get(TAG_SHARDS) != format_shards(self._shards):
                 continue
-            report = self._all.reports.read(found.instance_id)
+            report = self._all.around.reports.read(found.instance_id)
             if report is None or not report.phase.is_last:
                 return found.instance_id
         return None
@@ -251,24 +235,57 @@ class _Server:
             fits = offer.instance_type == plan.instance_type and len(self._shards) <= room
             if not fits or offer.until - time.time() < WARM_MARGIN_SECONDS:
                 continue
-            if not self._all.facade.instances(instance_ids=[offer.instance], states=LIVING_STATES):
+            if not self._all.around.facade.instances(instance_ids=[offer.instance], states=LIVING_STATES):
                 warm.forget(offer.instance)
                 continue
             # It may have served this very run before, and have said that it was over.
-            self._stale = self._all.reports.read(offer.instance)
+            self._stale = self._all.around.reports.read(offer.instance)
             if warm.claim(offer.instance, ServerClaim(run=plan.run_id, shards=self._shards)):
-                self._all.facade.tag_instance(offer.instance, self._tags)
+                self._all.around.facade.tag_instance(offer.instance, self._tags)
                 log.info("the warm server %s hosts shards %s", offer.instance, self._tags[TAG_SHARDS])
+                # It has waited for this run alone. The clocks of two machines may differ.
+                waited_seconds = min(max(0.0, time.time() - offer.since), plan.keep_warm_seconds)
+                self._all.around.uncounted_seconds += waited_seconds
                 return offer.instance
         return None
 
+    def _claim_soon(self) -> str | None:
+        """Return a server whose run has just ended, claimed as soon as it offers itself.
+
+        A script's next run begins before the server of the one before has seen that its run is over.
+        """
+        around = self._all.around
+        end = around.clock() + SETTLING_SECONDS
+        while not around.closed.is_set():
+            is_settling = self._is_settling()
+            name = self._claim()  # after looking: what offers itself in between is found here
+            if name is not None or not is_settling or around.clock() > end:
+                return name
+            around.closed.wait(SETTLING_POLL_SECONDS)
+        return None
+
+    def _is_settling(self) -> bool:
+        """Tell whether there is a server of the right type whose run has finished; it is not free yet."""
+        plan, warm = self._all.plan, self._all.warm
+        offered = {offer.instance for offer in warm.all()}
+        for found in self._all.around.facade.instances(states=LIVING_STATES):
+            run_id = found.tags.get(TAG_RUN, "")
+            is_ours = found.tags.get(TAG_DEPLOYMENT) == plan.deployment and run_id not in ("", plan.run_id)
+            if not is_ours or found.instance_type != plan.instance_type or found.instance_id in offered:
+                continue
+            claim = warm.claim_of(found.instance_id)
+            status = self._all.status_of(run_id) if claim is None or claim.run == run_id else None
+            if status is not None and status.state is RunState.FINISHED:
+                return True
+        return False
+
     def _launch(self, generation: int) -> str | None:
         plan = self._all.plan
-        self._all.phase = f"launching a server ({plan.instance_type})"
+        self._all.around.phase = f"launching a server ({plan.instance_type})"
         with self._all.launching:
-            if self._all.closed.is_set():
+            if self._all.around.closed.is_set():
                 return None
-            return self._all.facade.run_instance(
+            return self._all.around.facade.run_instance(
                 template_id=plan.launch_template_id,
                 client_token=f"{plan.run_id}-{self._shards[0]}-{generation}-{self._all.nonce}"[
                     -TOKEN_CHARACTERS:
@@ -277,92 +294,3 @@ class _Server:
                 instance_type=plan.instance_type if plan.overrides_type else None,
                 spot=plan.spot,
             )
-
-
-class _Watch:
-    """Watches one server until the run is over or the server is lost."""
-
-    def __init__(self, servers: Servers, name: str, shards: Sequence[int], stale: HostStatus | None) -> None:
-        self._all = servers
-        self._stale = stale
-        self._name = name
-        self._hosts_shard_0 = 0 in shards
-        now = servers.clock()
-        self._started_at = now
-        self._describe_at = now + DESCRIBE_SECONDS
-        self._serving = False
-        self._heartbeat = (0.0, now)
-
-    def run(self) -> None:
-        """Watch.
-
-        Raises:
-            AttemptError: The server is lost.
-        """
-        while not self._all.closed.wait(POLL_SECONDS):
-            status = self._all.status.read()
-            if status is not None and status.state.ended and status.state is not RunState.INTERRUPTED:
-                return
-            now = self._all.clock()
-            report = self._read_report()
-            if report is not None and report != self._stale and self._take(report, now):
-                return
-            if now >= self._describe_at:
-                self._describe_at = now + DESCRIBE_SECONDS
-                self._check_instance(now)
-            if not self._serving and now - self._started_at > STARTUP_SECONDS:
-                raise AttemptError(
-                    f"server {self._name} hosted no shard within {STARTUP_SECONDS:.0f} s; last it was"
-                    f" {'not heard of' if report is None else report.phase.value}"
-                )
-            if self._hosts_shard_0 and self._serving:
-                self._check_heartbeat(0.0 if status is None else status.heartbeat_at, now)
-
-    def _read_report(self) -> HostStatus | None:
-        try:
-            return self._all.reports.read(self._name)
-        except StorageError as error:
-            log.info("the report of %s cannot be read now: %s", self._name, error)
-            return None
-
-    def _take(self, report: HostStatus, now: float) -> bool:
-        """Take note of what the host says; return whether it has done its part."""
-        match report.phase:
-            case HostPhase.ENDED:
-                return True
-            case HostPhase.RECLAIMED:
-                self._all.notice(f"AWS takes back the spot server {self._name}; another one replaces it")
-                raise AttemptError(f"AWS took back the server {self._name}")
-            case HostPhase.INTERRUPTED:
-                self._all.notice(f"server {self._name} is shutting down; another one replaces it")
-                raise AttemptError(f"server {self._name} is shutting down, or took the client for gone")
-            case HostPhase.FAILED:
-                raise AttemptError.of_kind(f"server {self._name}: {report.error}", report.error_type or "")
-        if report.phase is HostPhase.SERVING and not self._serving:
-            self._serving = True
-            self._heartbeat = (self._heartbeat[0], now)
-            self._all.billing.seconds += now - self._started_at
-        self._all.phase = f"server {self._name} is {_PHASE_WORDS[report.phase]}"
-        return False
-
-    def _check_instance(self, now: float) -> None:
-        try:
-            found = self._all.facade.instances(instance_ids=[self._name])
-        except CirrusError as error:
-            log.info("EC2 does not say how %s is: %s", self._name, error)
-            return
-        if not found:
-            if now - self._started_at > UNKNOWN_SECONDS:
-                raise AttemptError(f"server {self._name} is unknown to EC2")
-        elif not found[0].is_living:
-            why = f" ({found[0].reason})" if found[0].reason else ""
-            self._all.notice(f"server {self._name} has ended{why}; another one replaces it")
-            raise AttemptError(f"server {self._name} is {found[0].state}{why}")
-
-    def _check_heartbeat(self, heartbeat_at: float, now: float) -> None:
-        """Compare the status with itself: the clocks of two machines need not agree."""
-        if heartbeat_at != self._heartbeat[0]:
-            self._heartbeat = (heartbeat_at, now)
-        elif now - self._heartbeat[1] > SILENT_SECONDS:
-            self._all.notice(f"server {self._name} has fallen silent; another one replaces it")
-            raise AttemptError(f"server {self._name} has not been heard of for {SILENT_SECONDS:.0f} s")
