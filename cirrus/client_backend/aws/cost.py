@@ -40,7 +40,7 @@ class CostEstimate:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(dataclasses.astuple(self))
+        return float(sum(dataclasses.astuple(self)))
 
 
 def worker_prices(prices: RegionPrices, architecture: str, memory_mb: int) -> WorkerPrices:

@@ -126,7 +126,8 @@ class LoadFunctions:
 
         if not self._ended.done():
             threading.Thread(target=invoke, name=f"invoke-{self._function}", daemon=True).start()
-        wait((answer, self._ended), return_when=FIRST_COMPLETED)
+        either: tuple[Future[Any], ...] = (answer, self._ended)
+        wait(either, return_when=FIRST_COMPLETED)
         if not answer.done():
             raise RunError("the load is being ended")
         return answer.result()
