@@ -17,12 +17,20 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import scipy.sparse
 from stand_ins import eventually
 
 import cirrus
 from cirrus.chunks import Block, BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
 from cirrus.client_backend.fleet import WorkerEvent
-from cirrus.client_backend.map_client import JOBS_FOLDER, PLACE_FOLDER, JobClient, MapOptions, MapRequest
+from cirrus.client_backend.map_client import (
+    JOBS_FOLDER,
+    MOST_LOOKED_AT,
+    PLACE_FOLDER,
+    JobClient,
+    MapOptions,
+    MapRequest,
+)
 from cirrus.client_backend.map_functions import pack_function
 from cirrus.errors import (
     CirrusError,
@@ -285,6 +293,15 @@ def test_a_changed_function_is_never_executed(tmp_path: Path) -> None:
 
 def test_futures_can_be_waited_for_some_at_a_time() -> None:
     """The wait ends as soon as k are done; a failure is raised by the future."""
+    futures: list[concurrent.futures.Future[Any]] = [concurrent.futures.Future() for _ in range(4)]
+    futures[2].set_result(1)
+    futures[0].set_exception(ValueError())
+    assert cirrus.wait(futures, 2) == ({futures[0], futures[2]}, {futures[1], futures[3]})
+    assert cirrus.wait(futures, timeout=0.0).done == {futures[0], futures[2]}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(cirrus.wait, futures, 3)
+        futures[3].set_result(None)
+        assert waiting.result(20).not_done == {futures[1]}
     source = make_dataset("memory://futures/in")
     futures = source.submit(count_rows, operator.add)
     done, rest = cirrus.wait(futures, 2, timeout=20)
@@ -318,13 +335,23 @@ def test_describe_and_sample() -> None:
     X = source.to_csr()[0].toarray().astype(np.float64)
     found = source.describe()
     assert (found.n_rows, found.n_features, found.density) == (N_ROWS, 5, 1.0)
+    assert load_arrays(np.eye(3), ["b", "a", "b"]).describe().labels == {"a": 1, "b": 2}
     np.testing.assert_allclose(found.mean, X.mean(axis=0), atol=1e-9)
     np.testing.assert_allclose(found.variance, X.var(axis=0), rtol=1e-9)
     np.testing.assert_array_equal(found.minimum, X.min(axis=0))
+    np.testing.assert_array_equal(found.maximum, X.max(axis=0))
+    np.testing.assert_array_equal(found.zeros, 0)
     np.testing.assert_array_equal(found.missing, 0)
     sample = source.sample(50, random_state=3)
     assert sample.n_rows == 50
     assert (np.diff(sample.labels) > 0).all()
+    starts, ids, values = sample.to_csr()
+    rows = scipy.sparse.csr_array((values, ids, starts), shape=(50, 5)).toarray()
+    np.testing.assert_array_equal(rows, X[sample.labels.astype(int)])
+    assert (source.sample(50, random_state=3).labels == sample.labels).all()
+    assert (source.sample(50, random_state=4).labels != sample.labels).any()
+    halves = np.array([source.sample(20, random_state=seed).labels < N_ROWS / 2 for seed in range(50)])
+    assert 0.4 < halves.mean() < 0.6  # four standard deviations of 1,000 draws are 0.063
     with pytest.raises(ConfigError, match="n:"):
         source.sample(N_ROWS + 1)
 
@@ -502,6 +529,49 @@ def test_jobs_of_long_ago_are_forgotten(tmp_path: Path, home: Path) -> None:
         JobFolder(str(home / JOBS_FOLDER / name)).create(make_job(begun_at=begun_at), b"", "secret")
     assert source.map_reduce(count_rows, operator.add, backend="inline") == N_ROWS
     assert [folder.name for folder in (home / JOBS_FOLDER).iterdir()] == ["young"]
+
+
+def test_of_many_jobs_the_old_are_forgotten(tmp_path: Path, home: Path) -> None:
+    """However many young ones there are, and wherever the old ones stand among them."""
+    source = make_dataset(tmp_path / "in")
+    old, young = ("0" * 32, "f" * 32), [f"{number:032}" for number in range(1, 30)]
+    for name in (*old, *young):
+        begun_at = 1.0 if name in old else time.time()
+        JobFolder(str(home / JOBS_FOLDER / name)).create(make_job(begun_at=begun_at), b"", "secret")
+    assert source.map_reduce(count_rows, operator.add, backend="inline") == N_ROWS
+    assert sorted(folder.name for folder in (home / JOBS_FOLDER).iterdir()) == young
+
+
+def test_where_a_look_costs_requests_jobs_look_at_the_ones_after_them(tmp_path: Path, home: Path) -> None:
+    """No job looks at more than 20 others, and each has some job before it that looks at it."""
+    source = make_dataset(tmp_path / "in")
+    request = MapRequest(
+        kind="reduce", function=pack_function(count_rows), input_url=source.url, manifest=source.manifest
+    )
+    names = [f"{number:x}" * 32 for number in range(16)]
+    names += [f"{number:x}{'7' * 31}" for number in range(16)]
+    for name in names:
+        JobFolder(str(home / JOBS_FOLDER / name)).create(make_job(), b"", "secret")
+    seen: set[str] = set()
+    client = JobClient(request, MapOptions(backend=cirrus.InlineBackend(), n_workers=1))
+    client._is_remote = True
+    for job_id in names:
+        client.job = dataclasses.replace(client.job, function_id=job_id)
+        looked_at = client._names_of_others()
+        assert len(looked_at) == MOST_LOOKED_AT
+        seen |= set(looked_at)
+    assert seen == set(names)
+
+
+def test_a_call_that_was_at_work_beside_its_like_is_named_as_such(tmp_path: Path, home: Path) -> None:
+    """What the second of two calls at once had done is of no use to a third: it goes, with a warning."""
+    source = make_dataset(tmp_path / "in")
+    function = pack_function(count_rows, operator.add, parameter="map_fn")
+    job = MapRequest(kind="reduce", function=function, input_url=source.url, manifest=source.manifest).job()
+    JobFolder(str(home / JOBS_FOLDER / f"{job.job_id}-abcd")).create(job, b"", "secret")
+    with pytest.warns(UserWarning, match="count_rows' had done is not used, since it was at work beside"):
+        assert source.map_reduce(count_rows, operator.add, backend="inline") == N_ROWS
+    assert not list((home / JOBS_FOLDER).glob("*"))
 
 
 def test_a_reduce_function_that_fails_in_the_client_is_one_clear_error(tmp_path: Path, home: Path) -> None:

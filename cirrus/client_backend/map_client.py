@@ -9,6 +9,7 @@ Only one client at a time directs the jobs of one place; another one gets a Conf
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import json
@@ -48,7 +49,7 @@ BEGUN_KEY = "begun.json"
 JOBS_FOLDER = "jobs"
 #: A job that was interrupted this long ago is forgotten when another one begins.
 FORGET_SECONDS = 30 * 24 * 3600.0
-#: How many others are looked at then.
+#: How many others are looked at then, where each costs requests.
 MOST_LOOKED_AT = 20
 #: A worker that ends without a result this often, with no chunk done meanwhile, ends the job.
 MAX_FAILURES = 4
@@ -160,8 +161,8 @@ class JobClient:
         self._done: set[int] = set()
         self._found: set[int] = set()
         self._rows = self._rows_found = 0
-        is_remote = RunFolder(self._folder.url).is_remote
-        self._poll_seconds = REMOTE_POLL_SECONDS if is_remote else POLL_SECONDS
+        self._is_remote = RunFolder(self._folder.url).is_remote
+        self._poll_seconds = REMOTE_POLL_SECONDS if self._is_remote else POLL_SECONDS
         # All who wait for work share a look at what is taken.
         self._look = threading.Lock()
         self._looked_at = -math.inf
@@ -280,7 +281,7 @@ class JobClient:
         if self.job.kind != "reduce" or "<lambda>" in self.job.function_name:
             return []
         others: list[MapJob | None] = []
-        for name in self._jobs.folders()[:MOST_LOOKED_AT]:
+        for name in self._names_of_others():
             folder = JobFolder(self._jobs.child(name).url)
             with contextlib.suppress(CirrusError):
                 other = self._stored_job(folder)
@@ -288,13 +289,24 @@ class JobClient:
                 is_over = holder is None or holder.released or is_known_dead(holder)
                 if other is not None and is_over and _place_of(other) == _place_of(self.job):
                     others.append(other)
+                    if name != other.job_id:  # it had a mark, by which nobody finds it again
+                        self._forget(name, lambda _: True)
         return others
+
+    def _names_of_others(self) -> list[str]:
+        """Return names of other jobs' folders: all of them, or some, where each one costs requests.
+
+        Of many, those that follow this job's own name, in a circle: other jobs look at others.
+        """
+        names = self._jobs.folders()
+        after = bisect.bisect(names, self.job.job_id)
+        return [*names[after:], *names[:after]][: MOST_LOOKED_AT if self._is_remote else None]
 
     def _forget_old(self) -> None:
         """Remove what was interrupted long ago, and will not go on."""
         oldest = time.time() - FORGET_SECONDS
         with contextlib.suppress(CirrusError):
-            for name in self._jobs.folders()[:MOST_LOOKED_AT]:
+            for name in self._names_of_others():
                 self._forget(name, lambda found: found.begun_at < oldest)
 
     def _forget(self, name: str, is_meant: Callable[[MapJob], bool]) -> None:
@@ -315,6 +327,8 @@ class JobClient:
             return "the rows that it reads are others"
         if other.n_features != mine.n_features:
             return "n_features is another"
+        if self._place is None:
+            return "it was at work beside another call like it"
         return "its folder is gone, or belongs to another user or machine"
 
     def _forget_lost_results(self) -> None:
