@@ -185,6 +185,17 @@ def test_progress_may_be_a_switch(tmp_path: Path, name: str) -> None:
         ("load_svmlight", {"random_state": 1.5}),
         ("load_svmlight", {"n_features": "9"}),
         ("load_csv", {"na_values": "NA"}),
+        ("load_csv", {"na_values": [-999]}),
+        ("load_csv", {"label": 0.0}),
+        ("load_csv", {"numeric": 1}),
+        ("load_csv", {"categorical": [2.0]}),
+        ("load_csv", {"hash_features": 2.5}),
+        ("load_csv", {"hash_features": "1024"}),
+        ("load_csv", {"sep": 9}),
+        ("load_parquet", {"hash_features": True}),
+        ("load_parquet", {"label": 1.5}),
+        ("load_ratings", {"sep": 9}),
+        ("load_vw", {"hash_features": 2.5}),
     ],
 )
 def test_values_of_another_kind_are_refused(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
@@ -192,3 +203,38 @@ def test_values_of_another_kind_are_refused(tmp_path: Path, name: str, options: 
     path = write(name, tmp_path)
     with pytest.raises(cirrus.ConfigError, match=next(iter(options))):
         loader(name)(path, tmp_path / "d", **LOADERS[name][1] | options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (
+            "load_svmlight",
+            {"n_features": np.int64(50), "random_state": np.int32(3), "n_processes": np.int8(1)},
+        ),
+        ("load_csv", {"label": np.int64(0), "numeric": np.arange(1, 2), "hash_features": np.uint32(64)}),
+        ("load_csv", {"shuffle": np.True_, "categorical": np.array([2])}),
+        ("load_vw", {"hash_features": np.int64(64)}),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    """A whole number is one whatever its type is, also for the processes of a load and what it keeps."""
+    path = write(name, tmp_path)
+    arguments = LOADERS[name][1] | options
+    plain = {key: np.asarray(value).tolist() for key, value in arguments.items()}
+    for n_processes in (1, 2):
+        made = loader(name)(
+            path, tmp_path / "a", **{"random_state": 1, "n_processes": n_processes, **arguments}
+        )
+        same = loader(name)(path, tmp_path / "b", **{"random_state": 1, **plain})
+        assert made.manifest.fingerprint == same.manifest.fingerprint
+
+
+@pytest.mark.parametrize("name", ["load_csv", "load_parquet"])
+def test_rows_may_have_no_label(tmp_path: Path, name: str) -> None:
+    """With ``label=None`` every column can be a feature, for models that need no labels."""
+    path = write(name, tmp_path)
+    dataset = loader(name)(path, tmp_path / "d", label=None, numeric=[0, 1], shuffle=False, hash_features=8)
+    X, y, _ = dataset.to_csr()
+    assert y.tolist() == [0] * ROWS
+    assert X[:, [0, 1]].toarray().tolist() == [[i, i % 5] for i in range(ROWS)]

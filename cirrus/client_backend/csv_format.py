@@ -128,7 +128,7 @@ class CsvRequest:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the file."""
-        if len(self.sep) != 1 or self.sep in '"\r\n':
+        if not isinstance(self.sep, str) or len(self.sep) != 1 or self.sep in '"\r\n':
             raise ConfigError("sep", f"must be one character, got {self.sep!r}")
         if self.header not in ("infer", True, False):
             raise ConfigError("header", f'must be "infer", True or False, got {self.header!r}')
@@ -138,8 +138,13 @@ class CsvRequest:
         is_number = isinstance(above, numbers.Real) and not isinstance(above, bool) and math.isfinite(above)
         if above is not None and not is_number:
             raise ConfigError("label_above", f"must be a finite number, got {above!r}")
+        if above is not None and self.label is None:
+            raise ConfigError("label_above", "must be None where there is no label")
         if not 1 <= self.hash_features < 2**32 - 2**16:
-            raise ConfigError("hash_features", f"must be a whole number >= 1, got {self.hash_features!r}")
+            most = 2**32 - 2**16
+            raise ConfigError(
+                "hash_features", f"must be from 1 to below {most:,}, got {self.hash_features!r}"
+            )
         if not self.numeric and not self.categorical:
             raise ConfigError("categorical", "name at least one column as numeric or categorical")
         if self.header is False and any(isinstance(c, str) for c in self._columns()):

@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from cirrus.chunks import DatasetSummary, Manifest, commit_dataset
 from cirrus.chunks.vocabulary import Vocabulary, store_vocabulary, union_of
@@ -148,12 +149,17 @@ def load_options(
     if isinstance(found, InlineBackend) and n_processes is None:
         n_processes = 1
     return LoadOptions(
-        shuffle=shuffle,
-        random_state=random_state,
-        n_processes=n_processes,
+        shuffle=bool(shuffle),
+        random_state=random_state if random_state is None else _as_int(random_state),
+        n_processes=n_processes if n_processes is None else _as_int(n_processes),
         progress=progress,
         backend=found,
     )
+
+
+def _as_int(value: Any) -> Any:
+    """Return numpy's whole numbers as an int, which JSON can hold; all else is for the checks to refuse."""
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 def load_svmlight_file(

@@ -39,7 +39,7 @@ class RatingsFormat(LoadFormat):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if not self.sep or set(self.sep) & set('"\r\n'):
+        if not isinstance(self.sep, str) or not self.sep or set(self.sep) & set('"\r\n'):
             raise ConfigError("sep", f"must be one character or a few, such as '::', got {self.sep!r}")
         if self.header not in ("infer", "yes", "no"):
             raise ConfigError("header", f'must be "infer", True or False, got {self.header!r}')

@@ -38,6 +38,7 @@ from cirrus.client_backend.loader import (
     load_svmlight_file,
 )
 from cirrus.errors import ConfigError, ConflictError
+from cirrus.frontend.load_parameters import column_list, column_of, na_list, whole_number
 from cirrus.frontend.load_progress import LoadListener, listening_to_load
 from cirrus.frontend.mapping import ChunkOperations
 from cirrus.frontend.scratch import Scratch, memory_scratch_url
@@ -236,7 +237,9 @@ def _n_test_rows(test_size: float | int, n_rows: int) -> int:
         raise ConfigError("test_size", f"must be between 0 and 1, or a number of rows, got {test_size!r}")
     n_test = int(test_size) if whole else int(np.ceil(test_size * n_rows))
     if not 0 < n_test < n_rows:
-        raise ConfigError("test_size", f"{test_size!r} of {n_rows} rows leaves one part without rows")
+        raise ConfigError(
+            "test_size", f"{test_size!r} leaves one part without rows: there are {n_rows} in all"
+        )
     return n_test
 
 
@@ -309,8 +312,8 @@ def load_svmlight(
 
     Args:
         path: One file; a pattern (``"part-*.gz"``); an object, all objects below a prefix, or a pattern of
-            objects (``"s3://bucket/key"``); or ``"-"`` for standard input. Plain, gzip, LZ4 frames, or zip of
-            one file. Several files are one, in the order of their names.
+            objects (``"s3://bucket/key"``); or ``"-"`` for standard input. Plain, gzip, LZ4 frames, bzip2,
+            xz, or zip of one file. Several files are one, in the order of their names.
         url: Where the dataset goes: a folder or ``s3://bucket/prefix``.
         n_features: Number of columns; a higher index is an error. None: as many as the file has. Give a test
             set that of its training set.
@@ -335,13 +338,11 @@ def load_svmlight(
     with listening_to_load(progress) as listener:
         if zero_based not in ("auto", True, False):
             raise ConfigError("zero_based", f'must be "auto", True or False, got {zero_based!r}')
-        if n_features is not None and not isinstance(n_features, (int, np.integer)):
-            raise ConfigError("n_features", f"must be a whole number or None, got {n_features!r}")
         store = open_store(url)
         manifest = load_svmlight_file(
             os.fspath(path),
             store,
-            n_features=n_features,
+            n_features=None if n_features is None else whole_number(n_features, "n_features"),
             zero_based=None if zero_based == "auto" else bool(zero_based),
             options=load_options(shuffle, random_state, n_processes, listener, backend),
         )
@@ -351,7 +352,7 @@ def load_svmlight(
 def load_csv(
     path: str | os.PathLike[str],
     url: str | os.PathLike[str],
-    label: str | int = 0,
+    label: str | int | None = 0,
     numeric: Sequence[str | int] = (),
     categorical: Sequence[str | int] = (),
     sep: str = ",",
@@ -377,7 +378,7 @@ def load_csv(
         path: One file, a pattern, an object or prefix in a store, or ``-``; see :func:`cirrus.load_svmlight`.
             Of several files, each has a header or none has; columns may be in another order.
         url: Where the dataset goes: a folder or ``s3://bucket/prefix``.
-        label: The column to be predicted: numbers, or text for the names of classes.
+        label: The column to be predicted: numbers, or text for the names of classes. None: there is none.
         numeric: Columns that are numbers.
         categorical: Columns that are categories, be they numbers or text.
         sep: What separates columns.
@@ -408,11 +409,11 @@ def load_csv(
     """
     with listening_to_load(progress) as listener:
         request = CsvRequest(
-            label=label,
+            label=None if label is None else column_of(label, "label"),
             numeric=column_list(numeric, "numeric"),
             categorical=column_list(categorical, "categorical"),
             sep=sep,
-            hash_features=hash_features,
+            hash_features=whole_number(hash_features, "hash_features"),
             header=header,
             label_above=label_above,
             missing_label=missing_label,
@@ -471,17 +472,3 @@ def load_csv_like(
             options=load_options(shuffle, random_state, n_processes, listener, backend),
         )
         return Dataset(store.url, manifest)
-
-
-def column_list(columns: Sequence[str | int], name: str) -> tuple[str | int, ...]:
-    """Return columns as the user gave them, or raise a ConfigError that names the parameter."""
-    if isinstance(columns, str):
-        raise ConfigError(name, f"must be a list of columns, got the text {columns!r}")
-    return tuple(columns)
-
-
-def na_list(values: Sequence[str]) -> tuple[str, ...]:
-    """Return ``na_values`` as the user gave them, or raise a ConfigError."""
-    if isinstance(values, str):
-        raise ConfigError("na_values", f"must be a list such as ['NA'], got the text {values!r}")
-    return tuple(values)

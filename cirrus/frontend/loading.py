@@ -20,7 +20,8 @@ from cirrus.client_backend.loader import (
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.vw_format import VwFormat
 from cirrus.errors import ConfigError
-from cirrus.frontend.datasets import Dataset, column_list, na_list
+from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.load_parameters import column_list, column_of, na_list, whole_number
 from cirrus.frontend.load_progress import LoadListener, listening_to_load
 from cirrus.storage import open_store
 
@@ -185,7 +186,9 @@ def load_vw(
             os.fspath(path),
             store,
             how=VwFormat(
-                hash_features=hash_features, interactions=tuple(interactions), missing_label=missing_label
+                hash_features=whole_number(hash_features, "hash_features"),
+                interactions=tuple(interactions),
+                missing_label=missing_label,
             ),
             options=load_options(shuffle, random_state, n_processes, listener, backend),
         )
@@ -234,7 +237,7 @@ def load_vw_like(
 def load_parquet(
     path: str | os.PathLike[str],
     url: str | os.PathLike[str],
-    label: str | int = 0,
+    label: str | int | None = 0,
     numeric: Sequence[str | int] = (),
     categorical: Sequence[str | int] = (),
     hash_features: int = 2**20,
@@ -257,7 +260,8 @@ def load_parquet(
         path: One file, a pattern, an object or prefix in a store, or ``-``; see :func:`cirrus.load_svmlight`.
             All files must have the columns.
         url: Where the dataset goes: a folder or ``s3://bucket/prefix``.
-        label: The column to be predicted: numbers, truth values, or text for the names of classes.
+        label: The column to be predicted: numbers, truth values, or text for the names of classes. None:
+            there is none.
         numeric: Columns that are numbers or truth values.
         categorical: Columns that are categories, be they numbers or text.
         hash_features: Number of features for categories; more of them collide less.
@@ -285,10 +289,10 @@ def load_parquet(
     """
     with listening_to_load(progress) as listener:
         request = CsvRequest(
-            label=label,
+            label=None if label is None else column_of(label, "label"),
             numeric=column_list(numeric, "numeric"),
             categorical=column_list(categorical, "categorical"),
-            hash_features=hash_features,
+            hash_features=whole_number(hash_features, "hash_features"),
             label_above=label_above,
             missing_label=missing_label,
             na_values=na_list(na_values),
