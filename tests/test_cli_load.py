@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, str, list[str], dict[str, Any]]] = {
     "tsv": ("x.tsv.lz4", "1\t2\n0\t3\n", ["--categorical", "1"], {"n_features": 2**20}),
     "drop": ("x.csv", "1,2\n,3\n0,4\n", ["--numeric", "1", "--drop-missing-labels"], {}),
     "above": ("x.csv", "7,2\n3,3\n", ["--numeric", "1", "--label-above", "5"], {"labels": (0, 1)}),
+    "no label": ("x.csv", "1,2\n3,4\n", ["--numeric", "0,1", "--label", "none"], {"labels": (0,)}),
     "vw": ("x.vw", "1 |a x\n0 2 |b y\n", [], {"n_features": 2**18}),
     "vw pairs": (
         "x.vw",
@@ -210,6 +211,40 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     found = [int(line.split()[1]) for line in again.stderr.splitlines() if line.startswith("found")]
     assert found[0] > 10_000
     assert Dataset.open(tmp_path / "ds").n_rows == 20_000
+
+
+LIMITED = """
+import resource, sys
+from cirrus.cli.commands import app
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+app(sys.argv[2:])
+"""
+
+
+def test_a_store_that_takes_no_more_and_the_same_command_again(tmp_path: Path) -> None:
+    """When the disk takes no more (here: of one file), it is one error, and the command can go on later."""
+    path = tmp_path / "x.svm"
+    rng = np.random.default_rng(0)
+    rows = [" ".join(f"{k}:{value:.6f}" for k, value in enumerate(row, 1)) for row in rng.random((4000, 20))]
+    path.write_text("".join(f"1 {row}\n" for row in rows))
+    options = ["load", str(path), str(tmp_path / "ds"), "--processes", "2"]
+    command = [sys.executable, "-c", LIMITED]
+    # Enough for what is parsed, and not for the chunk with its columns in float32.
+    full = subprocess.run([*command, "100000", *options], capture_output=True, text=True, timeout=60)
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1].endswith(": File too large")
+    assert full.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/ds/")
+    assert full.stderr.splitlines()[-2] == "what is parsed is kept: the same command goes on with it"
+    code, _, err = run("describe", tmp_path / "ds")
+    assert (code, err) == (
+        1,
+        f"error: {tmp_path}/ds: a load to here was interrupted, or is at work: the same command goes on "
+        "with it\n",
+    )
+    code, _, err = run(*options)
+    assert code == 0, err
+    assert Dataset.open(tmp_path / "ds").n_rows == 4000
 
 
 def test_the_line_says_what_was_parsed_before(capsys: pytest.CaptureFixture[str]) -> None:

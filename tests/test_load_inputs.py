@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
 import gzip
 import io
+import lzma
+import os
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +23,7 @@ import scipy.sparse
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cirrus.chunks import BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
 from cirrus.client_backend.csv_format import CsvRequest
 from cirrus.client_backend.load_tasks import LoadSizes
 from cirrus.client_backend.loader import LoadOptions, load_csv_file, load_words_files
@@ -52,14 +57,73 @@ TEXT = {
 }
 
 
+ZIP_METHODS = {
+    "zip": zipfile.ZIP_DEFLATED,
+    "zip of bzip2": zipfile.ZIP_BZIP2,
+    "zip of LZMA": zipfile.ZIP_LZMA,
+}
+
+
+def zipped(data: bytes, method: int) -> bytes:
+    """A zip archive of one file."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        archive.writestr("x", data)
+    return out.getvalue()
+
+
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "lz4": lz4.frame.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    **{name: functools.partial(zipped, method=method) for name, method in ZIP_METHODS.items()},
+}
+
+
 @pytest.mark.parametrize("kind", LOADERS)
-def test_lz4_files_load_as_plain_ones(tmp_path: Path, kind: str) -> None:
-    """An LZ4 frame is recognised by its content, and gives the same dataset as what is in it."""
+def test_packed_files_load_as_plain_ones(tmp_path: Path, kind: str) -> None:
+    """How a file is packed is recognised by its content; the dataset is that of what is in it."""
     (tmp_path / "plain").write_bytes(TEXT[kind])
-    (tmp_path / "packed").write_bytes(lz4.frame.compress(TEXT[kind]))
     plain = LOADERS[kind](tmp_path / "plain", str(tmp_path / "a"))
-    packed = LOADERS[kind](tmp_path / "packed", str(tmp_path / "b"))
-    assert packed.manifest.fingerprint == plain.manifest.fingerprint
+    for pack in PACKINGS.values():
+        (tmp_path / "packed").write_bytes(pack(TEXT[kind]))
+        packed = LOADERS[kind](tmp_path / "packed", str(tmp_path / "b"))
+        assert packed.manifest.fingerprint == plain.manifest.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("begin", "problem"),
+    [
+        (b"\x28\xb5\x2f\xfd", "is packed with Zstandard: pipe it, with: zstdcat FILE"),
+        (b"7z\xbc\xaf\x27\x1c", "is packed with 7-Zip: unpack it"),
+        (b"Rar!\x1a\x07", "is packed with RAR: unpack it"),
+        (b"PAR1", "is a Parquet file and no text: use load_parquet"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_kind(tmp_path: Path, begin: bytes, problem: str) -> None:
+    """A file that is packed in a way that is not read says so, instead of a line that cannot be read."""
+    path = tmp_path / "x"
+    path.write_bytes(begin + bytes(100))
+    with pytest.raises(DataError, match=rf"^{path}: {problem}"):
+        load_svmlight(path, tmp_path / "ds")
+
+
+def test_words_that_begin_as_packed_files_do_are_text(tmp_path: Path) -> None:
+    """Two or three letters at the beginning of a file are a coincidence."""
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"BZh9,1\nBZh8,2\n")
+    assert load_csv(path, tmp_path / "ds", numeric=[1]).labels == ("BZh8", "BZh9")
+
+
+def test_a_zip_archive_holds_one_file_beside_what_macos_adds(tmp_path: Path) -> None:
+    """Folders, and the resource forks that macOS packs beside each file, are no files to choose from."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("rows")
+        archive.writestr("rows/x.svm", TEXT["svmlight"])
+        archive.writestr("__MACOSX/rows/._x.svm", b"\0\5\x16\7")
+    assert load_svmlight(path, tmp_path / "ds").n_rows == 100
 
 
 @pytest.mark.parametrize("n_processes", [1, 2])
@@ -137,13 +201,39 @@ def test_of_two_writers_one_wins(tmp_path: Path, kind: str, before: bool) -> Non
     assert set(open_store(url).list()) == keys
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_pipe_is_read_once_as_standard_input_is(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """What a shell makes of ``<(zcat rows.gz)`` has no size and cannot be read again: it is copied first."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for text in (TEXT["svmlight"], b""):
+        writer = threading.Thread(target=pipe.write_bytes, args=(pack(text) if text else b"",))
+        writer.start()
+        if text:
+            assert load_svmlight(pipe, tmp_path / "ds").n_rows == 100
+        else:
+            with pytest.raises(DataError, match=rf"^{pipe}: is empty"):
+                load_svmlight(pipe, tmp_path / "ds")
+        writer.join(20)
+
+
+def test_standard_input_that_is_closed(tmp_path: Path) -> None:
+    """It is one error, as any input that cannot be read."""
+    script = f'exec "{sys.executable}" -m cirrus load - "{tmp_path}/ds" <&-'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: standard input: cannot be read here: name a file"
+
+
 bits = st.one_of(
     st.binary(max_size=20),
     st.sampled_from(
         [b"\n", b",", b":", b" ", b'"', b"1", b"0:1", b"-1", b"1e400", b"\r", b"\0", b"#", b"\xef\xbb\xbf"]
     ),
 )
-magics = st.sampled_from([b"", b"", b"\x1f\x8b\x08", b"PK\x03\x04", b"\x04\x22\x4d\x18"])
+magics = st.sampled_from(
+    [b"", b"", b"\x1f\x8b\x08", b"PK\x03\x04", b"\x04\x22\x4d\x18", b"BZh91AY&SY", b"\xfd7zXZ\0\0\4"]
+)
 
 
 @settings(deadline=None, max_examples=100)
@@ -178,21 +268,6 @@ def load_or_be_refused(kind: str, path: Path) -> None:
     assert np.isfinite(y).all()
 
 
-ZIP_METHODS = {
-    "zip": zipfile.ZIP_DEFLATED,
-    "zip of bzip2": zipfile.ZIP_BZIP2,
-    "zip of LZMA": zipfile.ZIP_LZMA,
-}
-
-
-def zipped(data: bytes, method: int) -> bytes:
-    """A zip archive of one file."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as archive:
-        archive.writestr("x", data)
-    return out.getvalue()
-
-
 @pytest.mark.parametrize("name", sorted(ZIP_METHODS))
 def test_damaged_zip_files(tmp_path: Path, name: str) -> None:
     """A byte of a zip archive that is wrong is one error that names the file, whatever packed it."""
@@ -206,15 +281,14 @@ def test_damaged_zip_files(tmp_path: Path, name: str) -> None:
 @settings(deadline=None, max_examples=200)
 @given(
     st.sampled_from(sorted(LOADERS)),
-    st.sampled_from(["plain", "gzip", "lz4", *ZIP_METHODS]),
+    st.sampled_from(["plain", *PACKINGS]),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 3), bits), min_size=1, max_size=4),
 )
 def test_damaged_files_load_or_are_refused_by_place(
     tmp_path_factory: Any, kind: str, packing: str, damages: list[tuple[float, int, bytes]]
 ) -> None:
     """A good file with bytes put in, left out or changed, before or after packing, is no surprise."""
-    zips = {name: functools.partial(zipped, method=method) for name, method in ZIP_METHODS.items()}
-    pack = {"plain": bytes, "gzip": gzip.compress, "lz4": lz4.frame.compress, **zips}[packing]
+    pack = {"plain": bytes, **PACKINGS}[packing]
     for damaged_first in (True, False):
         data = TEXT[kind] if damaged_first else pack(TEXT[kind])
         for where, n_removed, inserted in damages:
@@ -225,10 +299,28 @@ def test_damaged_files_load_or_are_refused_by_place(
         load_or_be_refused(kind, path)
 
 
+def in_chunks(whole: Dataset, block_rows: int, chunk_bytes: int) -> Dataset:
+    """Store rows again, in order, as small blocks and chunks."""
+    store = open_store("memory://any-rows/d")
+    writer = ChunkWriter(store, new_chunk_prefix(), chunk_bytes=chunk_bytes)
+    builder = BlockBuilder(writer, block_rows=block_rows)
+    for block in whole.blocks():
+        builder.add(block)
+    builder.flush()
+    manifest = commit_dataset(
+        store,
+        writer.chunks,
+        writer.summary,
+        n_features=whole.n_features,
+        label_names=whole.manifest.label_names,
+    )
+    return Dataset(store.url, manifest)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_any_rows_come_back_in_order(data: st.DataObject) -> None:
-    """Sparse rows with any labels, stored unshuffled, read back as they were."""
+    """Sparse rows with any labels, numbers or text, unshuffled in any chunks, read back as they were."""
     n_rows, n_columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 2**20))
     numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
     rows = data.draw(
@@ -238,16 +330,24 @@ def test_any_rows_come_back_in_order(data: st.DataObject) -> None:
             max_size=n_rows,
         )
     )
-    labels = np.array(data.draw(st.lists(numbers, min_size=n_rows, max_size=n_rows)), np.float32)
+    names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9)
+    kind = data.draw(st.sampled_from([numbers, names]))
+    drawn = data.draw(st.lists(kind, min_size=n_rows, max_size=n_rows))
+    labels = np.array(drawn, np.float32 if kind is numbers else np.object_)
     indptr = np.cumsum([0, *(len(row) for row in rows)])
     columns = np.array([c for row in rows for c in sorted(row)], np.int64)
     values = np.array([row[c] for row in rows for c in sorted(row)], np.float32)
     X = scipy.sparse.csr_array((values, columns, indptr), shape=(n_rows, n_columns))
-    back, y, _ = load_arrays(X, labels, shuffle=False).to_csr()
+    whole = load_arrays(X, labels, shuffle=False)
+    cut = in_chunks(whole, data.draw(st.integers(1, n_rows)), data.draw(st.integers(1, 2000)))
+    back, y, _ = cut.to_csr()
     np.testing.assert_array_equal(back.indptr, indptr)
     np.testing.assert_array_equal(back.indices, columns)
     np.testing.assert_array_equal(back.data, values)
-    np.testing.assert_array_equal(y, labels)
+    if cut.manifest.label_names is None:
+        np.testing.assert_array_equal(y, labels)
+    else:
+        assert [cut.manifest.label_names[int(code)] for code in y] == drawn
 
 
 @pytest.mark.parametrize("size", [8, 12, 16, 20, 24, 1000])

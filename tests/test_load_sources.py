@@ -170,6 +170,47 @@ def test_a_file_that_is_written_meanwhile_is_refused(tmp_path: Path) -> None:
     assert open_store(tmp_path / "d").list() == []
 
 
+@pytest.mark.parametrize("how", ["longer", "empty", "removed"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_of_several_files_none_may_change(tmp_path: Path, how: str, which: int) -> None:
+    """A file that grows, is emptied or removed while files are read is an error, whatever its time says."""
+    paths = [tmp_path / f"part-{k}" for k in range(2)]
+    for path in paths:
+        path.write_bytes(lines(0, 1000))
+    status = paths[which].stat()
+
+    def change(progress: LoadProgress) -> None:
+        if 2 * progress.bytes_done < progress.bytes_total:  # all is read at one half
+            return
+        if how == "removed":
+            paths[which].unlink(missing_ok=True)
+            return
+        paths[which].write_bytes(lines(0, 1100) if how == "longer" else b"")
+        os.utime(paths[which], ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    what = "removed" if how == "removed" else "changed"
+    with pytest.raises(DataError, match=rf"part-{which}: was {what} while it was read"):
+        load(tmp_path / "part-*", tmp_path / "d", progress=change)
+    assert open_store(tmp_path / "d").list() == []
+
+
+def test_a_file_that_the_system_does_not_open(tmp_path: Path) -> None:
+    """It is one error that names the file and why; nothing is stored."""
+    path = tmp_path / "x.svm"
+    path.symlink_to(path)
+    with pytest.raises(StorageError, match=r"x\.svm: Too many levels of symbolic links"):
+        load(path, tmp_path / "d")
+    assert open_store(tmp_path / "d").list() == []
+
+
+def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` in a path or a pattern is the user's home, as it is in the URL of a dataset."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.svm").write_bytes(lines(0, 10))
+    for path in ("~/x.svm", "~/*.svm"):
+        assert load(path, "~/d").n_rows == 10
+
+
 def test_many_sources_are_asked_at_once_and_each_in_order() -> None:
     """A source that waits holds up nobody else; tasks of one source come in its order."""
     gate = threading.Event()

@@ -7,15 +7,18 @@ import shlex
 from cirrus.cli.console import say, show
 from cirrus.cli.options import FileOptions
 from cirrus.cli.sources import OWN_MODEL_TYPES, load_file
-from cirrus.client_backend.inputs import STANDARD_INPUT
+from cirrus.client_backend.inputs import is_stream
+from cirrus.client_backend.load_job import is_begun
+from cirrus.client_backend.local import default_home
+from cirrus.errors import StorageError
 
 
 def load(data: str, url: str, options: FileOptions) -> None:
     """Load files as a dataset."""
     try:
         dataset = load_file(data, url, options)
-    except KeyboardInterrupt:
-        if data != STANDARD_INPUT:
+    except (KeyboardInterrupt, StorageError):
+        if not is_stream(data) and is_begun(url, default_home()):
             say("what is parsed is kept: the same command goes on with it")
         raise
     show(f"dataset {dataset.url}")

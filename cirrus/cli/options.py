@@ -112,7 +112,9 @@ FormatOption = Annotated[
         help="How files are written; auto: by the name (.csv, .tsv, .parquet, .vw), else svmlight.",
     ),
 ]
-LabelOption = Annotated[str, typer.Option(help="Tables: name or number (from 0) of the label's column.")]
+LabelOption = Annotated[
+    str, typer.Option(help="Tables: name or number (from 0) of the label's column; none: there is no label.")
+]
 LabelAboveOption = Annotated[
     float | None, typer.Option(help="Tables: predict whether the label's column is above this.")
 ]
@@ -311,3 +313,4 @@ class PreprocessOptions:
     alternate_sign: bool
     save: str | None
     workers: int | None
+    home: str | None

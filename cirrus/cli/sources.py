@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cirrus.chunks import MANIFEST_KEY
-from cirrus.cli.console import say
+from cirrus.cli.console import count, say
 from cirrus.cli.options import FileOptions, Format, ModelType
 from cirrus.client_backend.backend import backend_at
 from cirrus.client_backend.csv_format import NA_VALUES
@@ -27,7 +27,7 @@ from cirrus.frontend.loading import (
 from cirrus.frontend.progress import short_number
 from cirrus.storage import open_store
 
-_PACKED = ("", ".gz", ".lz4", ".zip")
+_PACKED = ("", ".gz", ".lz4", ".bz2", ".xz", ".zip")
 _SUFFIXES = {
     ".csv": Format.CSV,
     ".tsv": Format.CSV,
@@ -56,6 +56,8 @@ _OPTIONS = {
 }
 #: What rows of a format are for, where that is not the model that is trained unless told otherwise.
 OWN_MODEL_TYPES = {"ratings": ModelType.MF, "bag_of_words": ModelType.LDA}
+#: What ``--label`` says of rows that have none.
+NO_LABEL = "none"
 #: What they are if they are not given.
 _NOT_GIVEN: dict[str, Any] = {
     "label": "0",
@@ -119,7 +121,7 @@ def load_file(data: str, url: str, options: FileOptions) -> Dataset:
         dataset = _load(data, url, options, common)
     seconds = max(time.monotonic() - started_at, 1e-9)
     say(
-        f"loaded {dataset.n_rows:,} rows of {dataset.n_features:,} features in {seconds:.1f} s "
+        f"loaded {count(dataset.n_rows, 'row')} of {count(dataset.n_features, 'feature')} in {seconds:.1f} s "
         f"({short_number(dataset.n_rows / seconds)} rows/s)"
     )
     return dataset
@@ -265,7 +267,7 @@ def _table_options(data: str, options: FileOptions) -> dict[str, Any]:
     if not numeric and not categorical:
         raise ConfigError("categorical", f"{data}: name its columns with --numeric and --categorical")
     return {
-        "label": column(options.label),
+        "label": None if options.label == NO_LABEL else column(options.label),
         "numeric": numeric,
         "categorical": categorical,
         "label_above": options.label_above,

@@ -1,4 +1,4 @@
-"""Inputs of loaders: files, patterns, objects in a store, and standard input, which becomes a file first.
+"""Inputs of loaders: files, patterns, objects in a store; standard input and pipes, which become files first.
 
 Several inputs are one: their rows follow each other in the order of the files' names.
 """
@@ -10,13 +10,15 @@ import fnmatch
 import glob
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import IO
 
-from cirrus.client_backend.segments import InputFile, file_size
+from cirrus.client_backend.segments import InputFile
 from cirrus.errors import DataError, NotFoundError, StorageError
 from cirrus.storage import ObjectInfo, ObjectStore, open_store
 
@@ -35,7 +37,7 @@ class Inputs:
     files: tuple[InputFile, ...]
     """Sorted by name."""
     is_repeatable: bool = True
-    """Whether another process can read the same again: not so for standard input."""
+    """Whether another process can read the same again: not so for standard input and pipes."""
 
     @property
     def n_bytes(self) -> int:
@@ -43,14 +45,16 @@ class Inputs:
         return sum(file.n_bytes for file in self.files)
 
     def check_unchanged(self) -> None:
-        """Raise a DataError if a file was written while it was read."""
+        """Raise a DataError if a file was written or removed while it was read."""
         if not self.is_repeatable:
             return
-        with open_inputs(self.name) as now:
-            before = {file.name: file.version for file in self.files}
-            for file in now.files:
-                if before.get(file.name, file.version) != file.version:
-                    raise DataError(f"{file.name}: was changed while it was read: load it again")
+        now = {}
+        with contextlib.suppress(NotFoundError):
+            now = {file.name: (file.n_bytes, file.version) for file in _found(self.name)}
+        for file in self.files:
+            if now.get(file.name) != (file.n_bytes, file.version):
+                what = "changed" if file.name in now else "removed"
+                raise DataError(f"{file.name}: was {what} while it was read: load it again")
 
 
 @contextlib.contextmanager
@@ -60,50 +64,57 @@ def open_inputs(path: str) -> Iterator[Inputs]:
     Args:
         path: A file; a pattern (``part-*.gz``, ``**`` for any folders); an object or a prefix or pattern of
             objects in a store (``s3://bucket/clicks/``); or ``-`` for standard input, which is copied to a
-            temporary file as it is.
+            temporary file as it is. So is a pipe (``<(zcat rows.gz)`` of a shell).
 
     Raises:
         NotFoundError: There is no such file.
         DataError: All are empty, or it is a folder.
         StorageError: Something cannot be read or copied.
     """
-    if path == STANDARD_INPUT:
-        with _standard_input() as file:
-            yield Inputs(path, (file,), is_repeatable=False)
-        return
+    with contextlib.ExitStack() as stack:
+        is_once = is_stream(path)
+        found = [stack.enter_context(_copied(path))] if is_once else _found(path)
+        files = [file for file in found if file.n_bytes]
+        if not files:
+            name = found[0].name if is_once else path
+            raise DataError(f"{name}: is empty: there are no rows to load")
+        yield Inputs(path, tuple(sorted(files, key=lambda file: file.name)), is_repeatable=not is_once)
+
+
+def _found(path: str) -> list[InputFile]:
+    """Return all files that a path means, also those that are empty."""
+    local = _local_path(path)
+    return _objects(path) if local is None else _local_files(local)
+
+
+def _local_path(path: str) -> str | None:
+    """Return a path on this machine, or None for objects in a store."""
     scheme, separator, rest = path.partition("://")
-    if separator and scheme != "file":
-        found = _objects(path)
-    else:
-        found = _local_files(urllib.parse.unquote(rest) if separator else path)
-    files = [file for file in found if file.n_bytes]
-    if not files:
-        raise DataError(f"{path}: is empty: there are no rows to load")
-    yield Inputs(path, tuple(sorted(files, key=lambda file: file.name)))
+    if not separator:
+        return os.path.expanduser(path)
+    return urllib.parse.unquote(rest) if scheme == "file" else None
 
 
 def _local_files(path: str) -> list[InputFile]:
     if os.path.lexists(path) or not glob.has_magic(path):
         return [_local_file(path)]
     names = sorted(glob.glob(path, recursive=True))
-    files = [_local_file(name, may_be_empty=True) for name in names if not os.path.isdir(name)]
+    files = [_local_file(name) for name in names if not os.path.isdir(name)]
     if not files:
         raise NotFoundError(f"{path}: no file matches this pattern")
     return files
 
 
-def _local_file(path: str, *, may_be_empty: bool = False) -> InputFile:
+def _local_file(path: str) -> InputFile:
     try:
-        size = file_size(path, path)
-    except DataError:
-        if not may_be_empty:
-            raise
-        return InputFile(path, path, 0)
-    try:
-        version = str(os.stat(path).st_mtime_ns)
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a name with a NUL
+        raise NotFoundError(f"{path}: there is no such file") from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
-    return InputFile(path, path, size, version)
+    if stat.S_ISDIR(status.st_mode):
+        raise DataError(f"{path}: is a folder: name a file, or a pattern such as '{path.rstrip('/')}/*.gz'")
+    return InputFile(path, path, status.st_size, str(status.st_mtime_ns))
 
 
 def _objects(url: str) -> list[InputFile]:
@@ -134,13 +145,40 @@ def _files_of(store: ObjectStore, infos: list[ObjectInfo]) -> list[InputFile]:
     ]
 
 
+def is_stream(path: str) -> bool:
+    """Return whether a path is standard input, a pipe or a device, which can be read only once."""
+    if path == STANDARD_INPUT:
+        return True
+    local = _local_path(path)
+    try:
+        mode = 0 if local is None else os.stat(local).st_mode
+    except (OSError, ValueError):  # whoever reads it will say what is wrong
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
 @contextlib.contextmanager
-def _standard_input() -> Iterator[InputFile]:
-    name = "standard input"
-    with tempfile.NamedTemporaryFile(prefix="cirrus-input-") as file:
+def _copied(path: str) -> Iterator[InputFile]:
+    """Copy what can be read only once to a temporary file."""
+    name = "standard input" if path == STANDARD_INPUT else path
+    with contextlib.ExitStack() as stack:
         try:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+            source = stack.enter_context(_stream(path))
+            file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="cirrus-input-"))
+            shutil.copyfileobj(source, file)
             file.flush()
         except OSError as error:
-            raise StorageError(f"{name}: cannot be copied to {file.name}: {error.strerror}") from error
-        yield replace(InputFile(file.name, name, file_size(file.name, name)), version=file.name)
+            raise StorageError(
+                f"{name}: cannot be copied to {tempfile.gettempdir()}: {error.strerror}: say with TMPDIR "
+                "where there is room, or name a file"
+            ) from error
+        yield InputFile(file.name, name, os.stat(file.name).st_size, version=file.name)
+
+
+def _stream(path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    if path != STANDARD_INPUT:
+        return open(_local_path(path) or path, "rb")
+    source: IO[bytes] | None = getattr(sys.stdin, "buffer", None)
+    if source is None:  # closed, or a notebook's
+        raise DataError("standard input: cannot be read here: name a file")
+    return contextlib.nullcontext(source)

@@ -70,6 +70,23 @@ def load_identity(arguments: dict[str, Any]) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
+def is_begun(url: str, *roots: str) -> bool:
+    """Return whether a load of a dataset has begun and was not ended, so that it can be gone on with.
+
+    Args:
+        url: The dataset's.
+        roots: Where its folder may be, besides beside the dataset.
+    """
+    dataset = open_store(url)
+    for root in (dataset, *map(open_store, roots)):
+        with contextlib.suppress(CirrusError):
+            for name in root.folders(LOADING_FOLDER):
+                with contextlib.suppress(CirrusError):
+                    if _state_of(root.child(f"{LOADING_FOLDER}/{name}")).url == dataset.url:
+                        return True
+    return False
+
+
 class LoadJob:
     """One client's work on a load; a context that removes the folder unless the work can be gone on with.
 

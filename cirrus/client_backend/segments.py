@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
 import gzip
@@ -30,10 +31,27 @@ SEGMENT_BYTES = 8 * 2**20
 MAX_LINE_BYTES = 64 * 2**20
 #: An object in a store is read in pieces of this size.
 OBJECT_READ_BYTES = 8 * 2**20
-_GZIP_MAGIC = b"\x1f\x8b"
-_ZIP_MAGIC = b"PK\x03\x04"
 _NEWLINE = ord("\n")
-_LZ4_MAGIC = b"\x04\x22\x4d\x18"
+#: How files begin that are packed in a way that is read.
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"PK\x03\x04": "zip",
+}
+#: A word that begins as bzip2 does is no archive without one of these behind the level of compression.
+_BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
+#: How files begin that look like no text, and what to do with them.
+_NO_TEXT = {
+    b"\x28\xb5\x2f\xfd": "is packed with Zstandard: pipe it, with: zstdcat FILE | cirrus load - URL",
+    b"7z\xbc\xaf\x27\x1c": "is packed with 7-Zip: unpack it and name the file in it",
+    b"Rar!\x1a\x07": "is packed with RAR: unpack it and name the file in it",
+    b"PAR1": "is a Parquet file and no text: use load_parquet, or --format parquet",
+}
+_MAGIC_BYTES = 10
+#: What macOS packs beside each file of a zip archive.
+_ZIP_EXTRAS = "__MACOSX/"
 #: Also names and positions in a zip archive are numbers and text that may be wrong.
 _DAMAGES = (
     EOFError,
@@ -105,34 +123,26 @@ def count_lines(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == _NEWLINE))
 
 
-def file_size(path: str, name: str) -> int:
-    """Return the size of a file to be read.
-
-    Args:
-        path: The file.
-        name: What to call it in an error message.
+def is_compressed(file: InputFile) -> bool:
+    """Return whether a file is compressed, by its first bytes.
 
     Raises:
-        NotFoundError: There is none.
-        DataError: It is empty, or a folder.
+        DataError: It is, or holds no text, in a way that is not read.
     """
-    try:
-        size = os.stat(path).st_size
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{name}: there is no such file") from error
-    except OSError as error:
-        raise StorageError(f"{name}: {error.strerror}") from error
-    if os.path.isdir(path):
-        raise DataError(f"{name}: is a folder: name a file, or a pattern such as '{name.rstrip('/')}/*.gz'")
-    if size == 0:
-        raise DataError(f"{name}: is empty: there are no rows to load")
-    return size
+    with open_file(file, _MAGIC_BYTES) as stream, _reading_errors(file.name, 1):
+        return _packing(stream, file.name) is not None
 
 
-def is_compressed(file: InputFile) -> bool:
-    """Return whether a file is compressed, by its first bytes."""
-    with open_file(file, 4) as stream, _reading_errors(file.name, 1):
-        return stream.read(4).startswith((_GZIP_MAGIC, _ZIP_MAGIC, _LZ4_MAGIC))
+def _packing(stream: IO[bytes], path: str) -> str | None:
+    """Return how a file is packed, by its first bytes; None: it is plain."""
+    magic = stream.read(_MAGIC_BYTES)
+    for begin, problem in _NO_TEXT.items():
+        if magic.startswith(begin):
+            raise DataError(f"{path}: {problem}")
+    for begin, kind in _PACKED.items():
+        if magic.startswith(begin) and (kind != "bzip2" or magic[4:] in _BZIP2_BLOCKS):
+            return kind
+    return None
 
 
 def read_segments(
@@ -146,7 +156,7 @@ def read_segments(
     """Yield a file in segments of about ``segment_bytes``, cut at line ends.
 
     Args:
-        file: gzip, LZ4 frames, and zip archives of a single file, are recognised by their content.
+        file: gzip, LZ4 frames, bzip2, xz, and zip archives of a single file, are recognised by their content.
         quoted: A line end between an odd and an even quotation mark does not end a line (CSV).
         segment_bytes: Size wanted.
         cut: Says how much of a text can be taken, where more than line ends matters; instead of ``quoted``.
@@ -279,15 +289,23 @@ def _decompressed(raw: IO[bytes], path: str) -> Iterator[IO[bytes]]:
     with contextlib.ExitStack() as stack:
         stream = raw
         with _reading_errors(path, 1):
-            magic = raw.read(4)
+            kind = _packing(raw, path)
             raw.seek(0)
-            if magic.startswith(_GZIP_MAGIC):
+            if kind == "gzip":
                 stream = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
-            elif magic == _LZ4_MAGIC:
+            elif kind == "lz4":
                 stream = cast(IO[bytes], stack.enter_context(lz4.frame.LZ4FrameFile(raw)))
-            elif magic == _ZIP_MAGIC:
+            elif kind == "bzip2":
+                stream = cast(IO[bytes], stack.enter_context(bz2.BZ2File(raw)))
+            elif kind == "xz":
+                stream = cast(IO[bytes], stack.enter_context(lzma.LZMAFile(raw)))
+            elif kind == "zip":
                 archive = stack.enter_context(zipfile.ZipFile(raw))
-                members = archive.infolist()
+                members = [
+                    member
+                    for member in archive.infolist()
+                    if not member.is_dir() and not member.filename.startswith(_ZIP_EXTRAS)
+                ]
                 if len(members) != 1:
                     raise DataError(f"{path}: holds {len(members)} files: unpack it and name one of them")
                 stream = stack.enter_context(archive.open(members[0]))
@@ -307,10 +325,10 @@ def _reading_errors(path: str, line: int) -> Iterator[None]:
         if error.errno in (None, errno.EINVAL):  # of a zip archive: bzip2, or a position before its beginning
             raise _damaged(path, line, error) from error
         raise StorageError(f"{path}: {error.strerror}") from error
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, MemoryError) as error:
         if str(error).startswith("LZ4"):
             raise _damaged(path, line, error) from error
-        # A zip archive with encryption or a rare method.
+        # A zip archive with encryption or a rare method, or a window larger than memory.
         raise DataError(f"{path}: cannot be unpacked ({error}): unpack it and name the file in it") from error
 
 
