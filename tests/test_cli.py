@@ -284,17 +284,20 @@ def test_ratings_are_predicted_by_ids(home, tmp_path):
         assert (code, out.split()) == (0, ["prediction", *expected]), err
 
 
-def test_clusters_of_scaled_rows_are_not_told_of_raw_ones(home, svmlight, tmp_path):
-    """A file is not compared with centers in other units."""
+def test_clusters_of_scaled_rows_are_told_of_raw_ones(home, svmlight, tmp_path):
+    """Files and datasets of raw rows are scaled as what was trained on before they are compared with it."""
     for arguments in (
-        ("load", svmlight, tmp_path / "raw"),
+        ("load", svmlight, tmp_path / "raw", "--no-shuffle"),
         ("preprocess", "standard", tmp_path / "raw", tmp_path / "scaled"),
         ("train", tmp_path / "scaled", "--model-type", "kmeans", "--epochs", 1, "--model", tmp_path / "m"),
     ):
         code, _, err = run(*arguments)
         assert code == 0, err
-    code, out, err = run("predict", tmp_path / "m", svmlight)
-    assert (code, out, "preprocess it as what was trained on" in err) == (1, "", True)
+    code, expected, err = run("predict", tmp_path / "m", tmp_path / "scaled")
+    assert code == 0, err
+    for data in (svmlight, tmp_path / "raw"):
+        code, out, err = run("predict", tmp_path / "m", data)
+        assert (code, out) == (0, expected), err
 
 
 @pytest.mark.parametrize(
@@ -396,6 +399,7 @@ def test_datasets_are_loaded_once_and_described(home, svmlight, tmp_path):
     code, out, _ = run("describe", tmp_path / "rows")
     assert code == 0
     assert "rows      600" in out
+    assert "density   100.000%: 4,800 values beside zeros\n" in out
     code, out, err = run("train", tmp_path / "rows", "--validation", svmlight, "--epochs", 2)
     assert code == 0, err
     assert re.search(r"held-out rows\s+600", out)
@@ -436,6 +440,11 @@ def test_datasets_are_loaded_once_and_described(home, svmlight, tmp_path):
         (["train", "good.svm", "--resume-from", "nowhere"], "nowhere"),
         (["load", ".", "out"], "folder"),
         (["describe", "nothing"], "nothing"),
+        (["describe", ""], "URL: is empty"),
+        (["describe", "ftp://host/data"], "'ftp://host/data' is of no known kind"),
+        (["describe", "s3://"], "'s3://' has no bucket"),
+        (["describe", "good.svm", "--home", "s3://b"], "--home: needs --columns"),
+        (["load", "*.nothing", "out"], "*.nothing: no file matches this pattern"),
         (["predict", "nothing", "good.svm"], "nothing"),
         (["attach", "20200101-000000-abcdef"], "20200101-000000-abcdef"),
         (["kill", "20200101-000000-abcdef"], "20200101-000000-abcdef"),

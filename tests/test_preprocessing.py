@@ -27,6 +27,7 @@ import cirrus
 from cirrus.chunks import Block, BlockBuilder, ChunkWriter, commit_dataset, new_chunk_prefix
 from cirrus.errors import ConfigError, CorruptDataError, DataError
 from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.outputs import score_any
 from cirrus.frontend.preprocessing_steps import Step
 from cirrus.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler, load_preprocessing
 from cirrus.storage import open_store
@@ -402,15 +403,76 @@ def test_a_model_of_preprocessed_rows_predicts_raw_ones(tmp_path: Path) -> None:
         est.fit(hashed, validation=raw)
 
 
+#: Models that have no scores: what they say of rows, and how they are trained here.
+WITHOUT_SCORES = {
+    "kmeans": (cirrus.KMeans, {"n_clusters": 4}, "transform"),
+    "lda": (cirrus.LatentDirichletAllocation, {"n_topics": 3}, "transform"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_SCORES)
+def test_models_without_scores_take_raw_rows_too(name: str, tmp_path: Path) -> None:
+    """Whatever holds raw rows, k-means and topic models do with them what was done to those trained on."""
+    kind, params, method = WITHOUT_SCORES[name]
+    X = load_digits().data[:500]
+    raw = cirrus.load_arrays(X, np.zeros(500), tmp_path / "raw", shuffle=False)
+    scaled = StandardScaler(with_mean=False).fit_transform(raw, tmp_path / "scaled")
+    kind(backend="inline", epochs=1, random_state=0, n_workers=1, **params).fit(scaled).save(tmp_path / "m")
+    model = cirrus.load_model(tmp_path / "m")
+    expected = getattr(model, method)(scaled)
+    unscaled = kind(backend="inline", epochs=1, random_state=0, n_workers=1, **params).fit(raw)
+    assert np.abs(getattr(unscaled, method)(raw) - expected).max() > 0.01
+    for rows in (raw, X, scipy.sparse.csr_array(X)):
+        np.testing.assert_allclose(getattr(model, method)(rows), expected, atol=1e-4)
+    assert model.score(X) == pytest.approx(model.score(scaled), rel=1e-4)
+    ours, theirs = score_any(model, raw).figures[0], score_any(model, scaled).figures[0]
+    assert (ours.value, ours.base) == pytest.approx((theirs.value, theirs.base), rel=1e-4)
+    with pytest.raises(DataError, match=r"other: was preprocessed in another way"):
+        getattr(model, method)(MinMaxScaler().fit_transform(raw, tmp_path / "other"))
+    with pytest.raises(ConfigError, match="X: must be a Dataset or arrays, got the path"):
+        getattr(model, method)("rows.svm")
+
+
+@pytest.mark.parametrize("how", ["partial_fit", "warm_start"])
+def test_training_goes_on_with_preprocessed_rows(how: str, tmp_path: Path) -> None:
+    """Raw arrays become what the model so far was trained on, raw datasets are refused."""
+    X, y = load_digits(n_class=2, return_X_y=True)
+    raw = cirrus.load_arrays(X, y, tmp_path / "raw", shuffle=False)
+    scaled = StandardScaler(with_mean=False).fit_transform(raw, tmp_path / "scaled")
+    rows = scaled.to_csr()[0].toarray()
+
+    def first(data: Dataset) -> Any:
+        params = {"backend": "inline", "epochs": 1, "random_state": 0, "n_workers": 1, "warm_start": True}
+        return cirrus.LogisticRegression(**params).fit(data)
+
+    def more(model: Any, *data: Any, **options: Any) -> Any:
+        return model.partial_fit(*data) if how == "partial_fit" else model.fit(*data, **options)
+
+    model = more(first(scaled), X, y, validation=(X, y))
+    by_hand = first(cirrus.load_arrays(rows, y, shuffle=False))
+    more(by_hand, rows, y, validation=(rows, y))
+    np.testing.assert_allclose(model.coef_, by_hand.coef_, atol=1e-3)
+    if how == "warm_start":
+        losses = [est.history_[-1].validation_loss for est in (model, by_hand)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    np.testing.assert_allclose(model.decision_function(X), by_hand.decision_function(rows), atol=0.05)
+    more(model, scaled)
+    with pytest.raises(DataError, match=r"raw: was not preprocessed as what the model so far"):
+        more(model, raw)
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3))
 def test_damaged_arrays_are_corrupt_data(damages: list[tuple[float, int]]) -> None:
-    """Packed arrays with some bytes changed are read, or refused by name."""
-    data = bytearray(pack_arrays({"a": 1}, {"x": np.arange(5.0)}))
+    """Packed arrays with some bytes changed are refused by name, unless nothing that matters was changed."""
+    packed = np.arange(5.0)
+    data = bytearray(pack_arrays({"a": 1}, {"x": packed}))
     for where, byte in damages:
         data[int(where * len(data))] = byte
     with contextlib.suppress(CorruptDataError):
-        unpack_arrays(bytes(data), "x.npz")
+        _, arrays = unpack_arrays(bytes(data), "x.npz")
+        for array in arrays.values():  # under another name, where that was changed
+            np.testing.assert_array_equal(array, packed)
 
 
 def test_arrays_larger_than_their_file_are_refused_unallocated() -> None:

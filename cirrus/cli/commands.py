@@ -129,7 +129,7 @@ def load(
         str,
         typer.Argument(
             help="Files: a path, a pattern in quotation marks, s3://bucket/key or a prefix, or - for standard"
-            " input; plain, .gz, .lz4 or .zip."
+            " input; plain, .gz, .lz4, .bz2, .xz or .zip."
         ),
     ],
     url: Annotated[str, typer.Argument(help="Where the dataset goes: a folder or s3://bucket/prefix.")],
@@ -209,6 +209,10 @@ def describe(
     columns: Annotated[
         int, typer.Option(help="Dataset: show this many columns; that reads all rows. 0: the manifest alone.")
     ] = 0,
+    home: Annotated[
+        str | None,
+        typer.Option(help="s3://BUCKET of a deployment: read rows in its functions.", show_default=False),
+    ] = None,
 ) -> None:
     """Say what a dataset or a saved model holds.
 
@@ -216,7 +220,7 @@ def describe(
     """
     from cirrus.cli import data as work
 
-    work.describe(url, columns)
+    work.describe(url, columns, home)
 
 
 @_command
@@ -243,6 +247,10 @@ def preprocess(
     ] = True,
     save: Annotated[str | None, typer.Option(help="Also save what was fitted, to use it on arrays.")] = None,
     workers: Annotated[int | None, typer.Option(help="Functions at a time; default: one a core.")] = None,
+    home: Annotated[
+        str | None,
+        typer.Option(help="s3://BUCKET of a deployment: work in its functions.", show_default=False),
+    ] = None,
 ) -> None:
     """Scale or hash the columns of a dataset; interrupted, the same command goes on where it was.
 
@@ -266,6 +274,7 @@ def preprocess(
             alternate_sign=alternate_sign,
             save=save,
             workers=workers,
+            home=home,
         ),
     )
 

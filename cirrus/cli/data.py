@@ -19,20 +19,23 @@ from cirrus.cli.console import count as count_of
 from cirrus.cli.preprocessing import describe_columns
 from cirrus.cli.sources import is_dataset, load_file_like
 from cirrus.client_backend.inputs import open_inputs
+from cirrus.client_backend.load_job import is_begun
+from cirrus.client_backend.local import default_home
 from cirrus.errors import CirrusError, ConfigError, DataError, NotFoundError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import load_model
 from cirrus.frontend.model_files import MODEL_KEY
 from cirrus.frontend.outputs import iter_columns
-from cirrus.frontend.prediction import ScoringEstimator
 from cirrus.frontend.preprocessing_steps import last_steps
 from cirrus.frontend.scratch import Scratch
 from cirrus.storage import open_store
 
 
-def describe(url: str, columns: int = 0) -> None:
+def describe(url: str, columns: int = 0, home: str | None = None) -> None:
     """Say what a dataset or a saved model holds."""
+    if home is not None and columns <= 0:
+        raise ConfigError("home", "needs --columns: all else is in the manifest, and no rows are read")
     if open_store(url).exists(MODEL_KEY):
         _describe_model(url, load_model(url))
         return
@@ -43,10 +46,14 @@ def describe(url: str, columns: int = 0) -> None:
             raise DataError(
                 f"{url}: is a file, not a dataset: load it first, with: cirrus load {shlex.quote(url)} URL"
             ) from error
+        if is_begun(url, default_home()):
+            raise NotFoundError(
+                f"{url}: a load to here was interrupted, or is at work: the same command goes on with it"
+            ) from error
         raise NotFoundError(f"{url}: there is neither a dataset nor a saved model here") from error
     _describe_dataset(dataset)
     if columns > 0:
-        describe_columns(dataset, columns)
+        describe_columns(dataset, columns, home)
 
 
 def _is_file(url: str) -> bool:
@@ -67,6 +74,9 @@ def _describe_dataset(dataset: Dataset) -> None:
     size = bytes_text(manifest.n_bytes)
     chunks, blocks = count_of(len(manifest.chunks), "chunk"), count_of(manifest.n_blocks, "block")
     show(f"stored    {size} in {chunks}, {blocks}")
+    n_entries = sum(manifest.touches.n_nonzero)
+    density = n_entries / (manifest.n_rows * manifest.n_features)
+    show(f"density   {density:.3%}: {count_of(n_entries, 'value')} beside zeros")
     labels = []
     for value, count in zip(manifest.label_values, manifest.label_counts, strict=True):
         name = f"{value:g}" if manifest.label_names is None else manifest.label_names[int(value)]
@@ -80,7 +90,8 @@ def _describe_dataset(dataset: Dataset) -> None:
     if manifest.has_weights:
         show("weights   yes")
     if manifest.single_label_blocks:
-        show(f"warning   {manifest.single_label_blocks} blocks hold one label only: load with --shuffle")
+        blocks = count_of(manifest.single_label_blocks, "block")
+        show(f"warning   {blocks} of one label only: load with --shuffle")
 
 
 def _describe_model(url: str, estimator: Estimator) -> None:
@@ -92,7 +103,7 @@ def _describe_model(url: str, estimator: Estimator) -> None:
     if hasattr(estimator, "coef_"):
         weights = f", {np.count_nonzero(np.atleast_2d(estimator.coef_).any(axis=0)):,} with a weight"
     show(f"features  {estimator.n_features_in_:,}{weights}")
-    show(f"trained   {estimator.n_iter_} epochs, ${estimator.cost_:.2f}")
+    show(f"trained   {count_of(estimator.n_iter_, 'epoch')}, ${estimator.cost_:.2f}")
     changed = {
         name: value
         for name, value in estimator.get_params().items()
@@ -105,12 +116,6 @@ def predict(model: str, data: str, out: str) -> None:
     """Predict the label of each row, as CSV."""
     estimator = load_model(model)
     steps = last_steps(estimator.encoding_, {})
-    if steps and not isinstance(estimator, ScoringEstimator) and not is_dataset(data):
-        raise ConfigError(
-            "data",
-            f"{data}: a {type(estimator).__name__} of preprocessed rows needs a dataset: load the file, "
-            "preprocess it as what was trained on, and name the result",
-        )
     scratch = Scratch()
     try:
         if is_dataset(data):
@@ -122,7 +127,7 @@ def predict(model: str, data: str, out: str) -> None:
             n_rows = _write_predictions(file, estimator, dataset)
     finally:
         scratch.close()
-    say(f"predicted {n_rows:,} rows" + ("" if out == "-" else f" into {out}"))
+    say(f"predicted {count_of(n_rows, 'row')}" + ("" if out == "-" else f" into {out}"))
 
 
 def _write_predictions(file: TextIO, estimator: Estimator, dataset: Dataset) -> int:

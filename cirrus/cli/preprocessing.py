@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from cirrus.cli.console import say, show, table
+from cirrus.cli.console import count, say, show, table
 from cirrus.cli.options import Preprocessing, PreprocessOptions
+from cirrus.client_backend.backend import backend_at
 from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler
@@ -22,7 +23,7 @@ def preprocess(source: str, target: str, options: PreprocessOptions) -> None:
     if options.save is not None:
         transformer.save(options.save)
         say(f"saved what was fitted in {options.save}")
-    say(f"preprocessed {made.n_rows:,} rows in {seconds:.1f} s ({made.n_rows / seconds:,.0f} rows/s)")
+    say(f"preprocessed {count(made.n_rows, 'row')} in {seconds:.1f} s ({made.n_rows / seconds:,.0f} rows/s)")
     show(f"dataset {made.url}")
 
 
@@ -30,6 +31,7 @@ def _transformer(options: PreprocessOptions) -> Any:
     common: dict[str, Any] = {
         "densify": options.densify or "auto",
         "n_workers": options.workers,
+        "backend": None if options.home is None else backend_at(options.home),
         "progress": True,
     }
     if options.kind is Preprocessing.MINMAX:
@@ -48,10 +50,9 @@ def _transformer(options: PreprocessOptions) -> Any:
     )
 
 
-def describe_columns(dataset: Dataset, n_columns: int) -> None:
-    """Show density, and the first columns' statistics."""
-    found = dataset.describe(progress=True)
-    show(f"density   {found.density:.3%}, {found.n_entries:,} values that are not 0")
+def describe_columns(dataset: Dataset, n_columns: int, home: str | None) -> None:
+    """Show the first columns' statistics."""
+    found = dataset.describe(progress=True, backend=None if home is None else backend_at(home))
     found = found.first_columns(n_columns)
     rows = [["column", "min", "max", "mean", "std", "zeros", "missing"]]
     for number in range(found.n_features):

@@ -32,7 +32,9 @@ from cirrus.frontend.intake import (
 )
 from cirrus.frontend.model_files import ModelCard, RunNotes, portable_params, save_model_files
 from cirrus.frontend.planning import Start, Validation, check_params, plan_run
+from cirrus.frontend.preprocessing_steps import last_steps
 from cirrus.frontend.progress import Listener
+from cirrus.frontend.raw_rows import prepare_array
 from cirrus.frontend.scratch import Scratch
 from cirrus.frontend.starting import optimizer_names, resume_point, starting_tables
 from cirrus.frontend.training import Outcome, TrainingRun, check_finished
@@ -333,7 +335,14 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         try:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             data = self._take_data(
-                train, y, sample_weight, scratch=scratch, seed=seed, wanted=self._wanted(classes), reset=reset
+                train,
+                y,
+                sample_weight,
+                scratch=scratch,
+                seed=seed,
+                wanted=self._wanted(classes),
+                goes_on=goes_on,
+                reset=reset,
             )
             watched = self._take_validation(validation, data, scratch)
             if goes_on:
@@ -371,7 +380,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
 
         def adopt(outcome: Outcome) -> None:
             self._take_target(data)
-            self.encoding_ = dict(data.manifest.encoding)
+            self.encoding_ = dict(data.encoding)
             self._take_checkpoint(
                 Checkpoint(tables=outcome.checkpoint.tables, extra=optimizer_names(config.shard_tables))
             )
@@ -390,14 +399,27 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         scratch: Scratch,
         seed: int,
         wanted: Wanted,
+        goes_on: bool,
         reset: bool,
     ) -> TrainingData:
-        """Return what users hand over as a dataset that workers can read."""
+        """Return what users hand over as a dataset that workers can read.
+
+        Arrays are raw rows: where the model so far is one of preprocessed rows, they become such.
+        """
         if isinstance(train, Dataset):
-            return take_dataset(self, train, y, sample_weight, scratch=scratch, wanted=wanted, reset=reset)
-        return take_arrays(
-            self, train, y, sample_weight, scratch=scratch, seed=seed, wanted=wanted, reset=reset
-        )
+            if goes_on and last_steps(self.encoding_, train.manifest.encoding, train.url):
+                raise DataError(
+                    f"{train.url}: was not preprocessed as what the model so far was trained on: transform it"
+                )
+            data = take_dataset(self, train, y, sample_weight, scratch=scratch, wanted=wanted, reset=reset)
+        else:
+            rows = prepare_array(self, train) if goes_on else train
+            data = take_arrays(
+                self, rows, y, sample_weight, scratch=scratch, seed=seed, wanted=wanted, reset=reset
+            )
+        if goes_on and not data.encoding:
+            return dataclasses.replace(data, encoding=self.encoding_)
+        return data
 
     def _first_checkpoint(self, data: TrainingData, seed: int) -> Checkpoint | None:
         tables = self._first_tables(data, seed)
@@ -450,7 +472,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             classes=self._card_labels(data),
             n_features=self.n_features_in_ if data is None else data.manifest.n_features,
             feature_names=None if names is None else tuple(str(name) for name in names),
-            encoding=self.encoding_ if data is None else data.manifest.encoding,
+            encoding=self.encoding_ if data is None else data.encoding,
         )
 
     def _restore(

@@ -9,14 +9,15 @@ import numpy as np
 import scipy.sparse
 from sklearn.base import ClusterMixin, TransformerMixin
 from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from cirrus.chunks import Block
 from cirrus.config import ModelConfig
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.base import Array, Estimator, RunParams, SgdParams
 from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.intake import DTYPES, TrainingData, Wanted, check_width
+from cirrus.frontend.intake import TrainingData, Wanted
+from cirrus.frontend.raw_rows import any_blocks
 from cirrus.models.kmeans import COUNTS, SUMS, KMeansModel, squared_distances
 
 #: The first centres are chosen among this many rows for each of them, and among no fewer than a block's.
@@ -125,19 +126,8 @@ class KMeans(ClusterMixin, TransformerMixin, Estimator):  # type: ignore[misc]  
 
     def _distances(self, X: Any) -> Iterator[tuple[Block, Array]]:
         check_is_fitted(self)
-        for block in self._blocks(X):
+        for block in any_blocks(self, X, rows_at_a_time=_ROWS_AT_A_TIME):
             yield block, squared_distances(self.cluster_centers_.T, block)
-
-    def _blocks(self, X: Any) -> Iterator[Block]:
-        if isinstance(X, Dataset):
-            check_width(self, X, reset=False)
-            yield from X.blocks()
-            return
-        X = validate_data(self, X, accept_sparse="csr", dtype=DTYPES, reset=False)
-        for first in range(0, X.shape[0], _ROWS_AT_A_TIME):
-            rows = scipy.sparse.csr_array(X[first : first + _ROWS_AT_A_TIME])
-            labels = np.zeros(rows.shape[0], np.float32)
-            yield Block.from_csr(rows.indptr, rows.indices, rows.data, labels)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

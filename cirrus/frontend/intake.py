@@ -69,6 +69,8 @@ class TrainingData:
     url: str
     manifest: Manifest
     target: ClassTarget | NumberTarget | NoTarget
+    encoding: Mapping[str, Any] = field(default_factory=dict)
+    """How raw rows became its columns, as far as that is known."""
     goes_on: bool = False
     """Whether a model that is there already is trained further."""
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
@@ -128,6 +130,7 @@ def take_dataset(
         url=scratch.reachable(dataset.url, "train"),
         manifest=dataset.manifest,
         target=_dataset_target(dataset, wanted),
+        encoding=dataset.manifest.encoding,
         vocabularies={name: dataset.vocabulary(name) for name in wanted.vocabularies},
     )
 
@@ -269,7 +272,7 @@ def take_validation(
     if validation is None:
         return None
     if isinstance(validation, Dataset):
-        if last_steps(data.manifest.encoding, validation.manifest.encoding):
+        if last_steps(data.encoding, validation.manifest.encoding, validation.url):
             raise DataError(f"{validation.url}: was not preprocessed as {data.url} was: transform it too")
         check_width(estimator, validation, reset=False)
         if isinstance(data.target, ClassTarget):
@@ -284,7 +287,7 @@ def take_validation(
         raise ConfigError("validation", "must be a Dataset or a pair (X, y)")
     else:
         X, y = validation
-    if steps := last_steps(data.manifest.encoding, {}):
+    if steps := last_steps(data.encoding, {}):
         X = apply_to_array(steps, check_array(X, accept_sparse="csr", dtype=DTYPES))
     if y is None:
         X = validate_data(estimator, X, accept_sparse="csr", dtype=DTYPES, reset=False)

@@ -13,6 +13,7 @@ from cirrus.frontend.base import Estimator
 from cirrus.frontend.clusters import KMeans
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.prediction import ScoringEstimator
+from cirrus.frontend.raw_rows import dataset_blocks
 from cirrus.frontend.recommendation import MatrixFactorization
 from cirrus.frontend.scoring import Figure, Scores, score_dataset, score_rows
 from cirrus.frontend.topics import LatentDirichletAllocation
@@ -55,20 +56,28 @@ def score_any(estimator: Estimator, dataset: Dataset) -> Scores:
         predicted, ratings, weights = estimator.predict_dataset(dataset)
         weights = np.ones(len(ratings)) if weights is None else weights.astype(np.float64)
         return score_rows(predicted, ratings.astype(np.float64), weights, "numbers")
-    rows = dataset.to_csr()[0]
     if isinstance(estimator, KMeans):
-        squares = float(rows.multiply(rows).sum()) / dataset.n_rows
-        mean = np.asarray(rows.mean(axis=0))
+        sums, squares = _sums(estimator, dataset)
         figure = Figure(
             name="mean squared distance",
             value=-estimator.score(dataset) / dataset.n_rows,
-            base=squares - float(np.square(mean).sum()),
+            base=squares / dataset.n_rows - float(np.square(sums / dataset.n_rows).sum()),
         )
         return Scores(n_rows=dataset.n_rows, base="mean", figures=(figure,))
     if isinstance(estimator, LatentDirichletAllocation):
         shares = estimator.components_.sum(axis=0) / estimator.components_.sum()
-        counts = np.asarray(rows.sum(axis=0)).ravel()
-        base = float(np.exp(-(counts @ np.log(shares[: counts.size])) / counts.sum()))
+        counts, _ = _sums(estimator, dataset)
+        base = float(np.exp(-(counts @ np.log(shares)) / counts.sum()))
         figure = Figure(name="perplexity", value=estimator.perplexity(dataset), base=base)
         return Scores(n_rows=dataset.n_rows, base="one topic", figures=(figure,))
     raise ConfigError("model", f"{type(estimator).__name__} has no figures to compare")
+
+
+def _sums(estimator: Estimator, dataset: Dataset) -> tuple[Array, float]:
+    """Return each column's sum over the rows as the model takes them, float64, and that of all squares."""
+    sums, squares = np.zeros(estimator.n_features_in_), 0.0
+    for block in dataset_blocks(estimator, dataset):
+        _, ids, values = block.to_csr()
+        np.add.at(sums, ids, values)
+        squares += float(np.square(values, dtype=np.float64).sum())
+    return sums, squares

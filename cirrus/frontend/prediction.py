@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import r2_score
-from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cirrus.chunks import Block
@@ -17,9 +16,9 @@ from cirrus.errors import ConfigError, DataError
 from cirrus.frontend import labels
 from cirrus.frontend.base import Array, SgdEstimator
 from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.intake import DTYPES, ClassTarget, TrainingData, Wanted, check_width, refuse_path
+from cirrus.frontend.intake import DTYPES, ClassTarget, TrainingData, Wanted, refuse_path
 from cirrus.frontend.model_files import class_array, class_labels
-from cirrus.frontend.preprocessing_steps import apply_to_array, apply_to_blocks, last_steps
+from cirrus.frontend.raw_rows import dataset_blocks, prepare_array
 
 #: What scores are: log odds (or logarithms of several probabilities), mere margins, or the labels themselves.
 ScoreKind = Literal["log odds", "margins", "numbers"]
@@ -67,9 +66,7 @@ class ScoringEstimator(SgdEstimator):
         if isinstance(X, Dataset):
             parts = [scores for _, scores in self.iter_decisions(X)]
             return np.concatenate(parts)
-        if steps := last_steps(self.encoding_, {}):
-            X = apply_to_array(steps, check_array(X, accept_sparse="csr", dtype=DTYPES))
-        X = validate_data(self, X, accept_sparse="csr", dtype=DTYPES, reset=False)
+        X = validate_data(self, prepare_array(self, X), accept_sparse="csr", dtype=DTYPES, reset=False)
         return self._array_scores(X)
 
     def iter_decisions(self, dataset: Dataset) -> Iterator[tuple[Block, Array]]:
@@ -84,15 +81,7 @@ class ScoringEstimator(SgdEstimator):
             DataError: The dataset has more features than the model.
         """
         check_is_fitted(self)
-        steps = last_steps(self.encoding_, dataset.manifest.encoding)
-        if not steps:
-            check_width(self, dataset, reset=False)
-        elif dataset.n_features > steps[0].n_features_in:
-            raise DataError(
-                f"{dataset.url}: has {dataset.n_features} features, the model was trained on "
-                f"{steps[0].n_features_in} before preprocessing"
-            )
-        for block in apply_to_blocks(steps, dataset.blocks()):
+        for block in dataset_blocks(self, dataset):
             yield block, self._block_scores(block)
 
     def __sklearn_tags__(self) -> Any:

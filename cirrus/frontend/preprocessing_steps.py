@@ -186,12 +186,13 @@ class Step:
             )
 
 
-def last_steps(encoding: Mapping[str, Any], done: Mapping[str, Any]) -> list[Step]:
+def last_steps(encoding: Mapping[str, Any], done: Mapping[str, Any], name: str = "the dataset") -> list[Step]:
     """Return the steps of one encoding that another one has not had yet.
 
     Args:
         encoding: Of what a model was trained on.
         done: Of the rows at hand; empty: they are raw.
+        name: What to call them in an error message.
 
     Raises:
         DataError: The rows have had other steps.
@@ -199,7 +200,7 @@ def last_steps(encoding: Mapping[str, Any], done: Mapping[str, Any]) -> list[Ste
     wanted: Sequence[Any] = encoding.get("preprocessing", ())
     had: Sequence[Any] = done.get("preprocessing", ())
     if list(wanted[: len(had)]) != list(had):
-        raise DataError("the dataset was preprocessed in another way than what the model was trained on")
+        raise DataError(f"{name}: was preprocessed in another way than what the model was trained on")
     return [Step.from_plain(raw) for raw in wanted[len(had) :]]
 
 

@@ -152,9 +152,9 @@ class MatrixFactorization(SgdEstimator):
         scratch: Scratch,
         seed: int,
         wanted: Wanted,
+        goes_on: bool,
         reset: bool,
     ) -> TrainingData:
-        goes_on = self._is_trained and (self.warm_start or not reset)
         ours = self._vocabularies() if goes_on else None
         if isinstance(train, Dataset):
             if y is not None or sample_weight is not None:
@@ -191,7 +191,11 @@ class MatrixFactorization(SgdEstimator):
             dataset = Dataset(url, manifest)
         self.n_features_in_ = dataset.n_features
         return TrainingData(
-            url=url, manifest=dataset.manifest, target=ratings_target(dataset), vocabularies=vocabularies
+            url=url,
+            manifest=dataset.manifest,
+            target=ratings_target(dataset),
+            encoding=dataset.manifest.encoding,
+            vocabularies=vocabularies,
         )
 
     def _take_validation(self, validation: Any, data: TrainingData, scratch: Scratch) -> Validation | None:

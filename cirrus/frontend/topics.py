@@ -6,20 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
-import scipy.sparse
 from sklearn import decomposition
 from sklearn.base import TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from cirrus.chunks import Block
 from cirrus.chunks.vocabulary import Vocabulary
 from cirrus.config import ModelConfig
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.base import Array, Estimator, RunParams, SgdParams
-from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.intake import DTYPES, TrainingData, Wanted, check_width
+from cirrus.frontend.intake import TrainingData, Wanted
 from cirrus.frontend.planning import auto_batch_size, auto_epochs
+from cirrus.frontend.raw_rows import any_blocks
 from cirrus.models.lda import CLOCK, CLOCK_START, TOTALS, WORDS, Documents, LdaModel, expected_words, infer
 from cirrus.paramserver.checkpoint import Checkpoint
 
@@ -234,19 +232,8 @@ class LatentDirichletAllocation(TransformerMixin, Estimator):  # type: ignore[mi
         check_is_fitted(self)
         alpha, _ = self._priors()
         words = expected_words(self.components_.T, self.components_.sum(axis=1))
-        return [infer(words[block.ids], block, alpha) for block in self._blocks(X)]
-
-    def _blocks(self, X: Any) -> list[Block]:
-        if isinstance(X, Dataset):
-            check_width(self, X, reset=False)
-            return list(X.blocks())
-        X = validate_data(self, X, accept_sparse="csr", dtype=DTYPES, ensure_non_negative=True, reset=False)
-        blocks = []
-        for first in range(0, X.shape[0], _ROWS_AT_A_TIME):
-            rows = scipy.sparse.csr_array(X[first : first + _ROWS_AT_A_TIME])
-            labels = np.zeros(rows.shape[0], np.float32)
-            blocks.append(Block.from_csr(rows.indptr, rows.indices, rows.data, labels))
-        return blocks
+        blocks = any_blocks(self, X, rows_at_a_time=_ROWS_AT_A_TIME, ensure_non_negative=True)
+        return [infer(words[block.ids], block, alpha) for block in blocks]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
