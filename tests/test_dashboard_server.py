@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from cirrus_dashboard import DashboardServer, serve
 from cirrus_dashboard.security import allowed_hosts
-from cirrus_dashboard.sources import FolderSource
+from cirrus_dashboard.sources import KILL_THREADS, FolderSource
 from dashboard_runs import make_run, points, write_status
 from stand_ins import eventually
 
@@ -55,23 +56,40 @@ def request(
         connection.close()
 
 
-def kill_request(server: DashboardServer, *targets: str) -> dict[str, Any]:
-    """Return what a page sends to end runs."""
+def page_request(server: DashboardServer, output: str, **values: Any) -> dict[str, Any]:
+    """Return what a page sends to have an output made anew; values by id, with underscores for hyphens."""
     status, _, raw = request(server, "GET", f"{PREFIX}_dash-dependencies")
     assert status == 200
-    (found,) = (x for x in json.loads(raw) if any(i["id"] == "kill-confirm" for i in x["inputs"])
-                and "killing.data" in x["output"])  # fmt: skip
+    (found,) = (x for x in json.loads(raw) if output in x["output"] and x["clientside_function"] is None)
     outputs = [
         dict(zip(("id", "property"), part.split("."), strict=True))
         for part in found["output"].strip(".").split("...")
     ]
+    first = found["inputs"][0]
+
+    def filled(parts: list[dict[str, str]]) -> list[dict[str, Any]]:
+        return [{**part, "value": values.get(part["id"].replace("-", "_"))} for part in parts]
+
     return {
         "output": found["output"],
-        "outputs": outputs,
-        "inputs": [{"id": "kill-confirm", "property": "n_clicks", "value": 1}],
-        "state": [{"id": "kill-targets", "property": "data", "value": list(targets)}],
-        "changedPropIds": ["kill-confirm.n_clicks"],
+        "outputs": outputs if len(outputs) > 1 else outputs[0],
+        "inputs": filled(found["inputs"]),
+        "state": filled(found["state"]),
+        "changedPropIds": [f"{first['id']}.{first['property']}"],
     }
+
+
+def kill_request(server: DashboardServer, *targets: str) -> dict[str, Any]:
+    """Return what a page sends to end runs."""
+    return page_request(server, "killing.data", kill_confirm=1, kill_targets=list(targets))
+
+
+def post(server: DashboardServer, body: dict[str, Any]) -> tuple[int, bytes]:
+    """Send what the dashboard's own page sends."""
+    headers = {"Host": "localhost:8050", "Content_Type": "application/json"}
+    headers |= {"Origin": "http://localhost:8050", "Sec_Fetch_Site": "same-origin"}
+    status, _, raw = request(server, "POST", f"{PREFIX}_dash-update-component", body, **headers)
+    return status, raw
 
 
 class TestWhoIsLetIn:
@@ -146,10 +164,7 @@ class TestWhoIsLetIn:
         """The same request from the dashboard's own page leaves a request in the run folder."""
         folder = RunFolder(f"{tmp_path}/runs/a")
         eventually(lambda: server.source.snapshot.records.get("a") is not None)
-        headers = {"Host": "localhost:8050", "Content_Type": "application/json"}
-        headers |= {"Origin": "http://localhost:8050", "Sec_Fetch_Site": "same-origin"}
-        body = kill_request(server, "a", "no-such-run")
-        status, _, raw = request(server, "POST", f"{PREFIX}_dash-update-component", body, **headers)
+        status, raw = post(server, kill_request(server, "a", "no-such-run"))
         assert status == 200, raw
         assert json.loads(raw)["response"]["killing"]["data"] == {"a": True}
         eventually(lambda: [x.action for _, x in folder.requests()] == ["kill"])
@@ -162,19 +177,7 @@ class TestWhoIsLetIn:
 
     def test_nonsense_is_a_bad_request(self, server):
         """What no page would ask for gets an error that says so, and ends nothing."""
-        status, _, raw = request(server, "GET", f"{PREFIX}_dash-dependencies")
-        (refresh,) = (x for x in json.loads(raw) if "delta.data" in x["output"])
-        values = {"x": "moon", "tick": 1}
-        body = {
-            "output": refresh["output"],
-            "outputs": [dict(zip(("id", "property"), part.split("."), strict=True))
-                        for part in refresh["output"].strip(".").split("...")],
-            "inputs": [{**x, "value": values.get(x["id"])} for x in refresh["inputs"]],
-            "state": [{**x, "value": None} for x in refresh["state"]],
-            "changedPropIds": ["tick.n_intervals"],
-        }  # fmt: skip
-        headers = {"Host": "localhost", "Origin": "http://localhost", "Content_Type": "application/json"}
-        status, _, raw = request(server, "POST", f"{PREFIX}_dash-update-component", body, **headers)
+        status, raw = post(server, page_request(server, "delta.data", x="moon", tick=1))
         assert status == 400, raw
         assert request(server, "GET", PREFIX)[0] == 200
 
@@ -347,6 +350,107 @@ class TestFolders:
             source.kill("a")
             eventually(lambda: source.snapshot.records["a"].state == "killed")
 
+    def test_a_kill_that_fails_is_told_and_can_be_tried_again(self, tmp_path):
+        """The run's line says why; the next attempt begins without that, and other kills are carried out."""
+        make_run(tmp_path, "a", state=RunState.RUNNING)
+        make_run(tmp_path, "b", state=RunState.RUNNING)
+        asked: list[str] = []
+        source = FolderSource(str(tmp_path), poll_seconds=0.02)
+
+        def kill_run(run_id: str) -> None:
+            asked.append(run_id)
+            if asked == ["a"]:
+                raise RunError("it did not end in time")
+            if len(asked) == 2:
+                raise ValueError("nobody thought of this")
+
+        source._overview.kill_run = kill_run
+        with source:
+            eventually(lambda: {"a", "b"} <= source.snapshot.records.keys())
+            source.kill("a")
+            eventually(lambda: "could not be ended: it did not" in str(source.snapshot.records["a"].problem))
+            source.kill("a")
+            eventually(lambda: "could not be ended: ValueError" in str(source.snapshot.records["a"].problem))
+            source.kill("a")
+            eventually(lambda: source.snapshot.records["a"].problem is None)
+            for _ in range(KILL_THREADS + 1):
+                source.kill("b")
+            eventually(lambda: asked == ["a"] * 3 + ["b"] * (KILL_THREADS + 1))
+
+    def test_no_error_ends_the_reading(self, tmp_path):
+        """What nobody thought of is told on the page, and reading goes on when it is over."""
+        make_run(tmp_path, "a")
+        source = FolderSource(str(tmp_path), poll_seconds=0.02)
+        runs = source._overview.runs
+
+        def failing() -> Any:
+            raise ValueError("nobody thought of this")
+
+        source._overview.runs = failing
+        with source:
+            eventually(lambda: "ValueError: nobody thought of this" in str(source.snapshot.problem))
+            source._overview.runs = runs
+            eventually(lambda: "a" in source.snapshot.records)
+            assert source.snapshot.problem is None
+
+    def test_one_run_does_not_keep_others_from_being_read(self, tmp_path):
+        """Whatever goes wrong with one folder is said of that run alone."""
+        make_run(tmp_path, "a")
+        make_run(tmp_path, "b")
+        source = FolderSource(str(tmp_path))
+        columns = source._overview.columns
+
+        def failing(run_id: str, cursor: Any) -> Any:
+            if run_id == "b":
+                raise ValueError("nobody thought of this")
+            return columns(run_id, cursor)
+
+        source._overview.columns = failing
+        found = source.poll().records
+        assert (len(found["a"].columns), found["a"].problem) == (2, None)
+        assert found["b"].problem == "cannot be read: ValueError: nobody thought of this"
+
+    def test_answers_go_before_reading(self, server, tmp_path, monkeypatch):
+        """While a page is answered, no more runs are read; each request is such an answer."""
+        monkeypatch.setattr("cirrus_dashboard.sources.GIVE_WAY_SECONDS", 60.0)
+        source = FolderSource(str(tmp_path), poll_seconds=0.02)
+        with source:
+            with source.answering():
+                eventually(lambda: "a" in source.snapshot.records)  # as the listing says
+                assert len(source.snapshot.records["a"].columns) == 0
+            eventually(lambda: len(source.snapshot.records["a"].columns) == 2)
+        begun: list[str] = []
+
+        @contextlib.contextmanager
+        def answering() -> Iterator[None]:
+            begun.append("an answer")
+            yield
+            begun.append("its end")
+
+        server.source.answering = answering
+        assert request(server, "GET", PREFIX)[0] == 200
+        assert begun == ["an answer", "its end"]
+
+    def test_reading_gives_way_for_a_while_only(self, tmp_path, monkeypatch):
+        """Pages that ask all the time do not keep the curves from being read."""
+        monkeypatch.setattr("cirrus_dashboard.sources.GIVE_WAY_SECONDS", 0.01)
+        make_run(tmp_path, "a")
+        source = FolderSource(str(tmp_path))
+        with source.answering():
+            assert len(source.poll().records["a"].columns) == 2
+
+    def test_damaged_events_do_not_hide_the_run(self, server, tmp_path):
+        """What is known of a run is shown, with what is wrong about the rest."""
+        eventually(lambda: "a" in server.source.snapshot.records)
+        RunFolder(f"{tmp_path}/runs/a").store.put("events/00000000.jsonl", b"{]\n")
+        for output in ("detail.children", "panel-timeline.children"):
+            status, raw = post(server, page_request(server, output, selected_run="a", tab="timeline"))
+            assert status == 200, raw
+            assert b"events cannot be read: events/00000000.jsonl is not JSON" in raw
+        assert (
+            b"Hyperparameters" in post(server, page_request(server, "detail.children", selected_run="a"))[1]
+        )
+
     def test_events_are_read_back(self, tmp_path):
         """What happened is told in its order, of all runs of a trial; a damaged line is an error."""
         folder = make_run(tmp_path, "a")
@@ -364,10 +468,25 @@ class TestFolders:
             read_events(folder)
 
 
+NOT_INSTALLED = "needs Cirrus to be installed: the dashboard is found through an entry point"
+
+
+def test_a_search_serves_its_dashboard(tmp_path):
+    """`serve_dashboard` shows the trials of the search that it is called of."""
+    if not entry_points(group="cirrus.dashboard"):
+        pytest.skip(NOT_INSTALLED)
+    rows = np.random.default_rng(0).normal(size=(200, 3))
+    estimator = cirrus.LogisticRegression(epochs=1, backend=cirrus.InlineBackend(root=tmp_path))
+    search = cirrus.GridSearch(estimator, {"l1": [0, 1]}).fit(rows, rows[:, 0] > 0)
+    with search.serve_dashboard(port=0) as server:
+        names = {f"{search.search_id_}:{trial}" for trial in range(2)}
+        eventually(lambda: server.source.snapshot.records.keys() == names)
+
+
 def test_the_command_prints_its_address_and_ends(tmp_path):
     """`cirrus dashboard` says where it is, in one line, and ends in order; the runs do not notice."""
     if not entry_points(group="cirrus.dashboard"):
-        pytest.skip("needs Cirrus to be installed: the dashboard is found through an entry point")
+        pytest.skip(NOT_INSTALLED)
     make_run(tmp_path, "a", state=RunState.RUNNING)
     command = [sys.executable, "-m", "cirrus", "dashboard", str(tmp_path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -346,12 +345,12 @@ class TestSearchFolders:
         assert not is_search_id("20261123-101500-ab12cd")
 
 
-def test_listing_hundreds_of_runs_is_quick(tmp_path: Path) -> None:
-    """Listing 200 finished runs again takes a fraction of a second: no folder is read."""
-    for number in range(200):
-        make_run(tmp_path, f"run-{number:03d}")
-    overview = Overview(str(tmp_path))
-    overview.runs()
-    start = time.monotonic()
-    assert len(overview.runs()) == 200
-    assert time.monotonic() - start < 1.0
+def test_listing_hundreds_of_runs_reads_no_folder(tmp_path: Path) -> None:
+    """What 200 finished runs said once is listed again, whatever has become of their folders."""
+    folders = [make_run(tmp_path, f"run-{number:03d}") for number in range(200)]
+    first = Overview(str(tmp_path)).runs()
+    for folder in folders:
+        for key in folder.store.list(""):
+            folder.store.put(key, b"{")
+    assert Overview(str(tmp_path)).runs() == first
+    assert len(first) == 200

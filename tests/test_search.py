@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
-from stand_ins import eventually, processes
+from stand_ins import eventually, how_busy, processes
 
 import cirrus
 from cirrus import GridSearch, InlineBackend, LocalBackend, LogisticRegression, RandomSearch, SearchState
@@ -81,6 +82,15 @@ def at_work(search: Any, *trials: int) -> bool:
         search.status.trials[trial].status is TrialStatus.RUNNING and search.status.trials[trial].updates > 0
         for trial in trials
     )
+
+
+def listens(shard: Any) -> bool:
+    """Tell whether a shard takes connections."""
+    try:
+        socket.create_connection((shard.host, shard.port), KILL_SECONDS).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 class TestAnswers:
@@ -247,6 +257,22 @@ class TestRoom:
             search.kill(1)
             eventually(lambda: at_work(search, 2))
 
+    @pytest.mark.parametrize("validates", [True, False])
+    def test_evaluators_take_room_too(self, data: Any, validates: bool) -> None:
+        """Where a backend lets three functions work, there is room for a worker and an evaluator once."""
+
+        class Narrow(InlineBackend):
+            max_workers = 3
+
+        train, test = data
+        search = GridSearch(estimator(Narrow(), epochs=FOR_EVER), {"l1": [0, 1]})
+        with search.start(train, validation=test if validates else None):
+            if validates:
+                eventually(lambda: at_work(search, 0))
+                assert statuses(search) == ["running", "queued"]
+            else:
+                eventually(lambda: statuses(search) == ["running", "running"])
+
     def test_a_trial_too_large_for_the_limit_is_refused(self, data: Any) -> None:
         """It would wait for ever."""
         with pytest.raises(ConfigError, match="max_workers"):
@@ -288,10 +314,14 @@ class TestKilling:
             others = {run: processes(run, "") for i in (0, 2) for run in search.status.trials[i].runs}
             pids = {run: {process.pid for process in found} for run, found in others.items()}
             assert processes(run_id)
+            shard = RunFolder(f"{tmp_path}/runs/{run_id}").shard_address(0)
+            assert listens(shard)
             begun = time.monotonic()
             search.kill(1)
-            eventually(lambda: not processes(run_id), KILL_SECONDS)
-            assert time.monotonic() - begun < KILL_SECONDS
+            eventually(lambda: not processes(run_id))
+            # Its shard is gone from the process that the others share.
+            eventually(lambda: not listens(shard))
+            assert time.monotonic() - begun < KILL_SECONDS * how_busy()
             assert statuses(search) == ["running", "killed", "running"]
             assert open_run(str(tmp_path), run_id).status.state is RunState.KILLED
             assert search.curve(1)
@@ -314,6 +344,23 @@ class TestKilling:
             search.wait()
         with pytest.raises(RunError, match="not at work"):
             search.kill(0)
+
+    def test_a_killed_search_stays_killed(self, tmp_path: Path, data: Any) -> None:
+        """The program that is run again does not begin what somebody ended, and says so."""
+
+        def make() -> GridSearch:
+            backend = InlineBackend(root=tmp_path)
+            return GridSearch(estimator(backend, epochs=FOR_EVER), {"l1": [0, 1]}, search_id="ended")
+
+        search = make().start(data[0])
+        eventually(lambda: at_work(search, 0, 1))
+        search.kill_all()
+        for call in (search.wait, lambda: make().fit(data[0])):
+            with pytest.raises(RunError, match="killed"):
+                call()
+        state = Overview(str(tmp_path)).search("ended").state
+        assert (state.state, state.stop_reason) == (RunState.KILLED, "killed")
+        assert [trial.runs for trial in state.trials] == [trial.runs for trial in search.status.trials]
 
     def test_others_kill_through_the_folder(self, tmp_path: Path, data: Any) -> None:
         """Another process needs nothing but the folder to kill a trial, or the whole search."""

@@ -114,7 +114,7 @@ class Backend(ABC):
 
     @property
     def max_workers(self) -> int | None:
-        """Most workers that can be alive here at a time, over all runs; None: as many as one likes."""
+        """Most workers and evaluators that can be alive here at a time, over all runs; None: any number."""
         return None
 
     def revising(self, revise: Callable[[RunConfig], RunConfig]) -> Self:

@@ -81,6 +81,9 @@ class SearchConfig:
     """``{"name": "asha", ...}`` with the pruner's parameters; empty: none."""
     max_concurrent: int = 1
     max_workers: int | None = None
+    """Most workers at work at a time, as the user said."""
+    max_functions: int | None = None
+    """Most workers and evaluators at a time: what the backend lets work."""
     max_seconds: float | None = None
     max_cost: float | None = None
     train_url: str = ""

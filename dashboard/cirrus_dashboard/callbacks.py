@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, no_update
 from dash.exceptions import PreventUpdate
 
 from cirrus.errors import CirrusError
+from cirrus.metrics import RunEvent
 from cirrus_dashboard import panels
 from cirrus_dashboard.curves import METRIC_PREFIX
 from cirrus_dashboard.exports import curves_csv, runs_csv
@@ -72,10 +73,11 @@ def _register_refresh(app: Dash, source: Source) -> None:
         Output("legend", "children"),
         Output("problem", "children"),
         Input("tick", "n_intervals"),
+        Input("again", "data"),
         *_view_parts(Input),
         State("cursors", "data"),
     )
-    def refresh(_: Any, *values: Any) -> Any:
+    def refresh(_: Any, __: Any, *values: Any) -> Any:
         *view_values, cursors = values
         view = _view(view_values)
         snapshot = source.snapshot
@@ -129,6 +131,9 @@ def _register_drawing(app: Dash) -> None:
         State("hidden", "data"),
         State("pinned", "data"),
     )
+    # These set what other callbacks listen to: as outputs they would close a circle.
+    app.clientside_callback(ClientsideFunction("cirrus", "again"), Input("cursors", "data"))
+    app.clientside_callback(ClientsideFunction("cirrus", "watchTicks"), Input("grid", "id"))
     app.clientside_callback(
         ClientsideFunction("cirrus", "choose"),
         Output("selected-run", "data"),
@@ -137,7 +142,7 @@ def _register_drawing(app: Dash) -> None:
         Input("chart-loss-cost", "clickData"),
         Input("chart-cost-time", "clickData"),
         Input("grid", "cellClicked"),
-        Input("grid", "selectedRows"),
+        Input("ticked", "data"),
         State("selected-run", "data"),
         prevent_initial_call=True,
     )
@@ -159,7 +164,7 @@ def _register_drawing(app: Dash) -> None:
         Output("kill-all", "children"),
         Output("resume", "disabled"),
         Input("grid", "rowData"),
-        Input("grid", "selectedRows"),
+        Input("ticked", "data"),
     )
     app.clientside_callback(
         ClientsideFunction("cirrus", "ask"),
@@ -170,7 +175,7 @@ def _register_drawing(app: Dash) -> None:
         Input("kill-cancel", "n_clicks"),
         Input("kill-confirm", "n_clicks"),
         State("grid", "rowData"),
-        State("grid", "selectedRows"),
+        State("ticked", "data"),
         prevent_initial_call=True,
     )
 
@@ -194,8 +199,9 @@ def _register_panels(app: Dash, source: Source) -> None:
         mark = [run_id, record.version if record is not None else None]
         if mark == drawn:
             raise PreventUpdate
-        events = source.events(run_id) if record is not None else []
-        return panels.detail(record, events, varying(source.snapshot.records.values())), mark
+        events, problem = _events(source, record)
+        names = varying(source.snapshot.records.values())
+        return panels.detail(record, events, names, problem=problem), mark
 
     @app.callback(
         Output("note-text", "value"),
@@ -212,13 +218,13 @@ def _register_panels(app: Dash, source: Source) -> None:
     @app.callback(
         Output("panel-compare", "children"),
         Input("tab", "value"),
-        Input("grid", "selectedRows"),
+        Input("ticked", "data"),
         prevent_initial_call=True,
     )
-    def compare(tab: Any, selected: Any) -> Any:
+    def compare(tab: Any, ticked: Any) -> Any:
         if tab != "compare":
             raise PreventUpdate
-        chosen = [_find(source, run_id) for run_id in _selected_ids(selected)]
+        chosen = [_find(source, run_id) for run_id in _names(ticked)]
         return panels.compare([record for record in chosen if record is not None])
 
     @app.callback(
@@ -232,7 +238,8 @@ def _register_panels(app: Dash, source: Source) -> None:
         if tab != "timeline":
             raise PreventUpdate
         record = _find(source, run_id)
-        return panels.timeline(record, source.events(run_id) if record is not None else [])
+        events, problem = _events(source, record)
+        return panels.timeline(record, events, problem=problem)
 
 
 def _register_panel(
@@ -257,9 +264,14 @@ def _find(source: Source, run_id: object) -> RunRecord | None:
     return source.snapshot.records.get(run_id) if isinstance(run_id, str) else None
 
 
-def _selected_ids(selected: object) -> list[str]:
-    rows = selected if isinstance(selected, list) else []
-    return _names([line.get("id") for line in rows if isinstance(line, Mapping)])
+def _events(source: Source, record: RunRecord | None) -> tuple[Sequence[RunEvent], str | None]:
+    """Return what happened in a run, and what keeps that from being known."""
+    if record is None:
+        return [], None
+    try:
+        return source.events(record.run_id), None
+    except CirrusError as error:
+        return [], f"its events cannot be read: {error}"
 
 
 def _register_actions(app: Dash, source: Source) -> None:
@@ -281,12 +293,12 @@ def _register_actions(app: Dash, source: Source) -> None:
     @app.callback(
         Output("toast", "children", allow_duplicate=True),
         Input("resume", "n_clicks"),
-        State("grid", "selectedRows"),
+        State("ticked", "data"),
         prevent_initial_call=True,
     )
-    def resume(_: Any, selected: Any) -> Any:
+    def resume(_: Any, ticked: Any) -> Any:
         done, problems = 0, []
-        for run_id in _selected_ids(selected):
+        for run_id in _names(ticked):
             record = _find(source, run_id)
             if record is None or not record.can_be_resumed:
                 continue

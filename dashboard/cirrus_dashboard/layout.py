@@ -55,6 +55,8 @@ def _state() -> list[Any]:
         dcc.Interval(id="tick", interval=TICK_MILLISECONDS),
         dcc.Store(id="delta"),
         dcc.Store(id="cursors"),
+        dcc.Store(id="again"),
+        dcc.Store(id="ticked", data=[]),
         dcc.Store(id="column-names"),
         dcc.Store(id="selected-run"),
         dcc.Store(id="kill-targets"),

@@ -87,13 +87,20 @@ def _pairs(rows: Sequence[tuple[str, str]]) -> html.Table:
     return html.Table(html.Tbody(lines), className="pairs")
 
 
-def detail(record: RunRecord | None, events: Sequence[RunEvent], names: Sequence[str] = ()) -> list[Any]:
+def detail(
+    record: RunRecord | None,
+    events: Sequence[RunEvent],
+    names: Sequence[str] = (),
+    *,
+    problem: str | None = None,
+) -> list[Any]:
     """Return everything about one run.
 
     Args:
         record: The run.
         events: What happened in it, oldest first.
         names: Hyperparameters that differ between runs; the others are folded away.
+        problem: Why its events are not known.
     """
     if record is None:
         return [_hint("Click a curve, or a line of the table, to see a run's hyperparameters, where its time "
@@ -103,8 +110,7 @@ def detail(record: RunRecord | None, events: Sequence[RunEvent], names: Sequence
         html.H2(title),
         html.Div([html.Span(record.state, className=f"state-{record.state}"), f"  {record.model}"]),
     ]
-    if record.problem:
-        parts.append(html.P(record.problem, className="state-failed"))
+    parts += [html.P(text, className="state-failed") for text in (record.problem, problem) if text]
     parts += [html.H3("Now"), _pairs(_facts(record))]
     split = step_split(record.columns)
     if split:
@@ -356,10 +362,18 @@ def _score(record: RunRecord) -> str:
     return "" if record.score is None else f"{record.score:.5g}"
 
 
-def timeline(record: RunRecord | None, events: Sequence[RunEvent]) -> Any:
-    """Return when which generation of a run's workers and shards worked."""
+def timeline(record: RunRecord | None, events: Sequence[RunEvent], *, problem: str | None = None) -> Any:
+    """Return when which generation of a run's workers and shards worked.
+
+    Args:
+        record: The run.
+        events: What happened in it, oldest first.
+        problem: Why its events are not known.
+    """
     if record is None:
         return _hint("Choose a run to see the generations of its workers and shards.")
+    if problem is not None:
+        return _hint(f"{record.run_id}: {problem}")
     groups = by_who(spans(events, time.time()))
     if not groups:
         return _hint(f"Nothing is known of the workers of {record.run_id}.")

@@ -13,7 +13,15 @@ from waitress import wasyncore
 
 from cirrus.errors import ConfigError
 from cirrus_dashboard.app import make_app
-from cirrus_dashboard.security import MAX_BODY_BYTES, Guard, allowed_hosts, new_token, path_prefix
+from cirrus_dashboard.security import (
+    MAX_BODY_BYTES,
+    Application,
+    Guard,
+    StartResponse,
+    allowed_hosts,
+    new_token,
+    path_prefix,
+)
 from cirrus_dashboard.sources import FolderSource, Source
 
 DEFAULT_PORT = 8050
@@ -57,7 +65,7 @@ class DashboardServer:
         names = tuple(allow_hosts)
         hosts = allowed_hosts(host, names)
         app = make_app(source, path_prefix(token))
-        guard = Guard(app.server, token, hosts, app.csp_hashes())
+        guard = Guard(_Prompt(app.server, source), token, hosts, app.csp_hashes())
         self._map: MutableMapping[int, Any] = {}
         listener = _listen(host, port)
         self.source = source
@@ -112,6 +120,24 @@ class DashboardServer:
         self._thread.join()
         if isinstance(self.source, FolderSource):
             self.source.close()
+
+
+class _Prompt:
+    """A WSGI application that has reading wait while it answers.
+
+    Args:
+        application: The dashboard.
+        source: What reads.
+    """
+
+    def __init__(self, application: Application, source: Source) -> None:
+        self._application = application
+        self._source = source
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request; Dash has made all of its body when this returns."""
+        with self._source.answering():
+            return self._application(environ, start_response)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -23,6 +24,7 @@ from cirrus.errors import CirrusError, NotFoundError, RunError
 from cirrus.metrics import RunEvent
 from cirrus.run_folder import MetricsCursor, RunFolder, read_events
 from cirrus_dashboard.curves import Columns
+from cirrus_dashboard.precedence import Precedence
 from cirrus_dashboard.records import RunRecord, hyperparameters_of, is_value, trial_key
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ REMOTE_POLL_SECONDS = 5.0
 PUBLISH_SECONDS = 1.0
 #: Runs of a store over the network that are read at a time.
 READ_THREADS = 8
+#: Between two runs, reading waits at most this long for answers that are under way.
+GIVE_WAY_SECONDS = 0.5
 #: Requests to end runs that are under way at a time.
 KILL_THREADS = 8
 
@@ -50,7 +54,7 @@ class Snapshot:
 
 
 class Source(Protocol):
-    """What pages read and ask for; :class:`FolderSource` is the one there is, tests have others."""
+    """What pages read and ask for; :class:`FolderSource` is the one there is."""
 
     @property
     def root(self) -> str:
@@ -59,6 +63,9 @@ class Source(Protocol):
     @property
     def snapshot(self) -> Snapshot:
         """The newest state."""
+
+    def answering(self) -> AbstractContextManager[None]:
+        """Return a context in which a page is answered: reading waits for that."""
 
     def kill(self, run_id: str) -> None:
         """Begin to end a run."""
@@ -158,8 +165,11 @@ class FolderSource:
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self._precedence = Precedence()
         self._resume_problems: dict[str, str] = {}
         """Why runs could not be gone on with."""
+        self._kill_problems: dict[str, str] = {}
+        """Why runs could not be ended, by what pages call them."""
         self._kills: queue.SimpleQueue[RunRecord | None] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -198,16 +208,30 @@ class FolderSource:
         """See :attr:`Source.snapshot`."""
         return self._snapshot
 
+    def answering(self) -> AbstractContextManager[None]:
+        """See :meth:`Source.answering`."""
+        return self._precedence.first()
+
     # Reading.
 
     def _follow(self) -> None:
         while not self._stopping.is_set():
             started = time.monotonic()
-            self.poll()
+            try:
+                self.poll()
+            except Exception as error:  # noqa: BLE001 (pages that stand still, and do not say so, are worse)
+                log.exception("reading %s", self._root)
+                self._tell(f"the runs could not be read ({type(error).__name__}: {error}); it is tried again")
             # Reading must not take more than half of one processor from whoever trains here.
             taken = time.monotonic() - started
             self._wake.wait(max(self._poll_seconds, taken))
             self._wake.clear()
+
+    def _tell(self, problem: str) -> None:
+        """Have pages say what is wrong, above the runs as they were."""
+        before = self._snapshot
+        if problem != before.problem:
+            self._snapshot = Snapshot(before.version + 1, before.records, problem)
 
     def poll(self) -> Snapshot:
         """Read what is new once, and return it; the thread does this all the time."""
@@ -255,7 +279,8 @@ class FolderSource:
         return found
 
     def _read(self, followed: _Followed) -> None:
-        """Read what is new of a run."""
+        """Read what is new of a run, when no page waits for an answer."""
+        self._precedence.give_way(GIVE_WAY_SECONDS)
         summary = followed.summary
         folder = RunFolder(summary.url or run_url(self._root, summary.run_id))
         try:
@@ -274,6 +299,9 @@ class FolderSource:
             return  # removed at this moment: the next listing says so
         except CirrusError as error:
             followed.problem = str(error)
+        except Exception as error:  # noqa: BLE001 (one folder must not keep all the others from being read)
+            log.exception("reading run %s", summary.run_id)
+            followed.problem = f"cannot be read: {type(error).__name__}: {error}"
 
     # What was read, as pages see it.
 
@@ -284,6 +312,8 @@ class FolderSource:
         for key, members in self._grouped().items():
             old = before.records.get(key)
             record = self._record(key, members, 0 if old is None else old.version, old)
+            if not record.can_be_killed:
+                self._kill_problems.pop(key, None)
             if old is None or record != old:
                 record = replace(record, version=1 if old is None else old.version + 1)
             records[key] = record
@@ -332,10 +362,12 @@ class FolderSource:
             search=search,
             trial=trial.index if trial is not None else (summary.trial if summary else None),
             trial_status=trial.status.value if trial is not None else None,
-            problem=next(self._problems(members), trial.error if trial else None),
+            problem=next(self._problems(key, members), trial.error if trial else None),
         )
 
-    def _problems(self, members: Sequence[_Followed]) -> Iterator[str]:
+    def _problems(self, key: str, members: Sequence[_Followed]) -> Iterator[str]:
+        if (problem := self._kill_problems.get(key)) is not None:
+            yield problem
         for member in members:
             problem = member.problem or self._resume_problems.get(member.summary.run_id)
             if problem:
@@ -360,9 +392,13 @@ class FolderSource:
     # Asking.
 
     def kill(self, run_id: str) -> None:
-        """See :meth:`Source.kill`: returns at once; the run's own state tells when it has ended."""
+        """See :meth:`Source.kill`: returns at once.
+
+        The run's own state tells when it has ended, and its ``problem`` when it could not be.
+        """
         record = self._snapshot.records.get(run_id)
         if record is not None:
+            self._kill_problems.pop(run_id, None)
             self._kills.put(record)
 
     def _kill_all(self) -> None:
@@ -378,6 +414,10 @@ class FolderSource:
                     self._overview.kill_run(run_id)
         except CirrusError as error:
             log.warning("cannot end %s: %s", record.run_id, error)
+            self._kill_problems[record.run_id] = f"could not be ended: {error}"
+        except Exception as error:  # noqa: BLE001 (the next request still needs this thread)
+            log.exception("cannot end %s", record.run_id)
+            self._kill_problems[record.run_id] = f"could not be ended: {type(error).__name__}: {error}"
         self._wake.set()
 
     def resume(self, run_id: str) -> None:
@@ -424,7 +464,9 @@ class FolderSource:
             raise NotFoundError(f"{run_id} has no run yet to keep a note with")
         first = record.runs[0]
         open_run(self._root, first).folder.write_note(text)
-        self._followed[first].note_is_due = True
+        followed = self._followed.get(first)
+        if followed is not None:  # else it was removed just now
+            followed.note_is_due = True
         self._wake.set()
 
     def events(self, run_id: str) -> Sequence[RunEvent]:

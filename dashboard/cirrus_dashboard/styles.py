@@ -9,9 +9,9 @@ from typing import Any
 
 from cirrus_dashboard.records import RunRecord, Value
 
-#: Curves that differ: Okabe and Ito's colours ("Color Universal Design", 2008), with a violet for black and
-#: for the yellow that is faint on white, and then the same with dashes.
-QUALITATIVE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5D3A9B")
+#: Curves that differ: Okabe and Ito's colours ("Color Universal Design", 2008), with Tol's indigo for black
+#: and for the yellow that is faint on white, and then the same with dashes.
+QUALITATIVE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288")
 DASHES = ("solid", "dash", "dot")
 #: As many curves as have a colour of their own.
 MAX_COLORED_RUNS = 10

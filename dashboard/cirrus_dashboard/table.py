@@ -7,8 +7,14 @@ from typing import Any
 
 NUMBER = {"type": "rightAligned", "filter": "agNumberColumnFilter"}
 _EPOCH = "params.data.epochs ? params.data.epoch + '/' + params.data.epochs : ''"
+#: Colours are those of ``assets/dashboard.css``, which knows whether the page is light or dark.
 _THEME = {
-    "accentColor": "#0072B2",
+    "browserColorScheme": "inherit",
+    "accentColor": "var(--accent)",
+    "backgroundColor": "var(--card)",
+    "foregroundColor": "var(--ink)",
+    "chromeBackgroundColor": "var(--back)",
+    "borderColor": "var(--line)",
     "headerHeight": 36,
     "rowHeight": 34,
     "fontSize": 13,
@@ -66,7 +72,7 @@ def columns(names: list[str]) -> list[dict[str, Any]]:
             "colId": f"p:{name}",
             "headerName": name,
             "width": 142,
-            "valueGetter": {"function": f"params.data[{'p:' + name!r}]"},
+            "valueGetter": {"function": f"params.data[{json.dumps('p:' + name)}]"},
             "headerTooltip": f"hyperparameter {name}",
         }
         for name in names

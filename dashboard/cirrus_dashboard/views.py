@@ -6,7 +6,8 @@ The server keeps nothing about a page. A page says which version of which run it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ from cirrus_dashboard.curves import (
 )
 from cirrus_dashboard.records import RunRecord, Value, varying
 from cirrus_dashboard.sources import Snapshot
-from cirrus_dashboard.styles import Style, styles_of
+from cirrus_dashboard.styles import QUALITATIVE, Style, styles_of
 
 #: The loss that runs are compared by: on validation data where there is any, else in training.
 BEST_KNOWN = "loss"
@@ -36,6 +37,8 @@ SHOW_MODES = ("all", "best", "worst")
 MAX_SMOOTHING = 0.99
 #: Groups that are drawn as bands; those with the lowest mean loss.
 MAX_GROUPS = 10
+#: One answer takes no longer than this to draw curves that are new to a page; it asks for the others at once.
+PORTION_SECONDS = 0.1
 #: Hyperparameters that are named with a curve, of those that differ between runs.
 MAX_NAMED = 3
 
@@ -147,6 +150,11 @@ class CurveCache:
         self._max_curves = max_curves
         self._held: dict[tuple[str, str], tuple[object, tuple[Curve, Curve]]] = {}
 
+    def holds(self, record: RunRecord, view: View) -> bool:
+        """Tell whether a run's curves have been drawn."""
+        found = self._held.get((record.run_id, view.key))
+        return found is not None and found[0] is record.columns
+
     def draw(self, record: RunRecord, view: View) -> tuple[Curve, Curve]:
         """Return :func:`draw` of a run."""
         key = (record.run_id, view.key)
@@ -195,9 +203,17 @@ def _is_cursor(raw: object) -> bool:
 
 
 def delta(
-    snapshot: Snapshot, view: View, cursors: Cursors, *, source: str, cache: CurveCache
+    snapshot: Snapshot,
+    view: View,
+    cursors: Cursors,
+    *,
+    source: str,
+    cache: CurveCache,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any] | None:
     """Return what a page lacks, as JSON can hold it; None if that is nothing.
+
+    Where that is many curves, it is a part of them, the newest first, and ``more`` says so.
 
     Args:
         snapshot: All runs.
@@ -205,6 +221,7 @@ def delta(
         cursors: What it holds.
         source: Which server process this is.
         cache: Curves drawn before.
+        clock: Seconds.
     """
     view_text = repr(view)
     if cursors.source != source:
@@ -216,7 +233,8 @@ def delta(
     names = varying(records)
     shown = choose(records, view)
     styles = styles_of(shown, view.color_by, names)
-    curves, curve_cursors = _curves(shown, view, held_curves, cache)
+    curves, curve_cursors, drawn = _curves(shown, view, held_curves, cache, clock)
+    more = len(drawn) < len(shown)
     rows = {
         record.run_id: row(record, names, live_rate=True)
         for record in records
@@ -226,14 +244,15 @@ def delta(
         "keep": bool(held_curves),
         "curves": curves,
         "traces": [_trace(record, styles.by_run[record.run_id], view, names) for record in shown],
-        "bands": _bands(shown, view, cache) if view.group_by else [],
+        "bands": _bands(drawn, view, cache) if view.group_by else [],
+        "more": more,
         "legend": styles.legend,
         "rows": rows,
         "row_order": [record.run_id for record in _newest_first(records)],
         "titles": {"loss": view.loss_title, "x": X_AXES[view.x], "short": ", ".join(names[:MAX_NAMED])},
         "cursors": {
             "source": source,
-            "version": snapshot.version,
+            "version": -1 if more else snapshot.version,
             "key": view.key,
             "view": view_text,
             "rows": {record.run_id: record.version for record in records},
@@ -249,22 +268,38 @@ def _newest_first(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def _curves(
-    shown: Sequence[RunRecord], view: View, held: Mapping[str, Sequence[int]], cache: CurveCache
-) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    shown: Sequence[RunRecord],
+    view: View,
+    held: Mapping[str, Sequence[int]],
+    cache: CurveCache,
+    clock: Callable[[], float],
+) -> tuple[dict[str, Any], dict[str, list[int]], list[RunRecord]]:
+    """Draw curves, the newest run's first, for as long as one answer may take; one new one at least.
+
+    Returns:
+        What a page lacks of each, the cursors of all that it then has, and the runs that were come to.
+    """
     new: dict[str, Any] = {}
     cursors: dict[str, list[int]] = {}
-    for record in shown:
+    drawn: list[RunRecord] = []
+    end = clock() + PORTION_SECONDS
+    for record in reversed(shown):
+        cursor = held.get(record.run_id)
+        if new and not cache.holds(record, view) and clock() > end:
+            if cursor is not None:
+                cursors[record.run_id] = list(cursor)
+            continue
+        drawn.append(record)
         losses, rates = cache.draw(record, view)
         mark = [len(record.columns), *losses.cursor, *rates.cursor]
         cursors[record.run_id] = mark
-        cursor = held.get(record.run_id)
         if cursor is not None and list(cursor) == mark:
             continue
         new[record.run_id] = {
             "loss": losses.since(None if cursor is None else cursor[1:3]),
             "rate": rates.since(None if cursor is None else cursor[3:5]),
         }
-    return new, cursors
+    return new, cursors, drawn[::-1]
 
 
 def _trace(record: RunRecord, style: Style, view: View, names: Sequence[str]) -> dict[str, Any]:
@@ -299,8 +334,12 @@ def _bands(shown: Sequence[RunRecord], view: View, cache: CurveCache) -> list[di
             bands.append((float(mean[-1]), name, len(members), (x, mean, low, high)))
     bands.sort(key=lambda band: band[:2])
     return [
-        {"name": f"{view.group_by} = {name} ({count})", "columns": [encode(column) for column in columns]}
-        for _, name, count, columns in bands[:MAX_GROUPS]
+        {
+            "name": f"{view.group_by} = {name} ({count})",
+            "color": QUALITATIVE[number % len(QUALITATIVE)],
+            "columns": [encode(column) for column in columns],
+        }
+        for number, (_, name, count, columns) in enumerate(bands[:MAX_GROUPS])
     ]
 
 

@@ -81,7 +81,8 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         estimator: What to search over; each trial is a copy with its hyperparameters. Its ``backend`` is
             where runs work.
         max_concurrent: Most trials at work at a time; the others wait.
-        max_workers: Most workers at work at a time, over all trials; None: what the backend allows.
+        max_workers: Most workers at work at a time, over all trials; None: any number. Nor are there more,
+            evaluators counted, than the backend lets work: one for each trial, with ``validation``.
         pruner: None: every trial is trained to its end. ``"median"``, ``"asha"``, or a
             :class:`cirrus.MedianPruner` or :class:`cirrus.AshaPruner`: the hopeless are given up.
         scoring: What ranks trials: None, minus the loss (of ``validation`` if given, else of training); the
@@ -616,15 +617,17 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
     def _with_budgets(self, config: SearchConfig, backend: Backend) -> SearchConfig:
         """Return a config with the budgets of this object and the limit of its backend as it is now."""
         budgets = {name: getattr(self, name) for name in _budgets(config)}
-        limits = [limit for limit in (self.max_workers, backend.max_workers) if limit is not None]
-        return dataclasses.replace(config, **{**budgets, "max_workers": min(limits, default=None)})
+        return dataclasses.replace(config, **budgets, max_functions=backend.max_workers)
 
     def _check_same(self, known: SearchConfig, mine: SearchConfig) -> None:
         """Refuse to go on with a search of this name that was another one."""
         for field in ("method", "estimator", "params", "space", "scoring", "pruner", "train_fingerprint"):
             if _as_json(getattr(known, field)) != _as_json(getattr(mine, field)):
                 what = "data" if field == "train_fingerprint" else field
-                raise ConfigError("search_id", f"{known.search_id} is there already, with another {what}")
+                raise ConfigError(
+                    "search_id",
+                    f"{known.search_id} is there already, with another {what}: give this one another name",
+                )
 
     def _take_data(
         self,

@@ -178,8 +178,9 @@ class Driver:
         self._live: dict[int, _Live] = {}
         self._curves: dict[int, dict[int, float]] = {}
         self._more_to_come = source is not None
-        self._winding_down: str | None = None
-        self._killed = False
+        self._was_killed = self._killed = state.state is RunState.KILLED
+        """Before this driver came, which only goes on with what is asked for; and now."""
+        self._winding_down: str | None = "killed" if self._was_killed else None
         self._requests_seen: set[str] = set()
         self._pending: list[_Request] = []
         """Requests that were heard, and are not carried out yet."""
@@ -358,11 +359,14 @@ class Driver:
             self._dirty = True
 
     def _has_room_for(self, trial: Trial) -> bool:
-        limit = self._config.max_workers
-        if limit is None:
+        if not self._live:  # a trial alone goes on with what it gets
             return True
-        at_work = sum(self._jobs.n_workers(self._trials[index]) for index in self._live)
-        return not self._live or at_work + self._jobs.n_workers(trial) <= limit
+        n_workers = sum(self._jobs.n_workers(self._trials[index]) for index in self._live)
+        n_workers += self._jobs.n_workers(trial)
+        n_evaluators = len(self._live) + 1 if self._config.validation_url is not None else 0
+        return n_workers <= _at_most(self._config.max_workers) and (
+            n_workers + n_evaluators <= _at_most(self._config.max_functions)
+        )
 
     def _is_ending_elsewhere(self, trial: Trial) -> bool:
         """Tell whether a trial's last run has not ended yet, such as one that was just interrupted."""
@@ -619,6 +623,9 @@ class Driver:
             raise RunError(
                 f"trial {trial.index} is {trial.status.value}: only one that was cut short can go on"
             )
+        if self._was_killed:
+            self._was_killed = self._killed = False
+            self._winding_down = None
         if self._winding_down is not None:
             raise RunError(f"search {self._config.search_id} is at its end ({self._winding_down})")
         # To its end: somebody has decided, whatever the schedule thought of it.
@@ -772,6 +779,10 @@ class Driver:
             if trial.status is TrialStatus.PAUSED:
                 self._put(trial.index, status=TrialStatus.PRUNED)
                 self._tell(trial.index)
+
+
+def _at_most(limit: int | None) -> float:
+    return math.inf if limit is None else limit
 
 
 def _loss(status: RunStatus, *, watches_validation: bool) -> float | None:

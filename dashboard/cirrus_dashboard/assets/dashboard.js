@@ -3,7 +3,7 @@
 
 (function () {
   // What this page holds. Cursors tell the server; a reload begins with nothing.
-  const held = { key: null, curves: {}, rows: {}, delta: null, revision: 0 };
+  const held = { key: null, curves: {}, rows: {}, delta: null, portions: 0 };
   const CROWDED = 60; // curves from which on they are drawn fainter, and without a legend
   const FEW = 10;
 
@@ -97,11 +97,11 @@
     };
   }
 
-  function bands(list, palette) {
+  function bands(list) {
     const traces = [];
     list.forEach((band, i) => {
       const [x, mean, low, high] = band.columns.map(numbers);
-      const color = palette[i % palette.length];
+      const color = band.color;
       const edge = { type: "scatter", mode: "lines", x: x, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
       traces.push(Object.assign({ y: low, uid: `band-${i}-low` }, edge));
       traces.push(
@@ -200,8 +200,7 @@
       layout: zoomed(chart, layout(xTitle, yTitle, revision, options)),
     });
     const key = held.key;
-    const palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5D3A9B"];
-    const main = grouped ? bands(delta.bands, palette) : each("loss", 0, 1, x, loss);
+    const main = grouped ? bands(delta.bands) : each("loss", 0, 1, x, loss);
     return [
       figure("chart-loss", main, x, loss, `${key}${logX}${logY}`, { logX, logY, legend, names: grouped ? "" : delta.titles.short }),
       figure("chart-rate", each("rate", 0, 1, x, "updates/s"), x, "updates/s", `${key}${logX}`, { logX, legend: false }),
@@ -217,12 +216,14 @@
       Object.assign({}, row, {
         show: !hide.has(row.id),
         pin: pin.has(row.id),
-        state: killing && killing[row.id] && row.killable ? "killing" : row.state,
+        // (Unless it could not be killed: then its problem says why, and it may be tried again.)
+        state: killing && killing[row.id] && row.killable && !row.problem ? "killing" : row.state,
       })
     );
   }
 
   const none = () => window.dash_clientside.no_update;
+  const set = (store, data) => window.dash_clientside.set_props(store, { data: data });
   const trigger = () => {
     const triggered = window.dash_clientside.callback_context.triggered;
     return triggered.length ? triggered[0] : { prop_id: "", value: null };
@@ -243,8 +244,23 @@
       return [...figures(logs || [], selected), rows, cursors];
     },
 
+    // Ask at once for what an answer had no time for.
+    again: function (cursors) {
+      if (held.delta && held.delta.more) set("again", ++held.portions);
+    },
+
+    // Keep which runs are ticked by their ids. AG Grid does so by itself, whatever becomes of the rows. But
+    // Dash's component puts back what it last heard of whenever rows change, and so takes away a tick that
+    // came just before: it must not.
+    watchTicks: async function () {
+      const grid = await window.dash_ag_grid.getApiAsync("grid");
+      grid.deselectAll = grid.setNodesSelected = () => {};
+      const tell = () => set("ticked", grid.getSelectedNodes().map((node) => node.id));
+      grid.addEventListener("selectionChanged", tell);
+    },
+
     // Which run a click chooses.
-    choose: function (a, b, c, d, cell, rows, selected) {
+    choose: function (a, b, c, d, cell, ticked, selected) {
       const { prop_id, value } = trigger();
       if (prop_id.startsWith("chart-")) {
         const chart = document.querySelector(`#${prop_id.split(".")[0]} .js-plotly-plot`);
@@ -256,7 +272,7 @@
         return value && value.rowId && value.colId !== "show" && value.colId !== "pin" ? value.rowId : none();
       }
       // The keyboard's way: the one row that is ticked.
-      return rows && rows.length === 1 ? rows[0].id : none();
+      return ticked && ticked.length === 1 ? ticked[0] : none();
     },
 
     // Show or hide a curve, pin or free it.
@@ -272,9 +288,9 @@
       return [[...hide], [...pin]];
     },
 
-    buttons: function (rows, selected) {
+    buttons: function (rows, chosen) {
       const live = (rows || []).filter((row) => row.killable && row.state !== "killing");
-      const ids = new Set((selected || []).map((row) => row.id));
+      const ids = new Set(chosen || []);
       const ticked = live.filter((row) => ids.has(row.id));
       const resumable = (rows || []).filter((row) => ids.has(row.id) && row.resumable);
       return [
@@ -287,14 +303,14 @@
     },
 
     // Open and close the question whether runs shall end.
-    ask: function (some, all, cancel, confirm, rows, selected) {
+    ask: function (some, all, cancel, confirm, rows, ticked) {
       const dialog = document.getElementById("kill-dialog");
       const { prop_id } = trigger();
       if (prop_id.startsWith("kill-c")) {
         dialog.close();
         return [none(), none()];
       }
-      const ids = new Set((selected || []).map((row) => row.id));
+      const ids = new Set(ticked || []);
       const every = prop_id.startsWith("kill-all");
       const targets = (rows || []).filter((row) => row.killable && (every || ids.has(row.id))).map((row) => row.id);
       if (!targets.length) return [none(), none()];
