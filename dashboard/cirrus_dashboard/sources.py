@@ -39,6 +39,8 @@ PUBLISH_SECONDS = 1.0
 READ_THREADS = 8
 #: Between two runs, reading waits at most this long for answers that are under way.
 GIVE_WAY_SECONDS = 0.5
+#: A store that does not answer keeps the end of the dashboard waiting for no longer.
+CLOSE_SECONDS = 2.0
 #: Requests to end runs that are under way at a time.
 KILL_THREADS = 8
 
@@ -192,7 +194,7 @@ class FolderSource:
         self._stopping.set()
         self._wake.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
         if self._readers is not None:  # behind its user, who would be told that it is closed
             self._readers.shutdown(wait=False, cancel_futures=True)
         for _ in range(KILL_THREADS):
