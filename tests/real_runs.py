@@ -14,7 +14,7 @@ from cirrus.client_backend.runs import Run, new_run_id
 from cirrus.config import ModelConfig, RunConfig
 from cirrus.frontend.planning import plan_run
 from cirrus.metrics import RunState, RunStatus
-from cirrus.paramserver.checkpoint import read_checkpoint
+from cirrus.paramserver.checkpoint import read_checkpoint, read_manifest
 from cirrus.storage import open_store
 
 N_ROWS, N_FEATURES, BATCH_ROWS = 20_000, 1000, 50
@@ -85,3 +85,14 @@ def assert_exact(config: RunConfig, status: RunStatus) -> None:
     assert status.epoch == config.stop.epochs
     # Work that a crashed shard lost and that was done again is counted each time here.
     assert status.updates >= steps
+
+
+def assert_whole(run: Run, status: RunStatus) -> None:
+    """Check that each shard of a run that was stopped applied every step of every lease in its model once."""
+    ledger = read_manifest(open_store(f"{run.url}/model")).extra["coordinator"]["ledger"]
+    missing = {(epoch, lease) for epoch, lease in [*ledger["todo"], *ledger["dropped"]]}
+    epoch, config = ledger["epoch"], run.config
+    steps = [lease.n_steps for i, lease in enumerate(config.leases) if (epoch, i) not in missing]
+    applied = [status.counts[f"shard{shard}.steps_applied"] for shard in range(config.n_shards)]
+    assert applied == [epoch * config.steps_per_epoch + sum(steps)] * config.n_shards
+    assert epoch == status.epoch

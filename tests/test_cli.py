@@ -282,6 +282,23 @@ def test_ratings_are_predicted_by_ids(home, tmp_path):
     for data in (new, tmp_path / "new"):
         code, out, err = run("predict", model, data)
         assert (code, out.split()) == (0, ["prediction", *expected]), err
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("user,item\n" + "".join(f"{u},{i}\n" for u, i, _ in asked))
+    code, out, err = run("predict", model, pairs, "--sep", ",")
+    assert (code, out.split()) == (0, ["prediction", *expected]), err
+    code, out, err = run("predict", model, pairs, "--sep", ",", "--no-header")
+    assert len(out.split()) == len(expected) + 2, err
+    for arguments, problem in (
+        (
+            (pairs,),
+            "pairs.csv:1: has 1 columns, not user, item, and perhaps a rating and a timestamp: "
+            "correct the line, or check --sep",
+        ),
+        ((tmp_path / "new", "--sep", ","), "--sep: does not apply to"),
+        ((tmp_path / "new", "--header"), "--header: does not apply to"),
+    ):
+        code, _, err = run("predict", model, *arguments)
+        assert (code, problem in err) == (1, True), err
 
 
 def test_clusters_of_scaled_rows_are_told_of_raw_ones(home, svmlight, tmp_path):
@@ -390,6 +407,10 @@ def test_csv_files_train_and_predict(home, tmp_path):
     code, out, err = run("predict", tmp_path / "model", new)
     assert code == 0, err
     assert [line.split(",")[0] for line in out.splitlines()] == ["label", "yes", "no"]
+    new.write_text("size;colour\n0.5;red\n0.5;blue\n")
+    assert run("predict", tmp_path / "model", new, "--sep", ";")[1] == out
+    code, _, err = run("predict", tmp_path / "model", new, "--sep", ";", "--header")
+    assert (code, "--header: does not apply to" in err) == (1, True), err
 
 
 def test_datasets_are_loaded_once_and_described(home, svmlight, tmp_path):

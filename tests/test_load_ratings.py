@@ -20,6 +20,7 @@ from cirrus.client_backend.loader import LoadOptions, load_ratings_files, load_w
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.loading import load_ratings_like
 from cirrus.storage import open_store
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -172,6 +173,7 @@ BAD_RATINGS = {
     "a,x,1\nb,y\n": r"r\.csv:2: has 2 columns, not user, item, rating",
     "a,x,1\n\nb,y,z\n": r"r\.csv:3: rating 'z' is not a number",
     "u,i,r\na,x,1\nb,y,nan\n": r"r\.csv:3: rating 'nan' is not finite",
+    "a,x,\nb,y,1\n": r"r\.csv:1: rating '' is not a number",
     "a,x,1\nb,y,1e39\n": r"r\.csv:2: rating '1e39' is not finite",
     "a,x,1\n,y,1\n": r"r\.csv:2: user: there is none",
     "a,x,1\nb, ,1\n": r"r\.csv:2: item: there is none",
@@ -191,6 +193,39 @@ def test_bad_ratings_are_one_error_that_names_the_line(tmp_path: Path, text: str
     with pytest.raises(DataError, match=BAD_RATINGS[text]):
         cirrus.load_ratings(path, tmp_path / "d")
     assert open_store(tmp_path / "d").list() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("a,7\nb,8,5\nc,9,,99\n", {}),
+        ("a,7,good\nb,8,bad\nc,9,\n", {"header": "no"}),
+        ("user,item\na,7\nb,8\nc,9\n", {"header": "yes"}),
+        ("user,item,rating\na,7,1\nb,8\nc,9\n", {}),
+        ("a;7\nb;8\nc;9\n", {"sep": ";"}),
+    ],
+)
+def test_pairs_need_no_rating_to_be_predicted(tmp_path: Path, text: str, options: dict[str, Any]) -> None:
+    """Lines may end behind the item, what comes there is read over, and all ratings are 0."""
+    path = tmp_path / "r.csv"
+    path.write_text(text)
+    dataset = load_ratings_like(path, tmp_path / "d", {"format": "ratings", **options})
+    assert ratings_of(dataset) == [("a", 7, 0), ("b", 8, 0), ("c", 9, 0)]
+    with pytest.raises(DataError, match=r"r\.csv:\d: (has \d columns|rating)"):
+        load_ratings_like(path, tmp_path / "e", {"format": "ratings", **options}, with_labels=True)
+
+
+def test_names_of_pairs_are_told_by_the_numbers_below(tmp_path: Path) -> None:
+    """Without a rating a first line of two names is a header where numbers follow, and else a pair."""
+    path = tmp_path / "r.csv"
+    for text, n_rows in (("user,item\n1,7\n", 1), ("user,item\na,7\n", 2), ("1,7\n2,8\n", 2), ("a,b\n", 1)):
+        path.write_text(text)
+        assert load_ratings_like(path, tmp_path / "d", {"format": "ratings"}).n_rows == n_rows
+    path.write_text("a\n1,2\n")
+    with pytest.raises(DataError, match=r"r\.csv:1: has 1 columns, not user, item, and perhaps"):
+        load_ratings_like(path, tmp_path / "d", {"format": "ratings"})
+    with pytest.raises(ConfigError, match="encoding"):
+        load_ratings_like(path, tmp_path / "d", {"format": "csv"})
 
 
 def test_parameters_of_ratings(tmp_path: Path) -> None:

@@ -226,21 +226,7 @@ def test_wrong_data_is_refused_by_name(triples):
         make(l1=1.0).fit(users, items, ratings)
     with pytest.raises(ConfigError, match="validation"):
         make().fit(users, items, ratings, validation=(users, items))
-
-
-def test_a_path_is_not_data(tmp_path):
-    """The error says how to load it, with the loader of what the estimator takes."""
-    for estimator, loader in (
-        (make(), "load_ratings"),
-        (cirrus.LogisticRegression(backend="inline"), "load_svmlight"),
-        (cirrus.LatentDirichletAllocation(backend="inline"), "load_bag_of_words"),
-    ):
-        for path in ("some.data", tmp_path):
-            with pytest.raises(ConfigError, match=rf"load the file first, with cirrus\.{loader}\("):
-                estimator.fit(path)
-    X, y = np.eye(4), [0, 1, 0, 1]
-    with pytest.raises(ConfigError, match="^validation: must be a Dataset"):
-        cirrus.LogisticRegression(backend="inline").fit(X, y, validation="some.svm")
-    fitted = cirrus.LogisticRegression(backend="inline", epochs=1).fit(X, y)
-    with pytest.raises(ConfigError, match=r"^X: must be a Dataset .*load_svmlight"):
-        fitted.predict("some.svm")
+    fitted = make(epochs=1).fit(users, items, ratings)
+    for ask in (fitted.predict, fitted.score):
+        with pytest.raises(ConfigError, match="^items: "):
+            ask(users[:1])

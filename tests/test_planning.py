@@ -24,6 +24,8 @@ from cirrus.frontend.planning import (
 )
 
 MODEL = ModelConfig(name="logistic", params={"classes": [0.0, 1.0]})
+#: By which its tables are trained, unless told otherwise.
+FTRL = {"weights": "ftrl", "intercept": "ftrl"}
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,12 @@ def test_resuming_keeps_the_schedule_of_the_checkpoint(manifest):
     """A resumed run takes leases and batch size from the checkpoint, whatever the number of workers."""
     leases = (LeaseRange(chunk=0, first_block=0, n_blocks=3, n_rows=3000, n_steps=43),)
     schedule = Schedule(
-        fingerprint=manifest.fingerprint, batch_size=70, leases=leases, mode="sgd", model=MODEL
+        fingerprint=manifest.fingerprint,
+        batch_size=70,
+        leases=leases,
+        mode="sgd",
+        model=MODEL,
+        optimizers=FTRL,
     )
     config = plan(manifest, start=Start(url="memory://old", schedule=schedule), n_workers=8)
     assert (config.leases, config.batch_size) == (leases, 70)
@@ -205,15 +212,21 @@ def test_resuming_keeps_the_schedule_of_the_checkpoint(manifest):
 
 
 def test_resuming_with_other_data_or_batch_size_is_refused(manifest):
-    """A checkpoint fits the data and the batch size that it was cut with, and no others."""
-    schedule = Schedule(fingerprint="other", batch_size=64, leases=(), mode="sgd", model=MODEL)
+    """A checkpoint fits data, batch size, mode and optimizer that it was cut with, and no others."""
+    schedule = Schedule(
+        fingerprint="other", batch_size=64, leases=(), mode="sgd", model=MODEL, optimizers=FTRL
+    )
     with pytest.raises(ConfigError, match="other data"):
         plan(manifest, start=Start(url="memory://old", schedule=schedule))
-    schedule = Schedule(fingerprint=manifest.fingerprint, batch_size=64, leases=(), mode="sgd", model=MODEL)
+    schedule = dataclasses.replace(schedule, fingerprint=manifest.fingerprint)
     with pytest.raises(ConfigError, match="batch_size=64"):
         plan(manifest, start=Start(url="memory://old", schedule=schedule), batch_size=65)
     with pytest.raises(ConfigError, match="mode='sgd'"):
         plan(manifest, start=Start(url="memory://old", schedule=schedule), mode="average")
+    with pytest.raises(
+        ConfigError, match="^optimizer: the checkpoint was cut with optimizer='ftrl', got 'sgd'"
+    ):
+        plan(manifest, start=Start(url="memory://old", schedule=schedule), optimizer="sgd")
 
 
 def test_averaging_makes_a_lease_one_step(manifest):

@@ -24,9 +24,12 @@ from cirrus.errors import ConfigError, RunError
 from cirrus.metrics import RunState
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
+from cirrus.client_backend.ray.cluster import connect  # noqa: E402
 
 RUN_SECONDS = 90.0
 GB = 2**30
+#: Of the table in docs/ray.md.
+TABLE_HEAD = "| concept | what Cirrus does with it | file | test |"
 
 
 def node(cpus: float, memory_gb: float = 8, name: str = "n") -> Node:
@@ -60,6 +63,24 @@ def needs(n_workers: int, cpus: float = 1.0, n_shards: int = 1) -> RunNeeds:
 def test_room_is_counted_node_by_node(nodes: list[Node], wanted: RunNeeds, room: int) -> None:
     """A worker fits on one node or not at all, by CPUs and by memory, beside the shards."""
     assert workers_with_room(wanted, nodes) == room
+
+
+def test_the_page_names_what_there_is() -> None:
+    """Each file and each test in the table of docs/ray.md is there."""
+    tests = Path(__file__).parent
+    table = [line for line in (tests.parent / "docs" / "ray.md").read_text().splitlines() if line[:2] == "| "]
+    rows = [line.strip("|").split("|") for line in table[table.index(TABLE_HEAD) + 1 :]]
+    assert len(rows) > 8
+    for row in rows:
+        for name in re.findall(r"`(\w+\.py)`", row[2]):
+            assert (tests.parent / "cirrus" / "client_backend" / "ray" / name).is_file(), name
+        file = None
+        for name in re.findall(r"`(\w+(?:\.py)?)`", row[3]):
+            if name.endswith(".py"):
+                file = (tests / name).read_text()
+            else:
+                assert file is not None
+                assert f"def {name}(" in file, name
 
 
 def test_shards_have_different_nodes() -> None:
@@ -134,8 +155,6 @@ class TestBackend:
 
     def test_a_cluster_has_many_addresses(self, ray_cluster: SmallCluster) -> None:
         """A process that is connected by one address of a cluster may use others, but no other cluster's."""
-        from cirrus.client_backend.ray.cluster import connect
-
         connect(ray_cluster.address)
         port = ray_cluster.address.rpartition(":")[2]
         for host in ("127.0.0.1", "localhost", ray_cluster.address.rpartition(":")[0]):
@@ -167,11 +186,21 @@ class TestBackend:
     def test_no_cluster_is_told_at_once(
         self, small: Dataset, tmp_path: Path, address: str, text: str
     ) -> None:
-        """Where nobody listens the error names the address and what to do, and no run is left behind."""
+        """Where nobody listens the error names the address and what to do, before rows are looked at.
+
+        No run is left behind.
+        """
         program = (
             "import sys; sys.path.insert(0, sys.argv[1])\n"
             "from real_runs import plan; import cirrus\n"
             "backend = cirrus.RayBackend(sys.argv[2], root=sys.argv[3])\n"
+            "class Rows:\n"
+            "    @property\n"
+            "    def shape(self): raise AssertionError('rows were looked at before the cluster')\n"
+            "for estimator in (cirrus.LogisticRegression(backend=backend), cirrus.GridSearch(\n"
+            "        cirrus.LogisticRegression(backend=backend), {'l1': [0, 1]})):\n"
+            "    try: estimator.fit(Rows(), [0, 1])\n"
+            "    except cirrus.ConfigError: pass\n"
             "backend.start(plan(cirrus.Dataset.open(sys.argv[4])))\n"
         )
         here = str(Path(__file__).parent)
@@ -187,11 +216,35 @@ class TestBackend:
 
 
 def test_a_cluster_that_is_too_small_fails_the_run(small: Dataset, backend: cirrus.RayBackend) -> None:
-    """A run that no node could ever hold ends with what it needs and what there is."""
-    backend = cirrus.RayBackend(backend.address, root=backend.root, shard_cpus=1000.0, wait_seconds=0.0)
-    with backend.start(plan(small)) as run, pytest.raises(RunError, match="1000 CPU.*1 node with 4 CPU"):
-        run.wait(RUN_SECONDS)
+    """A run that no node can hold waits for the cluster to grow; its error has what it needs, and there is."""
+    backend = cirrus.RayBackend(backend.address, root=backend.root, shard_memory_mb=10**8, wait_seconds=1.0)
+    began_at = time.monotonic()
+    with backend.start(plan(small)) as run:
+        assert run.supervisor is not None
+        eventually(lambda: "the cluster is too small" in run.supervisor.phase)  # type: ignore[union-attr]
+        with pytest.raises(RunError, match="0.5 CPU and 100000000 MB.*1 node with 4 CPU"):
+            run.wait(RUN_SECONDS)
+    assert time.monotonic() - began_at >= 1.0
     eventually(lambda: actors_of(run) == [])
+
+
+def test_an_idle_shard_leaves(ray_cluster: SmallCluster, tmp_path: Path) -> None:
+    """An actor whose shard nobody wants ends by itself, and for good, though Ray would restart it."""
+    from cirrus.client_backend.ray.shards import ShardActor
+
+    connect(ray_cluster.address)
+    options = {"name": "idle/shard-0", "namespace": "cirrus", "lifetime": "detached", "max_restarts": 3}
+    actor = ray.remote(ShardActor).options(num_cpus=0, **options).remote(str(tmp_path), 0, 0.1)
+    assert ray.get(actor.where.remote())
+
+    def is_gone() -> bool:
+        try:
+            ray.get_actor("idle/shard-0", namespace="cirrus")
+        except ValueError:
+            return True
+        return False
+
+    eventually(is_gone)
 
 
 def test_fewer_workers_than_wanted_go_on(small: Dataset, backend: cirrus.RayBackend) -> None:
@@ -215,14 +268,14 @@ def test_nothing_of_a_run_stays(small: Dataset, backend: cirrus.RayBackend) -> N
 
 
 def test_a_run_outlives_its_client_and_is_taken_over(small: Dataset, backend: cirrus.RayBackend) -> None:
-    """SIGKILL of the client stops nothing: another one takes the run over as it is, without a new generation.
+    """SIGKILL of the client stops nothing: another one takes the run over as it is, its shards unharmed.
 
-    While nobody has it, any client can end it through its folder.
+    While nobody has it, its workers follow each other, and any client can end it through its folder.
     """
     program = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
         "from real_runs import plan; import cirrus\n"
-        "backend = cirrus.RayBackend(sys.argv[2], root=sys.argv[3])\n"
+        "backend = cirrus.RayBackend(sys.argv[2], root=sys.argv[3], generation_seconds=1.0)\n"
         "run = backend.start(plan(cirrus.Dataset.open(sys.argv[4]), run_id=sys.argv[5], n_shards=1))\n"
         "while run.status.updates < 50: time.sleep(0.05)\n"
         "print('ready', flush=True)\n"
@@ -242,6 +295,8 @@ def test_a_run_outlives_its_client_and_is_taken_over(small: Dataset, backend: ci
     watched = open_run(backend.root, run_id)
     updates = watched.status.updates
     eventually(lambda: watched.status.updates > updates + 50)
+    invocations = watched.status.invocations
+    eventually(lambda: watched.status.invocations >= invocations + 2)
 
     def attach() -> Run | None:
         try:
@@ -303,10 +358,17 @@ def test_a_search_runs_as_a_task_that_starts_runs(small: Dataset, backend: cirru
     task = backend.submit(tune)
     assert task.result(RUN_SECONDS) == {"l2": 0.0}
     assert task.done
+    lazy = backend.submit(time.sleep, 1000)
     with pytest.raises(TimeoutError):
-        backend.submit(time.sleep, 5).result(0.1)
+        lazy.result(0.1)
+    assert not lazy.done
+    lazy.cancel()
+    with pytest.raises(RunError, match="the task was lost: it was ended"):
+        lazy.result(RUN_SECONDS)
     with pytest.raises(ZeroDivisionError):
         backend.submit(lambda: 1 / 0).result(RUN_SECONDS)
+    marked = cirrus.RayBackend(backend.address, runtime_env={"env_vars": {"CIRRUS_TEST_MARK": "here"}})
+    assert marked.submit(os.environ.get, "CIRRUS_TEST_MARK").result(RUN_SECONDS) == "here"
 
 
 def test_cost_is_the_share_of_the_nodes(small: Dataset, backend: cirrus.RayBackend) -> None:
@@ -314,21 +376,26 @@ def test_cost_is_the_share_of_the_nodes(small: Dataset, backend: cirrus.RayBacke
     backend = cirrus.RayBackend(backend.address, root=backend.root, dollars_per_node_hour=8.0)
     assert backend.dollars_per_hour(1, 2) == pytest.approx(8.0 * 2 / 4)
     assert backend.dollars_per_hour(100, 1) == 8.0
+    backend = cirrus.RayBackend(backend.address, shard_cpus=1.0, worker_cpus=0.5, dollars_per_node_hour=8.0)
+    assert backend.dollars_per_hour(2, 1) == pytest.approx(8.0 * 2 / 4)
 
 
 def test_the_command_line_trains_on_ray(small: Dataset, backend: cirrus.RayBackend, tmp_path: Path) -> None:
     """``cirrus train --backend ray`` trains on the cluster at the address, and saves the model."""
     address = f"localhost:{str(backend.address).rpartition(':')[2]}"
-    arguments = ["train", small.url, "--backend", "ray", "--ray-address", address]
-    arguments += [
-        "--home",
-        backend.root,
-        "--epochs",
-        "2",
-        "--tol",
-        "none",
-        "--model",
-        str(tmp_path / "model"),
+    cuts = tmp_path / "cuts"
+    arguments = [
+        *("train", small.url, "--backend", "ray", "--ray-address", address, "--home", backend.root),
+        *(
+            "--epochs",
+            "2",
+            "--tol",
+            "none",
+            "--model",
+            str(tmp_path / "model"),
+            "--checkpoint-url",
+            str(cuts),
+        ),
     ]
     done = subprocess.run(
         [sys.executable, "-m", "cirrus", *arguments],
@@ -339,6 +406,7 @@ def test_the_command_line_trains_on_ray(small: Dataset, backend: cirrus.RayBacke
     assert done.returncode == 0, done.stderr
     assert "run " in done.stderr
     assert cirrus.load_model(str(tmp_path / "model")).n_iter_ == 2
+    assert (cuts / "latest").read_text().startswith("step-")
 
 
 def test_a_client_of_the_client_server_trains(

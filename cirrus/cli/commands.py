@@ -556,17 +556,22 @@ def predict(
     model: Annotated[str, typer.Argument(help="A saved model.")],
     data: Annotated[str, typer.Argument(help="A file like the one trained on, or a dataset.")],
     out: Annotated[str, typer.Option("--out", "-o", help="CSV file to write; - for standard output.")] = "-",
+    sep: SepOption = None,
+    header: HeaderOption = None,
 ) -> None:
     """Predict the label of each row, in the order of the file, as CSV.
 
     The columns are the likelier label and the probability of the second class; more than two classes have a
-    probability each, and numbers a single column. Users and items of ratings are known by their ids.
+    probability each, and numbers a single column. Users and items of ratings are known by their ids; a line
+    needs no rating. Without --sep, columns are separated as in the files trained on.
 
     Example: cirrus predict out/clicks new.svm --out predictions.csv
+
+    Example: cirrus predict out/films pairs.csv --sep ,
     """
     from cirrus.cli import data as work
 
-    work.predict(model, data, out)
+    work.predict(model, data, out, sep=sep, header=header)
 
 
 @_command

@@ -112,17 +112,22 @@ def _describe_model(url: str, estimator: Estimator) -> None:
     show(f"params    {', '.join(f'{name}={value!r}' for name, value in changed.items()) or 'defaults'}")
 
 
-def predict(model: str, data: str, out: str) -> None:
+def predict(model: str, data: str, out: str, *, sep: str | None = None, header: bool | None = None) -> None:
     """Predict the label of each row, as CSV."""
     estimator = load_model(model)
     steps = last_steps(estimator.encoding_, {})
     scratch = Scratch()
     try:
         if is_dataset(data):
+            for name, value in (("sep", sep), ("header", header)):
+                if value is not None:
+                    raise ConfigError(name, f"does not apply to {data}, which is a dataset: leave it out")
             dataset = Dataset.open(data)
         else:
             n_features = steps[0].n_features_in if steps else estimator.n_features_in_
-            dataset = load_file_like(data, scratch.url("rows"), estimator.encoding_, n_features)
+            dataset = load_file_like(
+                data, scratch.url("rows"), estimator.encoding_, n_features, sep=sep, header=header
+            )
         with _output(out) as file:
             n_rows = _write_predictions(file, estimator, dataset)
     finally:

@@ -50,6 +50,7 @@ def search(data: str, file_options: FileOptions, options: SearchOptions) -> None
     place = search_url(backend.root, search_id)
     if options.name is not None and _is_driven(backend.root, search_id):
         raise ConflictError(f"another program drives search {search_id}")
+    backend.check()
     try:
         rows, held_out = _data(data, file_options, options, f"{place}/{DATA_FOLDER}")
         say(f"search {search_id} (from another terminal: cirrus runs, cirrus kill {search_id})")

@@ -21,6 +21,7 @@ from cirrus.frontend.loading import (
     load_parquet,
     load_parquet_like,
     load_ratings,
+    load_ratings_like,
     load_vw,
     load_vw_like,
 )
@@ -135,6 +136,8 @@ def load_file_like(
     *,
     label_names: tuple[str, ...] | None = None,
     with_labels: bool = False,
+    sep: str | None = None,
+    header: bool | None = None,
 ) -> Dataset:
     """Load a file in the way other data was loaded, in the file's own order.
 
@@ -144,15 +147,24 @@ def load_file_like(
         encoding: The other data's :attr:`~cirrus.chunks.Manifest.encoding`.
         n_features: The other data's number of features.
         label_names: The other data's names of labels.
-        with_labels: Whether labels are needed; a CSV file may do without.
+        with_labels: Whether labels are needed; CSV files and ratings may do without.
+        sep: What separates this file's columns; None: as in the other data.
+        header: Whether its first line names the columns of ratings; None: as in the other data.
 
     Raises:
         CirrusError: The file cannot be used.
     """
+    written = encoding.get("format", "svmlight")
+    is_text_table = written == "csv" and format_of(data) is not Format.PARQUET
+    if sep is not None and not (is_text_table or written == "ratings"):
+        raise ConfigError("sep", f"does not apply to {data}: leave it out")
+    if header is not None and written != "ratings":
+        raise ConfigError("header", f"does not apply to {data}, whose columns are known: leave it out")
     say(f"loading {data}")
     with LoadingLine() as line:
-        written = encoding.get("format", "svmlight")
         if written == "csv":
+            if sep is not None:
+                encoding = {**encoding, "csv": {**encoding["csv"], "sep": _typed_separator(sep)}}
             like = load_parquet_like if format_of(data) is Format.PARQUET else load_csv_like
             return like(
                 data, url, encoding, label_names=label_names, with_labels=with_labels, progress=line.show
@@ -160,13 +172,12 @@ def load_file_like(
         if written == "vw":
             return load_vw_like(data, url, encoding, with_labels=with_labels, progress=line.show)
         if written == "ratings":
-            return load_ratings(
-                data,
-                url,
-                encoding.get("sep") or _usual_separator(data),
-                header={"yes": True, "no": False}.get(encoding.get("header", ""), "infer"),
-                shuffle=False,
-                progress=line.show,
+            known = encoding.get("sep", _usual_separator(data))
+            own: dict[str, Any] = {"sep": known if sep is None else _typed_separator(sep)}
+            if header is not None:
+                own["header"] = "yes" if header else "no"
+            return load_ratings_like(
+                data, url, {**encoding, **own}, with_labels=with_labels, progress=line.show
             )
         if written == "bag_of_words":
             return load_bag_of_words(data, url, encoding["kind"], shuffle=False, progress=line.show)
@@ -254,7 +265,10 @@ def refuse_rows_without_classes(data: str, options: FileOptions) -> None:
 
 
 def _separator(data: str, options: FileOptions) -> str:
-    sep = options.sep if options.sep is not None else _usual_separator(data)
+    return _usual_separator(data) if options.sep is None else _typed_separator(options.sep)
+
+
+def _typed_separator(sep: str) -> str:
     return "\t" if sep in ("tab", "\\t") else sep
 
 

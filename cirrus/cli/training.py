@@ -61,6 +61,7 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
         refuse_file_options(data, file_options)
     if options.model_type is None:
         refuse_rows_without_classes(data, file_options)
+    backend.check()
     job = _Job(estimator, backend.root, options.model)
     try:
         if is_dataset(data):

@@ -58,6 +58,14 @@ class Backend(ABC):
     def launcher(self, folder: RunFolder, config: RunConfig) -> Launcher:
         """Return how the shards and workers of this run are run here."""
 
+    def check(self) -> None:
+        """Look whether this backend can be used at all, before data is loaded for it.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        return
+
     def job_launcher(self, job_url: str) -> Launcher:
         """Return how the workers of a map job are run here; it needs no shards.
 

@@ -22,8 +22,9 @@ from cirrus.client_backend.load_formats import LoadFacts, LoadFormat, Outcome, S
 from cirrus.client_backend.rows import MAX_INDEX, NARROWED_LABEL, ParsedRows, Rows, SegmentFacts
 from cirrus.errors import ConfigError, DataError
 
-#: Columns that a line may have.
+#: Columns that a line may have; without its rating, two are enough.
 COLUMNS = (3, 4)
+PAIR_COLUMNS = (2, *COLUMNS)
 #: How much of a bad cell an error message shows.
 SHOWN_CHARACTERS = 40
 _USER, _ITEM, _RATING = range(3)
@@ -36,6 +37,8 @@ class RatingsFormat(LoadFormat):
     sep: str = ","
     header: str = "infer"
     """Whether the first line of a file names the columns: ``yes``, ``no``, or if its rating is no number."""
+    missing_rating: str = "error"
+    """``error``, or ``zero``: lines may end behind the item, and what comes there is read over."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -43,6 +46,8 @@ class RatingsFormat(LoadFormat):
             raise ConfigError("sep", f"must be one character or a few, such as '::', got {self.sep!r}")
         if self.header not in ("infer", "yes", "no"):
             raise ConfigError("header", f'must be "infer", True or False, got {self.header!r}')
+        if self.missing_rating not in ("error", "zero"):
+            raise ConfigError("missing_rating", f'must be "error" or "zero", got {self.missing_rating!r}')
 
     @property
     def quoted(self) -> bool:
@@ -102,6 +107,7 @@ class _RatingsText:
     def __init__(self, name: str, how: RatingsFormat, segment: Segment) -> None:
         self._name = name
         self._sep = how.sep
+        self._needs_ratings = how.missing_rating == "error"
         self._first_line = segment.first_line
         self._text = decode(segment.data, name, segment.first_line)
         self._n_skipped = 0
@@ -110,7 +116,7 @@ class _RatingsText:
             self._table = [cells for _, cells in self._lines()]
         except csv.Error as error:
             self._refuse_line(self._line_of_bad_csv(), f"is not proper CSV ({error}): correct the line")
-        if segment.first_line == 1 and self._table and self._is_header(how.header, self._table[0]):
+        if segment.first_line == 1 and self._table and self._has_header(how.header):
             self._n_skipped = 1
             del self._table[0]
 
@@ -137,11 +143,15 @@ class _RatingsText:
             return max(int(reader.line_num) - 1, 0)
         raise AssertionError("what was no CSV has become some")
 
-    @staticmethod
-    def _is_header(header: str, cells: list[str]) -> bool:
+    def _has_header(self, header: str) -> bool:
         if header != "infer":
             return header == "yes"
-        return len(cells) in COLUMNS and _number(cells[_RATING]) is None
+        first = self._table[0]
+        if len(first) in COLUMNS:
+            return bool(first[_RATING].strip()) and _number(first[_RATING]) is None
+        # Of lines without ratings names are told by the numbers below them.
+        is_number = [[canonical_number(cell.strip()) is not None for cell in row] for row in self._table[:2]]
+        return is_number == [[False, False], [True, True]]
 
     def rows(self) -> tuple[Rows, SegmentFacts, list[Vocabulary]]:
         """Return the rows, with numbers of this segment."""
@@ -153,19 +163,18 @@ class _RatingsText:
             lengths=np.full(n_rows, 2, np.uint32),
             indices=np.stack([users, items], axis=1).astype(np.uint32).ravel(),
             values=None,
-            labels=self._ratings(),
+            labels=self._ratings() if self._needs_ratings else np.zeros(n_rows, np.float32),
         )
         return rows, SegmentFacts(n_rows=n_rows), [user_names, item_names]
 
     def _check_columns(self) -> None:
-        if {len(cells) for cells in self._table} <= set(COLUMNS):
-            return
-        bad = next(i for i, cells in enumerate(self._table) if len(cells) not in COLUMNS)
-        self._refuse(
-            bad,
-            f"has {len(self._table[bad])} columns, not user, item, rating and perhaps a timestamp: "
-            "correct the line, or check sep",
-        )
+        known, wanted = COLUMNS, "user, item, rating and perhaps a timestamp"
+        if not self._needs_ratings:
+            known, wanted = PAIR_COLUMNS, "user, item, and perhaps a rating and a timestamp"
+        for number, cells in enumerate(self._table):
+            if len(cells) not in known:
+                problem = f"has {len(cells)} columns, not {wanted}: correct the line, or check sep"
+                self._refuse(number, problem)
 
     def _coded(self, column: int, kind: str) -> tuple[NDArray[np.intp], Vocabulary]:
         """Return numbers for the ids of a column, in the order in which they are met, and the ids."""

@@ -126,8 +126,8 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         early_stopping: Watch the loss of ``validation`` for ``tol``, not that of training.
         checkpoint_seconds: Cut a checkpoint this often.
         checkpoint_url: Where checkpoints go; None: into the run folder.
-        resume_from: A checkpoint to go on from, in the middle of its epoch, with the same data and batch
-            size.
+        resume_from: A checkpoint to go on from, in the middle of its epoch, with the same data, batch size
+            and optimizer.
         on_client_loss: What happens when this program dies. ``"stop"``: shards snapshot and end.
             ``"continue"``: workers work to the ends of their lives (without ``generation_seconds``, of the
             run), then the same. ``cirrus attach`` goes on with the run in both cases.
@@ -331,6 +331,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
             refuse_path(name, rows, self.loader)
         check_params(params)
         backend = resolve_backend(self.backend)
+        backend.check()
         scratch = Scratch(backend.scratch_url(), reaches=backend.reaches)
         try:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))

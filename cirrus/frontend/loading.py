@@ -81,6 +81,44 @@ def load_ratings(
         return Dataset(store.url, manifest)
 
 
+def load_ratings_like(
+    path: str | os.PathLike[str],
+    url: str | os.PathLike[str],
+    encoding: Mapping[str, Any],
+    *,
+    with_labels: bool = False,
+    progress: bool | LoadListener | None = None,
+) -> Dataset:
+    """Load ratings in the way others were loaded, in their own order, to predict or score them.
+
+    Args:
+        path: See :func:`load_ratings`.
+        url: Where the dataset goes.
+        encoding: ``manifest.encoding`` of the other dataset; ``sep`` and ``header`` are as in the defaults
+            of :func:`load_ratings` where it has none.
+        with_labels: Every line must have a rating; otherwise lines may end behind the item, and all get 0.
+        progress: True: a live line. A function: called with a :class:`LoadProgress` now and then, in this
+            thread.
+
+    Raises:
+        ConfigError: The encoding is not that of ratings.
+        DataError: A line is wrong, or there are no rows.
+        NotFoundError: There is no such file.
+        StorageError: A file or the object store cannot be read or written.
+    """
+    with listening_to_load(progress) as listener:
+        if encoding.get("format") != "ratings":
+            raise ConfigError("encoding", "is not that of a dataset of ratings")
+        store = open_store(url)
+        how = RatingsFormat(
+            sep=encoding.get("sep", ","),
+            header=encoding.get("header", "infer"),
+            missing_rating="error" if with_labels else "zero",
+        )
+        options = LoadOptions(shuffle=False, progress=listener)
+        return Dataset(store.url, load_ratings_files(os.fspath(path), store, how=how, options=options))
+
+
 def load_bag_of_words(
     path: str | os.PathLike[str],
     url: str | os.PathLike[str],

@@ -65,6 +65,8 @@ class Schedule:
     leases: tuple[LeaseRange, ...]
     mode: str
     model: ModelConfig
+    optimizers: Mapping[str, str]
+    """Whose state the checkpoint holds, by table; ``add`` where workers average, and leave none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,8 @@ def plan_run(
         _table(spec, optimizer, manifest, n_shards, batch_size)
         for spec in create_model(model).tables(manifest.n_features)
     )
+    if start is not None and start.schedule is not None:
+        _check_same_optimizer(start.schedule, tables)
     checkpoint_seconds = params["checkpoint_seconds"]
     if checkpoint_seconds is None and params["checkpoint_url"] is not None:
         checkpoint_seconds = DEFAULT_CHECKPOINT_SECONDS
@@ -331,6 +335,20 @@ def _check_same_model(before: ModelConfig, model: ModelConfig, n_features: int) 
             f"the checkpoint was cut from a model of another size: {dict(before.params)}, "
             f"got {dict(model.params)}",
         )
+
+
+def _check_same_optimizer(before: Schedule, tables: Sequence[TableConfig]) -> None:
+    """Refuse a checkpoint whose optimizer's state another optimizer would misread, or go on without."""
+    if before.mode == "average":  # workers begin every lease with a fresh state
+        return
+    for table in tables:
+        cut_with = before.optimizers.get(table.name)
+        if cut_with != table.optimizer.name:
+            raise ConfigError(
+                "optimizer",
+                f"the checkpoint was cut with optimizer={cut_with!r}, got {table.optimizer.name!r}: go on"
+                " with that one, or let another begin from a finished model, with warm_start=True",
+            )
 
 
 def _table(

@@ -25,6 +25,7 @@ from cirrus.client_backend.map_functions import PackedFunction
 from cirrus.config import parse_json
 from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset
+from cirrus.frontend.intake import refuse_path
 from cirrus.frontend.mapping import ProgressOption
 from cirrus.frontend.preprocessing_steps import Step
 from cirrus.storage import open_store
@@ -173,6 +174,7 @@ class MinMaxScaler(_OnDatasets, sklearn.preprocessing.MinMaxScaler):  # type: ig
             X: A Dataset, or what scikit-learn takes.
             y: Ignored.
         """
+        refuse_path("X", X)
         if not isinstance(X, Dataset):
             return super().fit(X, y)  # type: ignore[no-any-return]
         low, high = self.feature_range
@@ -201,6 +203,7 @@ class MinMaxScaler(_OnDatasets, sklearn.preprocessing.MinMaxScaler):  # type: ig
         Raises:
             ConfigError: Zeros would not stay zero, and there are many.
         """
+        refuse_path("X", X)
         if isinstance(X, Dataset):
             return self._transform_dataset(X, url)
         if scipy.sparse.issparse(X):
@@ -266,6 +269,7 @@ class StandardScaler(_OnDatasets, sklearn.preprocessing.StandardScaler):  # type
             y: Ignored.
             sample_weight: For arrays.
         """
+        refuse_path("X", X)
         if not isinstance(X, Dataset):
             return super().fit(X, y, sample_weight)  # type: ignore[no-any-return]
         if sample_weight is not None:
@@ -298,6 +302,7 @@ class StandardScaler(_OnDatasets, sklearn.preprocessing.StandardScaler):  # type
         Raises:
             ConfigError: Zeros would not stay zero, and there are many.
         """
+        refuse_path("X", X)
         if isinstance(X, Dataset):
             return self._transform_dataset(X, url)
         return super().transform(X, copy=copy)
@@ -366,6 +371,7 @@ class FeatureHasher(_OnDatasets, sklearn.feature_extraction.FeatureHasher):  # t
             X: A Dataset, or what scikit-learn takes.
             y: Ignored.
         """
+        refuse_path("X", X)
         super().fit(X, y)
         if isinstance(X, Dataset):
             self._start(X)
@@ -381,6 +387,7 @@ class FeatureHasher(_OnDatasets, sklearn.feature_extraction.FeatureHasher):  # t
         Returns:
             A Dataset or a sparse matrix.
         """
+        refuse_path("X", X)
         if isinstance(X, Dataset):
             if not hasattr(self, "n_features_in_"):
                 self._start(X)

@@ -285,12 +285,13 @@ class MatrixFactorization(SgdEstimator):
             items: Ids of shape (n,).
         """
         check_is_fitted(self)
-        if items is None:
-            refuse_path("users", users, self.loader)
         if isinstance(users, Dataset):
             if items is not None:
                 raise ConfigError("items", "must be None: a Dataset has its own")
             return self.predict_dataset(users)[0]
+        if items is None:
+            refuse_path("users", users, self.loader)
+            raise ConfigError("items", "is missing: name an item for each user; recommend() chooses items")
         user_numbers, item_numbers = self.users_.codes(users), self.items_.codes(items)
         if user_numbers.shape != item_numbers.shape:
             shapes = f"{user_numbers.shape} and {item_numbers.shape}"
@@ -343,6 +344,9 @@ class MatrixFactorization(SgdEstimator):
         if isinstance(users, Dataset):
             predicted, truth, weights = self.predict_dataset(users)
             return float(r2_score(truth, predicted, sample_weight=weights))
+        refuse_path("users", users, self.loader)
+        if items is None or ratings is None:
+            raise ConfigError("items", "and ratings are needed beside arrays of users")
         users, items, ratings = check_triples(users, items, ratings)
         return float(r2_score(ratings, self.predict(users, items)))
 

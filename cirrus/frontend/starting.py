@@ -34,8 +34,9 @@ def resume_point(url: str) -> Start:
             leases=tuple(_lease(raw) for raw in extra["leases"]),
             mode=str(extra["mode"]),
             model=ModelConfig(name=str(extra["model"]["name"]), params=dict(extra["model"]["params"])),
+            optimizers={str(table): str(name) for table, name in extra[OPTIMIZERS_KEY].items()},
         )
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
         raise CorruptDataError(f"{store.url}: does not say where in a run it was cut: {error}") from error
     return Start(url=store.url, schedule=schedule)
 

@@ -564,6 +564,7 @@ class RunKeeper:
             "leases": leases,
             "coordinator": plain,
             "model": {"name": config.model.name, "params": dict(config.model.params)},
+            "optimizers": {table.name: table.optimizer.name for table in config.shard_tables},
             "metadata": dict(config.model_metadata),
         }
 

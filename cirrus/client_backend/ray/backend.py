@@ -135,6 +135,10 @@ class RayBackend(Backend):
 
     # Prices and places.
 
+    def check(self) -> None:
+        """See :meth:`Backend.check`: this process connects to the cluster."""
+        connect(self.address)
+
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what the CPUs cost that a run of this size declares."""
         if self.dollars_per_node_hour == 0:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+import secrets
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +20,7 @@ from ray import exceptions
 
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.ray.sizes import Node
-from cirrus.errors import CirrusError, ConfigError, RunError
+from cirrus.errors import CirrusError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +35,17 @@ RECONNECT_SECONDS = 60.0
 ASK_SECONDS = 1.0
 #: Has Ray's ``ray://`` client send the cluster's token.
 AUTH_VARIABLE = "RAY_AUTH_MODE"
+#: Where Ray looks for that token.
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+TOKEN_FILE = ".ray/auth_token"
+TOKEN_BYTES = 32
 CLIENT_SCHEME = "ray://"
 #: Whether anybody listens at an address is asked for so long, before Ray asks for minutes.
 KNOCK_SECONDS = 3.0
 #: What only the cluster's head node has of.
 HEAD_RESOURCE = "node:__internal_head__"
+#: A process has one connection, and several threads that may find it lost.
+_LEAVING = threading.Lock()
 
 
 def connect(address: str | None) -> None:
@@ -84,23 +94,39 @@ def _init(address: str) -> None:
     if address != "local":
         ray.init(**options)
         return
-    with _without_usage_report():
+    with _environment(_of_own_cluster()):
         ray.init(**options, include_dashboard=False)
 
 
+def _of_own_cluster() -> dict[str, str]:
+    """Return the environment of a cluster that is started here: it reports to nobody, and lets no stranger in.
+
+    Without a token Ray would write one into the user's home, which every later cluster would then demand.
+    """
+    found = {"RAY_USAGE_STATS_ENABLED": "0"}
+    has_token = any(name in os.environ for name in TOKEN_VARIABLES) or (Path.home() / TOKEN_FILE).exists()
+    return found if has_token else {**found, TOKEN_VARIABLES[0]: _own_token()}
+
+
+@functools.cache
+def _own_token() -> str:
+    """Return the token of clusters that this process starts; Ray remembers the first one."""
+    return secrets.token_hex(TOKEN_BYTES)
+
+
 @contextlib.contextmanager
-def _without_usage_report() -> Iterator[None]:
-    """Have a cluster that is started here tell nobody of it."""
-    name = "RAY_USAGE_STATS_ENABLED"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for what is started meanwhile."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _knock(address: str) -> None:
@@ -147,25 +173,31 @@ def _is_same(address: str, here: str) -> bool:
 
 
 class ClusterSilence:
-    """Tells that the cluster is gone for good, before Ray ends this process for it without an error."""
+    """Tells that the cluster is gone for good, before Ray ends this process for it without an error.
 
-    def __init__(self) -> None:
+    Args:
+        advice: What to do where the cluster is back.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self._advice = advice
         value = os.environ.get(RECONNECT_VARIABLE, "")
         self.limit_seconds = (float(value) if value.isdecimal() else RECONNECT_SECONDS) / 2
         """How long the cluster may be silent."""
         # A ray:// client has no control store to ask; its own connection says that it was lost.
         is_client = ray.util.client.ray.is_connected()
         self._address = None if is_client else ray.get_runtime_context().gcs_address
-        self._heard_at = self._asked_at = time.monotonic()
+        self._asked_at = time.monotonic()
+        self._silent_since: float | None = None
 
     def check(self) -> None:
         """Ask the cluster's control store for a sign of life, once in a while.
 
         Raises:
-            RunError: There was none for too long; this process is not connected any more.
+            AttemptError: There was none for too long; this process is not connected any more.
         """
         if not ray.is_initialized():  # Ray would start a cluster for whatever is asked next
-            raise RunError("the Ray cluster was lost, or this process has left it")
+            raise AttemptError("the Ray cluster was lost, or this process has left it", is_permanent=True)
         now = time.monotonic()
         if self._address is None or now - self._asked_at < ASK_SECONDS:
             return
@@ -173,15 +205,20 @@ class ClusterSilence:
         try:
             _knock(self._address)
         except ConfigError as error:
-            silent = now - self._heard_at
+            if self._silent_since is None:
+                self._silent_since = now
+            silent = now - self._silent_since
             if silent < self.limit_seconds:
                 return
-            ray.shutdown()  # else Ray ends this process
-            raise RunError(
+            with _LEAVING:
+                if ray.is_initialized():
+                    ray.shutdown()  # else Ray ends this process
+            raise AttemptError(
                 f"the Ray cluster at {self._address} was lost: nobody has answered there for {silent:.0f} s;"
-                " where it is back, attach goes on with the run"
+                f" where it is back, {self._advice}",
+                is_permanent=True,
             ) from error
-        self._heard_at = now
+        self._silent_since = None
 
 
 def living_nodes() -> list[Node]:
@@ -221,6 +258,15 @@ def ray_errors(what: str) -> Iterator[None]:
         raise AttemptError(f"{what}: {_line(cause or error)}") from error
     except exceptions.RayError as error:
         raise AttemptError(f"{what}: {explain(error)}") from error
+    except ConnectionError as error:  # of a ray:// client
+        raise lost_cluster(error) from error
+
+
+def end_now(actor: Any) -> None:
+    """End an actor, if there is still a cluster: without one, Ray would start one for this."""
+    if ray.is_initialized():
+        with contextlib.suppress(exceptions.RayError):
+            ray.kill(actor, no_restart=True)
 
 
 def explain(error: exceptions.RayError) -> str:
@@ -244,9 +290,9 @@ def explain(error: exceptions.RayError) -> str:
             return f"{type(error).__name__}: {_line(error)}"
 
 
-def lost_cluster(error: BaseException) -> RunError:
+def lost_cluster(error: BaseException) -> AttemptError:
     """Return the error for a cluster that does not answer any more."""
-    return RunError(f"the Ray cluster was lost: {_line(error)}")
+    return AttemptError(f"the Ray cluster was lost: {_line(error)}", is_permanent=True)
 
 
 def _line(error: BaseException) -> str:

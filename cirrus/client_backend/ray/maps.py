@@ -6,7 +6,6 @@ where the node that held it is lost; there is one copy on a node, and the tasks 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 from collections.abc import Mapping
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray import exceptions
 
 from cirrus.chunks import iterate_chunk_bytes
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.launcher import Launcher
-from cirrus.client_backend.ray.cluster import ray_errors
+from cirrus.client_backend.ray.cluster import ClusterSilence, end_now, ray_errors
 from cirrus.client_backend.ray.shards import Report
 from cirrus.client_backend.ray.sizes import Need
 from cirrus.client_backend.ray.waiting import Waiter
@@ -137,6 +135,7 @@ class RayJobLauncher(Launcher):
 
     def __init__(self, controller: Any) -> None:
         self._controller = controller
+        self._waiter = Waiter(ClusterSilence("the same call goes on with the job").check)
 
     def run_shard(self, shard: int, generation: int) -> None:
         """See :meth:`Launcher.run_shard`: map jobs have none."""
@@ -144,16 +143,17 @@ class RayJobLauncher(Launcher):
 
     def invoke(self, event: WorkerEvent) -> WorkerResult:
         """See :meth:`Launcher.invoke`."""
+        self._waiter.check_alive()
         with ray_errors(f"worker {event.worker_id}"):
-            said = ray.get(self._controller.work.remote(event.to_plain()))
+            said = self._waiter.result(self._controller.work.remote(event.to_plain()))
         if isinstance(said, Report):
             raise AttemptError.of_kind(str(said.error), said.kind)
         return WorkerResult.from_plain(said)
 
     def close(self) -> None:
         """See :meth:`Launcher.close`; what the controller owns goes with it."""
-        with contextlib.suppress(exceptions.RayError):
-            ray.kill(self._controller, no_restart=True)
+        end_now(self._controller)
+        self._waiter.close()
 
     def kill(self) -> None:
         """See :meth:`Launcher.kill`."""

@@ -15,7 +15,7 @@ import ray
 from ray import exceptions
 
 from cirrus.client_backend.fleet import AttemptError
-from cirrus.client_backend.ray.cluster import ClusterSilence, explain, lost_cluster
+from cirrus.client_backend.ray.cluster import ClusterSilence, end_now, explain, lost_cluster
 from cirrus.client_backend.ray.controller import Look
 from cirrus.client_backend.supervisor import CLAIM_RENEW_SECONDS
 from cirrus.errors import CirrusError, RunError
@@ -32,6 +32,8 @@ ANSWER_SECONDS = 10.0
 #: How long :meth:`RemoteSupervision.close` waits for the end of everything. Ctrl-C promises 3 seconds.
 CLOSE_SECONDS = 4.0
 BEGIN_POLL_SECONDS = 0.2
+#: Where a lost cluster is back.
+_ADVICE = "attach goes on with the run"
 #: Nothing has been heard of the run yet.
 _UNKNOWN = Look(ended=False)
 
@@ -120,7 +122,7 @@ class RemoteSupervision:
         except exceptions.RayTaskError as error:
             cause = error.cause
             self._failure = cause if isinstance(cause, CirrusError) else AttemptError(str(cause or error))
-            self._end_controller()
+            end_now(self._controller)
         except exceptions.RayError as error:
             self._failure = RunError(f"the run's controller was lost: {explain(error)}")
         except CirrusError as error:
@@ -133,20 +135,16 @@ class RemoteSupervision:
                 self._settle()
             self._ended.set()
 
-    def _end_controller(self) -> None:
-        with contextlib.suppress(exceptions.RayError):
-            ray.kill(self._controller, no_restart=True)
-
     def _begin(self, claim: ClientClaim) -> bool:
         """Have the controller begin; hold the claim until it does; return False if the run ends before."""
         begun = self._controller.begin.remote()
-        silence = ClusterSilence()
+        silence = ClusterSilence(_ADVICE)
         while not ray.wait([begun], timeout=BEGIN_POLL_SECONDS)[0]:
             silence.check()
             if self._closing.is_set():
                 self._controller.close.remote()
                 if not ray.wait([begun], timeout=CLOSE_SECONDS / 2)[0]:
-                    self._end_controller()
+                    end_now(self._controller)
                     return False
                 break
             if time.time() - claim.renewed_at > CLAIM_RENEW_SECONDS:
@@ -181,7 +179,7 @@ class RemoteSupervision:
 
     def _follow_to_end(self) -> None:
         lost_at = time.monotonic() + LOST_SECONDS
-        silence = ClusterSilence()
+        silence = ClusterSilence(_ADVICE)
         asked_to_close = False
         while True:
             silence.check()
@@ -197,7 +195,7 @@ class RemoteSupervision:
                 log.info("the run's controller does not answer: %s", error)
                 self._closing.wait(LOOK_SECONDS)
                 continue
-            silence = ClusterSilence()
+            silence = ClusterSilence(_ADVICE)
             lost_at = time.monotonic() + LOST_SECONDS
             if self._look.ended:
                 if self._look.failure is not None:

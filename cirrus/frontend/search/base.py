@@ -38,6 +38,7 @@ from cirrus.errors import CirrusError, ConfigError, ConflictError, DataError, Ru
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset, load_arrays
 from cirrus.frontend.estimators import estimator_class
+from cirrus.frontend.intake import refuse_path
 from cirrus.frontend.model_files import portable_params, restored_params
 from cirrus.frontend.planning import check_params
 from cirrus.frontend.scratch import remove_below
@@ -204,7 +205,10 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         if train is None:
             raise ConfigError("train", "needs a Dataset or an array")
         self.check()
+        for name, rows in (("train", train), ("validation", validation)):
+            refuse_path(name, rows, self.estimator.loader)
         backend = self._own_backend()
+        backend.check()
         search_id = self.search_id or new_search_id()
         folder = SearchFolder(search_url(backend.root, search_id))
         claim = folder.take_claim(new_claim())
