@@ -216,7 +216,7 @@ class TestBackend:
 
 
 def test_a_cluster_that_is_too_small_fails_the_run(small: Dataset, backend: cirrus.RayBackend) -> None:
-    """A run that no node can hold waits for the cluster to grow; its error has what it needs, and there is."""
+    """A run that no node can hold waits for a larger cluster; its error has what it needs, and there is."""
     backend = cirrus.RayBackend(backend.address, root=backend.root, shard_memory_mb=10**8, wait_seconds=1.0)
     began_at = time.monotonic()
     with backend.start(plan(small)) as run:
