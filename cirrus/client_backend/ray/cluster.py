@@ -99,7 +99,7 @@ def _init(address: str) -> None:
 
 
 def _of_own_cluster() -> dict[str, str]:
-    """Return the environment of a cluster that is started here: it reports to nobody, and lets nobody else in.
+    """Return the environment of a cluster that is started here: it reports to nobody, and takes no strangers.
 
     Without a token Ray would write one into the user's home, which every later cluster would then demand.
     """
