@@ -234,7 +234,7 @@ def test_an_idle_shard_leaves(ray_cluster: SmallCluster, tmp_path: Path) -> None
 
     connect(ray_cluster.address)
     options = {"name": "idle/shard-0", "namespace": "cirrus", "lifetime": "detached", "max_restarts": 3}
-    actor = ray.remote(ShardActor).options(num_cpus=0, **options).remote(str(tmp_path), 0, 0.1)
+    actor = ray.remote(ShardActor).options(num_cpus=0, **options).remote(str(tmp_path), 0, 2.0)
     assert ray.get(actor.where.remote())
 
     def is_gone() -> bool:
