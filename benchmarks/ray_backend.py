@@ -1,11 +1,12 @@
 """Training on Ray beside the local backend, on the same cores.
 
 Both train the same model on the same stored rows, with the same numbers of workers and shards; rounds are
-interleaved, and medians of the rows a second printed, from the first lease to the last step::
+interleaved, and medians of the rows a second printed, from the first lease to the last step. A run has to
+last for some seconds: Ray starts its second worker when the first is at work already::
 
     python benchmarks/ray_backend.py --rows 200000 --rounds 5
 
-Ray is started on this machine for it, and ended with it.
+Ray is started on this machine for it, and ended with it; nothing is left in the home folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import secrets
 import statistics
 import sys
 import tempfile
@@ -76,7 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--shards", type=int, default=1)
@@ -85,6 +88,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data = make_rows(options.rows, str(root / "train"))
+        # Else Ray writes a token into the home folder, which all later clusters would demand.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(
             address="local", include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20
         )

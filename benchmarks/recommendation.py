@@ -13,6 +13,7 @@ import gzip
 import importlib
 import importlib.util
 import io
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -62,20 +63,18 @@ def _cirrus(train: Ratings, test: Ratings) -> None:
 
 def _surprise(train: Ratings, test: Ratings) -> None:
     surprise: Any = importlib.import_module("surprise")
-    trainset: Any = importlib.import_module("surprise.dataset").DatasetAutoFolds(
-        reader=surprise.Reader(rating_scale=(1, 5)), df=_frame(train)
-    )
+    reader = surprise.Reader(line_format="user item rating", sep="\t", rating_scale=(1, 5))
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as file:
+        np.savetxt(file, train, fmt="%d", delimiter="\t")
+        file.flush()
+        trainset = surprise.Dataset.load_from_file(file.name, reader)  # which needs no pandas
     for n_factors, n_epochs in SURPRISE:
         model = surprise.SVD(n_factors=n_factors, n_epochs=n_epochs, random_state=0)
         started_at = time.perf_counter()
         model.fit(trainset.build_full_trainset())
         seconds = time.perf_counter() - started_at
-        predicted = np.array([model.predict(user, item).est for user, item, _ in test.tolist()])
+        predicted = np.array([model.predict(str(user), str(item)).est for user, item, _ in test.tolist()])
         _report(f"surprise, {n_factors} factors, {n_epochs} epochs", predicted, test, seconds)
-
-
-def _frame(train: Ratings) -> Any:
-    return importlib.import_module("pandas").DataFrame(train, columns=["user", "item", "rating"])
 
 
 def _report(name: str, predicted: npt.NDArray[np.float64], test: Ratings, seconds: float) -> None:

@@ -19,10 +19,9 @@ from cirrus.chunks import iterate_chunk_bytes
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.ray.cluster import ClusterSilence, end_now, ray_errors
-from cirrus.client_backend.ray.shards import Report
+from cirrus.client_backend.ray.shards import Report, keep_memory
 from cirrus.client_backend.ray.sizes import Need
 from cirrus.client_backend.ray.waiting import Waiter
-from cirrus.client_backend.ray.workers import keep_memory
 from cirrus.config import from_plain
 from cirrus.errors import CirrusError
 from cirrus.storage import open_store

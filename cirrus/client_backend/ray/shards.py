@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import threading
 import time
@@ -12,6 +14,7 @@ import ray
 
 from cirrus.client_backend.claims import SignsOfLife
 from cirrus.client_backend.local import local_folder
+from cirrus.client_backend.processes import MALLOC_THRESHOLDS
 from cirrus.errors import CirrusError, SupersededError
 from cirrus.run_folder import RunFolder
 
@@ -22,6 +25,8 @@ LOOK_SECONDS = 1.0
 IDLE_SECONDS = 20.0
 #: A shard whose controller has not renewed its claim for so long saves itself and ends: nobody is left.
 CONTROLLER_LOST_SECONDS = 60.0
+#: glibc's names for what :data:`~cirrus.client_backend.processes.MALLOC_THRESHOLDS` sets in children.
+_MALLOPT = {-1: "MALLOC_TRIM_THRESHOLD_", -3: "MALLOC_MMAP_THRESHOLD_"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ class ShardActor:
         self._stopped = False
         self._me = ray.get_runtime_context().current_actor
         log_to_run(run_url, f"shard-{shard}")
+        keep_memory()
         threading.Thread(target=self._watch, name=f"shard-{shard}-watch", daemon=True).start()
 
     @ray.method(max_task_retries=-1)
@@ -175,3 +181,14 @@ def log_to_run(run_url: str, name: str) -> None:
     ours = logging.getLogger("cirrus")
     ours.setLevel(logging.INFO)
     ours.addHandler(handler)
+
+
+def keep_memory() -> None:
+    """Have the allocator keep the memory of minibatches and pushes, as in child processes elsewhere.
+
+    By a call, and not by the environment: Ray would have to start another process for that.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, name in _MALLOPT.items():
+            mallopt(parameter, int(MALLOC_THRESHOLDS[name]))
