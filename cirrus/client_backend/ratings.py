@@ -23,7 +23,7 @@ from cirrus.client_backend.rows import MAX_INDEX, NARROWED_LABEL, ParsedRows, Ro
 from cirrus.errors import ConfigError, DataError
 
 #: Columns that a line may have; without its rating, two are enough.
-COLUMNS = (3, 4)
+COLUMNS: tuple[int, ...] = (3, 4)
 PAIR_COLUMNS = (2, *COLUMNS)
 #: How much of a bad cell an error message shows.
 SHOWN_CHARACTERS = 40
@@ -168,12 +168,17 @@ class _RatingsText:
         return rows, SegmentFacts(n_rows=n_rows), [user_names, item_names]
 
     def _check_columns(self) -> None:
-        known, wanted = COLUMNS, "user, item, rating and perhaps a timestamp"
-        if not self._needs_ratings:
-            known, wanted = PAIR_COLUMNS, "user, item, and perhaps a rating and a timestamp"
+        known = COLUMNS if self._needs_ratings else PAIR_COLUMNS
+        wanted = (
+            "rating and perhaps a timestamp"
+            if self._needs_ratings
+            else "and perhaps a rating and a timestamp"
+        )
         for number, cells in enumerate(self._table):
             if len(cells) not in known:
-                problem = f"has {len(cells)} columns, not {wanted}: correct the line, or check sep"
+                problem = (
+                    f"has {len(cells)} columns, not user, item, {wanted}: correct the line, or check sep"
+                )
                 self._refuse(number, problem)
 
     def _coded(self, column: int, kind: str) -> tuple[NDArray[np.intp], Vocabulary]:
