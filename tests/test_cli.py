@@ -291,8 +291,8 @@ def test_ratings_are_predicted_by_ids(home, tmp_path):
     for arguments, problem in (
         (
             (pairs,),
-            "pairs.csv:1: has 1 columns, not user, item, and perhaps a rating and a timestamp: "
-            "correct the line, or check --sep",
+            "pairs.csv:1: has 1 column, not user, item, and perhaps a rating and a timestamp: "
+            "correct the line, or say what separates columns with --sep",
         ),
         ((tmp_path / "new", "--sep", ","), "--sep: does not apply to"),
         ((tmp_path / "new", "--header"), "--header: does not apply to"),

@@ -211,7 +211,7 @@ def test_pairs_need_no_rating_to_be_predicted(tmp_path: Path, text: str, options
     path.write_text(text)
     dataset = load_ratings_like(path, tmp_path / "d", {"format": "ratings", **options})
     assert ratings_of(dataset) == [("a", 7, 0), ("b", 8, 0), ("c", 9, 0)]
-    with pytest.raises(DataError, match=r"r\.csv:\d: (has \d columns|rating)"):
+    with pytest.raises(DataError, match=r"r\.csv:\d: (has \d columns,|rating)"):
         load_ratings_like(path, tmp_path / "e", {"format": "ratings", **options}, with_labels=True)
 
 
@@ -222,7 +222,7 @@ def test_names_of_pairs_are_told_by_the_numbers_below(tmp_path: Path) -> None:
         path.write_text(text)
         assert load_ratings_like(path, tmp_path / "d", {"format": "ratings"}).n_rows == n_rows
     path.write_text("a\n1,2\n")
-    with pytest.raises(DataError, match=r"r\.csv:1: has 1 columns, not user, item, and perhaps"):
+    with pytest.raises(DataError, match=r"r\.csv:1: has 1 column, not user, item, and perhaps"):
         load_ratings_like(path, tmp_path / "d", {"format": "ratings"})
     with pytest.raises(ConfigError, match="encoding"):
         load_ratings_like(path, tmp_path / "d", {"format": "csv"})

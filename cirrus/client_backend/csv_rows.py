@@ -129,10 +129,8 @@ class CsvParser:
         n_columns = self._format.n_columns
         for number, row in enumerate(table):
             if len(row) != n_columns:
-                where.refuse(
-                    number,
-                    f"has {len(row)} columns, the first line has {n_columns}: correct the line, or check sep",
-                )
+                found = f"has {len(row)} columns, the first line has {n_columns}"
+                where.refuse(number, f"{found}: correct the line, or say what separates columns with sep=...")
         return table
 
     def _labels(self, table: list[list[str]], where: _Where) -> tuple[list[list[str]], NDArray[np.float32]]:

@@ -168,18 +168,14 @@ class _RatingsText:
         return rows, SegmentFacts(n_rows=n_rows), [user_names, item_names]
 
     def _check_columns(self) -> None:
-        known = COLUMNS if self._needs_ratings else PAIR_COLUMNS
-        wanted = (
-            "rating and perhaps a timestamp"
-            if self._needs_ratings
-            else "and perhaps a rating and a timestamp"
-        )
+        known, wanted = COLUMNS, "user, item, rating and perhaps a timestamp"
+        if not self._needs_ratings:
+            known, wanted = PAIR_COLUMNS, "user, item, and perhaps a rating and a timestamp"
         for number, cells in enumerate(self._table):
             if len(cells) not in known:
-                problem = (
-                    f"has {len(cells)} columns, not user, item, {wanted}: correct the line, or check sep"
-                )
-                self._refuse(number, problem)
+                found = "1 column" if len(cells) == 1 else f"{len(cells)} columns"
+                advice = "correct the line, or say what separates columns with sep=..."
+                self._refuse(number, f"has {found}, not {wanted}: {advice}")
 
     def _coded(self, column: int, kind: str) -> tuple[NDArray[np.intp], Vocabulary]:
         """Return numbers for the ids of a column, in the order in which they are met, and the ids."""
