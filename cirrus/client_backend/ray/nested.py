@@ -71,5 +71,8 @@ class RayTask:
                 return False
 
     def cancel(self) -> None:
-        """End it; runs that it has started are interrupted, and can be gone on with."""
+        """End it as Ctrl-C would; runs that it has started are interrupted, and can be gone on with.
+
+        It hears of that when it runs Python code again: not in the midst of one long call, such as a sleep.
+        """
         ray.cancel(self._ref, force=False)
