@@ -49,6 +49,8 @@ class RayTask:
         try:
             return ray.get(self._ref)
         except exceptions.RayTaskError as error:
+            if isinstance(error.cause, exceptions.RayError):  # it was ended, or what it waited for was lost
+                raise RunError(f"the task was lost: {explain(error.cause)}") from error
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise
