@@ -22,6 +22,8 @@ OBJECT_STORE_BYTES = 100 * 2**20
 NODE_CPUS = 4
 #: Ray's workers have those below, its clients' servers the thousand above.
 CLIENT_PORTS = (20_000, 23_000)
+#: How long the server of one client may take to start; Ray's own 30 are too few on a busy machine.
+CLIENT_SERVER_SECONDS = 90
 #: How long nodes may take to join.
 JOIN_SECONDS = 60.0
 #: How long processes of a cluster may take to end.
@@ -101,6 +103,7 @@ def small_cluster(cpus: int = NODE_CPUS) -> Iterator[SmallCluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", str(CLIENT_SERVER_SECONDS))
         patch.delenv("RAY_ADDRESS", raising=False)
         cluster = None
         try:

@@ -368,7 +368,7 @@ def test_a_search_runs_as_a_task_that_starts_runs(small: Dataset, backend: cirru
     with pytest.raises(ZeroDivisionError):
         backend.submit(lambda: 1 / 0).result(RUN_SECONDS)
     marked = cirrus.RayBackend(backend.address, runtime_env={"env_vars": {"CIRRUS_TEST_MARK": "here"}})
-    assert marked.submit(os.environ.get, "CIRRUS_TEST_MARK").result(RUN_SECONDS) == "here"
+    assert marked.submit(lambda: os.environ["CIRRUS_TEST_MARK"]).result(RUN_SECONDS) == "here"
 
 
 def test_cost_is_the_share_of_the_nodes(small: Dataset, backend: cirrus.RayBackend) -> None:
