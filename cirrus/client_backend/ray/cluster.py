@@ -37,7 +37,7 @@ ASK_SECONDS = 1.0
 AUTH_VARIABLE = "RAY_AUTH_MODE"
 #: Where Ray looks for that token.
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-TOKEN_FILE = ".ray/auth_token"
+AUTH_FILE = ".ray/auth_token"
 TOKEN_BYTES = 32
 CLIENT_SCHEME = "ray://"
 #: Whether anybody listens at an address is asked for so long, before Ray asks for minutes.
@@ -104,7 +104,7 @@ def _of_own_cluster() -> dict[str, str]:
     Without a token Ray would write one into the user's home, which every later cluster would then demand.
     """
     found = {"RAY_USAGE_STATS_ENABLED": "0"}
-    has_token = any(name in os.environ for name in TOKEN_VARIABLES) or (Path.home() / TOKEN_FILE).exists()
+    has_token = any(name in os.environ for name in TOKEN_VARIABLES) or (Path.home() / AUTH_FILE).exists()
     return found if has_token else {**found, TOKEN_VARIABLES[0]: _own_token()}
 
 
