@@ -63,14 +63,17 @@ def connect(address: str | None) -> None:
         _check_same(address)
         return
     wanted = address or "auto"
+    may_start_one = address is None and not os.environ.get(ADDRESS_VARIABLE)
     if wanted not in ("auto", "local"):
         _knock(wanted)
     try:
         _init(wanted)
-    except ConnectionError as error:
-        if address is None and not os.environ.get(ADDRESS_VARIABLE):
+    except (ConnectionError, exceptions.AuthenticationError) as error:
+        if may_start_one:  # there is none, or another program's
             _init("local")
             return
+        if isinstance(error, exceptions.AuthenticationError):
+            raise ConfigError("address", f"the Ray cluster at {wanted} refuses: {_line(error)}") from error
         if wanted.startswith(CLIENT_SCHEME):  # somebody listens
             raise ConfigError(
                 "address",
