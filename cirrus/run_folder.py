@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ METRICS_SEGMENT_BYTES = 64 * 1024
 #: A supervisor whose claim has not changed for this long, while somebody watched, is taken for dead.
 CLAIM_SECONDS = 10.0
 TOKEN_BYTES = 32
+_TOKEN = re.compile(rf"[0-9a-f]{{{2 * TOKEN_BYTES}}}")
 #: Longest note on a run; four bytes each at most.
 MAX_NOTE_CHARACTERS = 2_000
 
@@ -107,6 +109,15 @@ class RunFolder:
         """True where a look at the folder is a request that takes time and costs money."""
         return "://" in self.url and not self.url.startswith(("memory:", "file:"))
 
+    @property
+    def model_url(self) -> str:
+        """Where the final model goes."""
+        return f"{self.url}/model"
+
+    def checkpoints_url(self, config: RunConfig) -> str:
+        """Return the folder that the run's checkpoints go to."""
+        return config.checkpoint_url or f"{self.url}/checkpoints"
+
     # The client that creates the run.
 
     def create(self, config: RunConfig, certificates: Certificates | None = None) -> str:
@@ -133,16 +144,32 @@ class RunFolder:
         return RunConfig.from_json(self.store.get("config.json"))
 
     def token(self) -> str:
-        """Read the run's secret."""
-        return self.store.get("token").decode()
+        """Read the run's secret.
+
+        Raises:
+            CorruptDataError: It is not what :meth:`create` wrote; one that was cut short would be easy to
+                guess.
+            StorageError: Others may read it.
+        """
+        token = self.store.get_secret("token").decode("ascii", "replace")
+        if not _TOKEN.fullmatch(token):
+            raise CorruptDataError(
+                f"{self.store.url}/token: is not the {2 * TOKEN_BYTES} hexadecimal digits of a run's secret: "
+                "it was changed or cut short; start the run again"
+            )
+        return token
 
     def certificate_authority(self) -> bytes:
         """Read the certificate of whom the run's shards are to be recognised by, as PEM."""
         return self.store.get("tls/ca.pem")
 
     def shard_certificate(self, shard: int) -> bytes:
-        """Read a shard's certificate and key, as PEM."""
-        return self.store.get(f"tls/shard-{shard}.pem")
+        """Read a shard's certificate and key, as PEM.
+
+        Raises:
+            StorageError: Others may read it.
+        """
+        return self.store.get_secret(f"tls/shard-{shard}.pem")
 
     def remove(self) -> None:
         """Delete all that the folder holds."""

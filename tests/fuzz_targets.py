@@ -356,6 +356,8 @@ def targets() -> dict[str, Target]:
             lambda data: unpack_arrays(data, "fuzzed"),
             (pack_arrays({"a": [1]}, {"x": np.arange(5), "y": np.ones((2, 3))}),),
         ),
+        "token": Target(_in_store("token", lambda url: RunFolder(url).token()), (b"ab" * 32,)),
+        "latest": Target(_in_store("latest", checkpoint.resolve), (b"step-000000000012",)),
         "shards": Target(lambda data: parse_shards(data.decode(errors="replace")), (b"0-3,5", b"7")),
     }
     for name, run, seed in _json_targets():

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,17 +228,12 @@ class GoodWorkers:
         self._clients = [shard.client() for _ in range(n_workers)]
         self._rows = [np.arange(i, 200_000, 200, dtype=np.uint32) for i in range(n_workers)]
 
-    def steps_in(self, seconds: float) -> int:
-        """Work so long; return how many steps that made."""
-        counts = [0] * len(self._clients)
-        threads = [
+    def threads(self, seconds: float, counts: list[int]) -> list[threading.Thread]:
+        """Return threads that work so long, and leave their numbers of steps in ``counts``."""
+        counts[:] = [0] * len(self._clients)
+        return [
             threading.Thread(target=self._work, args=(i, seconds, counts)) for i in range(len(self._clients))
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return sum(counts)
 
     def _work(self, number: int, seconds: float, counts: list[int]) -> None:
         client, rows = self._clients[number], {0: self._rows[number]}
@@ -257,3 +252,16 @@ class GoodWorkers:
         """Hang up."""
         for client in self._clients:
             client.close()
+
+
+def steps_at_once(teams: Sequence[GoodWorkers], seconds: float) -> list[int]:
+    """Have several teams work at the same time; return the steps of each."""
+    counts: list[list[int]] = [[] for _ in teams]
+    threads = [
+        thread for team, own in zip(teams, counts, strict=True) for thread in team.threads(seconds, own)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [sum(own) for own in counts]

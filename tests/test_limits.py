@@ -23,10 +23,12 @@ from cirrus.paramserver.limits import (
     memory_budget,
     parse_limits,
 )
+from cirrus.paramserver.marks import MAX_OPEN_MARKS
 from cirrus.paramserver.server import Shard
 from cirrus.paramserver.tables import ShardTables, table_bytes
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "security.md"
+TESTS = Path(__file__).resolve().parent
+DOCS = TESTS.parent / "docs"
 
 
 def test_a_budget_gives_what_it_has() -> None:
@@ -135,7 +137,7 @@ def test_strangers_do_not_fill_the_log() -> None:
 
 def test_every_limit_is_in_the_document() -> None:
     """docs/security.md lists each limit of a shard, with its value."""
-    text = DOCUMENT.read_text()
+    text = (DOCS / "security.md").read_text()
     for field in dataclasses.fields(Limits):
         assert f"`{field.name}`" in text or f".{field.name}`" in text, field.name
     said = {
@@ -143,8 +145,25 @@ def test_every_limit_is_in_the_document() -> None:
         "max_strangers": "256",
         "max_connections": "4,096",
         "send_seconds": "60 s",
+        "memory_idle_seconds": "5 s",
+        "large_frame_seconds": "60 s",
     }
     for name, value in said.items():
         assert re.search(rf"\| {re.escape(value)}[^|]*\|[^|]*{name}", text), name
-    assert Limits() == Limits(hello_seconds=10, max_strangers=256, max_connections=4096, send_seconds=60)
+    said_in_numbers = {
+        "hello_seconds": 10, "max_strangers": 256, "max_connections": 4096, "send_seconds": 60,
+        "memory_idle_seconds": 5, "large_frame_seconds": 60,
+    }  # fmt: skip
+    assert Limits() == Limits(**said_in_numbers)
+    assert MAX_OPEN_MARKS == 2**22
     assert (protocol.MAX_FRAME_BYTES, protocol.MAX_DECODED_BYTES) == (64 * 2**20, 128 * 2**20)
+
+
+@pytest.mark.parametrize("name", ["guarantees.md", "security.md", "protocol.md"])
+def test_documents_name_tests_that_exist(name: str) -> None:
+    """What they say is tested is tested by a file of that name; every guarantee names one."""
+    text = (DOCS / name).read_text()
+    assert [test for test in re.findall(r"\btest_\w+\.py", text) if not (TESTS / test).exists()] == []
+    rows = [row for row in text.splitlines() if row.startswith("| **")]
+    assert [row for row in rows if not re.search(r"test_\w+\.py", row.rsplit("|", 2)[1])] == []
+    assert len(rows) >= (24 if name == "guarantees.md" else 0)

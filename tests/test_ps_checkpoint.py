@@ -221,6 +221,16 @@ def test_the_newest_checkpoint_is_found(store: ObjectStore) -> None:
     assert c.resolve(f"{URL}/step-1") == f"{URL}/step-1"
 
 
+@pytest.mark.parametrize(
+    "name", [b"", b"\xff\xfe", b"../../other/model", b"/etc", b"a/b", b"step-1\n", b"x" * 101]
+)
+def test_the_newest_checkpoint_is_one_of_its_folder(store: ObjectStore, name: bytes) -> None:
+    """What names another place, or nothing, is refused."""
+    store.put("latest", name)
+    with pytest.raises(CorruptDataError, match="/latest: names no checkpoint of this folder"):
+        c.resolve(URL)
+
+
 # Snapshots.
 
 

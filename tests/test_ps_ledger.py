@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ps_runs import make_leases
 
+from cirrus.errors import LimitError
 from cirrus.paramserver.ledger import LeaseKey, Ledger
 from cirrus.paramserver.marks import StepMarks
 
@@ -40,6 +41,27 @@ def test_marks_begin_at_zero_and_are_changed_in_place() -> None:
     assert marks.of_epoch(0).tolist() == [0, 0, 0, 0]
     assert marks.is_complete(1, 2)
     assert not marks.is_complete(0, 2)
+
+
+def test_looking_at_a_lease_keeps_nothing() -> None:
+    """Whoever asks about epochs that nobody works on takes no memory."""
+    marks = StepMarks(LEASES)
+    assert [marks.of_lease(epoch, 2) for epoch in range(100)] == [0] * 100
+    assert not marks.is_complete(1000, 0)
+    assert marks.to_plain() == (0, {})
+
+
+def test_there_are_only_so_many_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that takes up leases of epoch after epoch is refused before a shard's memory is gone."""
+    monkeypatch.setattr("cirrus.paramserver.marks.MAX_OPEN_MARKS", 3 * len(LEASES))
+    marks = StepMarks(LEASES)
+    for epoch in range(3):
+        marks.of_epoch(epoch)
+    with pytest.raises(LimitError, match="3 epochs are at work already, with 4 leases each"):
+        marks.of_epoch(3)
+    marks.of_epoch(0)[:] = N_STEPS
+    assert marks.completed_epochs == 1
+    marks.of_epoch(3)
 
 
 def test_complete_epochs_are_forgotten_in_order() -> None:

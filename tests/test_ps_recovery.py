@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ps_runs import Shards, make_config, make_leases, make_table, running
+from ps_runs import Shards, create_run, make_config, make_leases, make_table, running
 from ps_workers import THIRD_ROWS, Workers, expected_weights
 from stand_ins import eventually
 
 from cirrus.config import RunConfig
 from cirrus.errors import CorruptDataError
 from cirrus.metrics import RunState
-from cirrus.paramserver.checkpoint import read_checkpoint
+from cirrus.paramserver.checkpoint import Part, TablePart, read_checkpoint
 from cirrus.paramserver.coordinator import Phase
 from cirrus.paramserver.protocol import Done, Evaluation, NextTask, Task
 from cirrus.paramserver.server import Shard
-from cirrus.run_folder import ControlRequest, MetricsReader
+from cirrus.paramserver.snapshots import Snapshots
+from cirrus.run_folder import ControlRequest, MetricsReader, RunFolder
 from cirrus.storage import open_store
 
 LEASES = make_leases(5, 3, 8, 1, 6, 4)
@@ -238,6 +239,18 @@ def test_a_damaged_snapshot_is_one_clear_error(tmp_path: Path, damage: str) -> N
         address = shards.folder.shard_address(0)
         assert address is not None
         assert address.generation == 1
+
+
+@pytest.mark.parametrize("extra", [{}, {"completed_epochs": "x"}, {"completed_epochs": 0, "marks": [1]}])
+def test_a_snapshot_without_a_ledger_is_one_clear_error(tmp_path: Path, extra: dict[str, object]) -> None:
+    """One whose checksum is right, but that does not say how far the run was, starts no shard."""
+    config = make_config(leases=LEASES)
+    folder = RunFolder(create_run(tmp_path / "run", config))
+    table = TablePart(name="w", first_row=0, arrays={"weights": np.zeros((1000, 1), np.float32)})
+    Snapshots(folder, 0, 1).write(Part(tables=(table,), extra=extra))
+    with pytest.raises(CorruptDataError, match="snapshots/0: does not say how far the run was"):
+        Shard(folder.url, shard=0, generation=2).start()
+    assert folder.shard_address(0) is None
 
 
 def test_a_stopped_shard_snapshots_everything(tmp_path: Path) -> None:

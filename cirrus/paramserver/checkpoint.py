@@ -11,6 +11,7 @@ A recovery snapshot is one part with the marks of its shard, under ``snapshots/S
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ MANIFEST_KEY = "checkpoint.json"
 FORMAT_VERSION = 1
 _MAGIC = b"CRPART01"
 _HEAD = struct.Struct("<8sI")
+#: What a checkpoint may be called in a folder of them.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: The JSON head of a part is small; a longer one is not ours.
 MAX_HEAD_BYTES = 64 * 2**20
 
@@ -193,14 +196,18 @@ def resolve(url: str) -> str:
 
     Raises:
         NotFoundError: There is neither.
+        CorruptDataError: What should say which is the newest does not.
     """
     store = open_store(url)
     if store.exists(MANIFEST_KEY):
         return url
     try:
-        return f"{url.rstrip('/')}/{store.get('latest').decode()}"
+        name = store.get("latest").decode("ascii", "replace")
     except NotFoundError as error:
         raise NotFoundError(f"{url}: there is no checkpoint ({MANIFEST_KEY} or latest)") from error
+    if not _NAME.fullmatch(name):
+        raise CorruptDataError(f"{url}/latest: names no checkpoint of this folder: {name[:80]!r}")
+    return f"{url.rstrip('/')}/{name}"
 
 
 def write_manifest(store: ObjectStore, parts: Sequence[PartInfo], extra: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ from cirrus.paramserver.codec import (
     decoded_push_bytes,
     encode,
 )
+from cirrus.paramserver.limits import Holding
 from cirrus.paramserver.protocol import (
     HEADER,
     JSON_MESSAGES,
@@ -115,7 +116,9 @@ class Connection(threading.Thread):
         self.gate = threading.Lock()
         """Held while pushes of this connection are applied."""
         self.counters = np.zeros(kernels.N_COUNTERS, np.int64)
-        self.pulls = PullDesk(shard.tables, shard.memory)
+        self._memory = Holding(shard.memory)
+        """What it has taken beyond the buffer that everybody has."""
+        self.pulls = PullDesk(shard.tables, self._memory)
         self.is_known = False
         """True once the peer has proved that it has the token."""
         self.accepted_at = time.monotonic()
@@ -124,13 +127,16 @@ class Connection(threading.Thread):
         """Epoch and lease whose steps this connection pushes; changed under the gate."""
         self._shard = shard
         self._sock = sock
-        self._buffer = np.empty(shard.limits.buffer_bytes, np.uint8)
-        self._view = memoryview(self._buffer)
-        self._reserved_bytes = 0
+        self._limits = shard.limits
+        self._watches_silence = False
+        """True while it holds memory that is worth giving back when the peer is silent."""
+        self._large_since: float | None = None
+        """When the frame at the front of the buffer was seen to be a large one that is not whole."""
         self._start = 0
         self._end = 0
         self._marks = np.zeros(1, np.int32)
-        self._scratch = np.empty(len(self._buffer) // 4, np.uint32)
+        self._buffer = np.empty(0, np.uint8)
+        self._resize(shard.limits.buffer_bytes)
         self._out = np.zeros(4, np.int64)
         self._ack: int | None = None
         self._lease_lost = False
@@ -152,7 +158,7 @@ class Connection(threading.Thread):
             log.debug("connection %d of shard %d ended: %s", self.number, self._shard.shard, error)
         finally:
             self._shard.forget(self)
-            self._shard.memory.give_back(self._reserved_bytes + self.pulls.reserved_bytes)
+            self._memory.give_back()
             close(self._sock)
 
     def end(self) -> None:
@@ -194,10 +200,26 @@ class Connection(threading.Thread):
             if not self._process():
                 self._make_room()
                 self._flush_ack()
-                received = self._sock.recv_into(self._view[self._end :])
+                received = self._receive()
                 if received == 0:
                     return
                 self._end += received
+
+    def _receive(self) -> int:
+        """Receive something; give back what others may need while nothing comes."""
+        if not self._watches_silence and self._memory.n_bytes > self._limits.buffer_bytes:
+            self._watches_silence = True
+            set_timeout(self._sock, self._limits.memory_idle_seconds, self._limits.send_seconds)
+        while True:
+            try:
+                return self._sock.recv_into(self._view[self._end :])
+            except BlockingIOError:
+                if not self._watches_silence:
+                    raise
+            if self._large_since is None:
+                self._release()
+            else:
+                self._check_large()
 
     # The handshake.
 
@@ -269,19 +291,50 @@ class Connection(threading.Thread):
         left = self._end - self._start
         if left and self._start:
             self._buffer[:left] = self._buffer[self._start : self._end].copy()
+            self._large_since = None  # that one has been dealt with
         self._start, self._end = 0, left
         if left < HEADER.size:
+            self._large_since = None
             return
         needed = HEADER.size + decode_header(self._view).length
+        if needed <= self._limits.buffer_bytes:
+            return
+        if self._large_since is None:
+            self._large_since = time.monotonic()
+        self._check_large()
         if needed > len(self._buffer):
             # The buffer, and a scratch of the same size.
-            extra = 2 * (needed - len(self._buffer))
-            self._shard.memory.take(extra, f"a frame of {needed} bytes")
-            self._reserved_bytes += extra
-            larger = np.empty(needed, np.uint8)
-            larger[:left] = self._buffer[:left]
-            self._buffer, self._view = larger, memoryview(larger)
-            self._scratch = np.empty(needed // 4 + 1, np.uint32)
+            self._memory.take(2 * (needed - len(self._buffer)), f"a frame of {needed} bytes")
+            self._resize(needed)
+
+    def _resize(self, n_bytes: int) -> None:
+        """Have buffers of a size; what was received and not dealt with is at the front."""
+        buffer = np.empty(n_bytes, np.uint8)
+        if self._end:
+            buffer[: self._end] = self._buffer[: self._end]
+        self._buffer, self._view = buffer, memoryview(buffer)
+        self._scratch = np.empty(n_bytes // 4 + 1, np.uint32)
+
+    def _check_large(self) -> None:
+        """End the connection if the large frame that memory is held for has taken too long.
+
+        Raises:
+            LimitError: It has.
+        """
+        assert self._large_since is not None
+        seconds = self._limits.large_frame_seconds
+        if time.monotonic() - self._large_since > seconds:
+            raise LimitError(
+                f"a frame above {self._limits.buffer_bytes} bytes was not whole after {seconds:g} s"
+            )
+
+    def _release(self) -> None:
+        """Give back all that was taken; the next large frame takes it again."""
+        self._resize(self._limits.buffer_bytes)
+        self.pulls.release()
+        self._memory.give_back()
+        self._watches_silence = False
+        set_timeout(self._sock, self._limits.idle_seconds, self._limits.send_seconds)
 
     def _process(self) -> bool:
         """Deal with one run of pushes or one other frame; False when more bytes are needed."""
@@ -307,7 +360,7 @@ class Connection(threading.Thread):
         elif header.length <= UNCOUNTED_JSON_BYTES:
             self._answer(header, decode(header.kind, body))
         else:
-            with self._shard.memory.lend(JSON_EXPANSION * header.length, f"a {header.kind.name}"):
+            with self._memory.lend(JSON_EXPANSION * header.length, f"a {header.kind.name}"):
                 self._answer(header, decode(header.kind, body))
         return True
 
@@ -332,12 +385,16 @@ class Connection(threading.Thread):
             else:
                 start -= len(ack)
                 self.pulls.reply.data[start:REPLY_START] = ack
-        self._sock.sendall(self.pulls.reply.data[start:stop])
+        reply = self.pulls.reply.data[start:stop]
+        if len(reply) <= self._limits.buffer_bytes:
+            self._sock.sendall(reply)
+        else:
+            send_parts(self._sock, [reply], self._limits.send_seconds)
 
     def _send(self, parts: list[Buffer]) -> None:
         if self._ack is not None:
             parts.insert(0, self._take_ack())
-        send_parts(self._sock, parts)
+        send_parts(self._sock, parts, self._limits.send_seconds)
 
     def _flush_ack(self) -> None:
         if self._ack is not None:
@@ -437,7 +494,7 @@ class Connection(threading.Thread):
         """A push with compressed or float16 payloads: expand it, then as the others."""
         # As a message, as a plain frame, and as rows.
         n_bytes = 3 * decoded_push_bytes(body)
-        with self._shard.memory.lend(n_bytes, f"a compressed push of {header.length} bytes"):
+        with self._memory.lend(n_bytes, f"a compressed push of {header.length} bytes"):
             self._apply_expanded(header, body)
 
     def _apply_expanded(self, header: Header, body: memoryview) -> None:

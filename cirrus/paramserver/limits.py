@@ -46,13 +46,17 @@ class Limits:
     idle_seconds: float = 3600.0
     """A peer that is silent for longer is dropped."""
     send_seconds: float = 60.0
-    """So is one that does not take an answer for this long."""
+    """So is one that has not taken an answer after this long."""
     buffer_bytes: int = 2**20
     """What each connection has for frames without asking."""
     memory_bytes: int = CONNECTION_MEMORY_BYTES
     """What all of them together may have beyond that; the machine may have less: :func:`memory_budget`."""
     memory_wait_seconds: float = 10.0
     """A request waits this long for memory that others hold, and is then refused."""
+    memory_idle_seconds: float = 5.0
+    """A connection that is silent for this long gives back what it holds beyond :attr:`buffer_bytes`."""
+    large_frame_seconds: float = 60.0
+    """A frame above :attr:`buffer_bytes`, for which memory is held, has to come within this time."""
 
     def __post_init__(self) -> None:
         """Check that each is positive."""
@@ -129,6 +133,32 @@ class MemoryBudget:
             yield
         finally:
             self.give_back(n_bytes)
+
+
+class Holding:
+    """What one connection holds of a budget, until it gives that back.
+
+    Args:
+        budget: Which it shares with others.
+    """
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self.n_bytes = 0
+        self._budget = budget
+
+    def take(self, n_bytes: int, what: str) -> None:
+        """As :meth:`MemoryBudget.take`."""
+        self._budget.take(n_bytes, what)
+        self.n_bytes += n_bytes
+
+    def lend(self, n_bytes: int, what: str) -> contextlib.AbstractContextManager[None]:
+        """As :meth:`MemoryBudget.lend`."""
+        return self._budget.lend(n_bytes, what)
+
+    def give_back(self) -> None:
+        """End all that is held."""
+        n_bytes, self.n_bytes = self.n_bytes, 0
+        self._budget.give_back(n_bytes)
 
 
 class Strangers:

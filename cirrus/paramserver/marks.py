@@ -13,8 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus.config import LeaseRange
+from cirrus.errors import LimitError
 
 Marks = NDArray[np.int32]
+
+#: Epochs do not overlap, but a shard that lost steps has those of several to do again. What it holds has to
+#: fit a message of :data:`~cirrus.paramserver.protocol.MAX_JSON_BYTES`, two bytes a mark at least.
+MAX_OPEN_MARKS = 4 * 2**20
 
 
 class StepMarks:
@@ -30,12 +35,28 @@ class StepMarks:
         self._completed = 0
 
     def of_epoch(self, epoch: int) -> Marks:
-        """Return the marks of an epoch, int32 ``(n_leases,)``; the kernels change them in place."""
+        """Return the marks of an epoch, int32 ``(n_leases,)``; the kernels change them in place.
+
+        Raises:
+            LimitError: There are too many epochs at work.
+        """
         if epoch < self._completed:
             return self._full.copy()
         if epoch not in self._epochs:
+            if len(self._epochs) * len(self._full) >= MAX_OPEN_MARKS:
+                raise LimitError(
+                    f"{len(self._epochs)} epochs are at work already, with {len(self._full)} leases each: a "
+                    f"shard keeps {MAX_OPEN_MARKS} marks"
+                )
             self._epochs[epoch] = np.zeros_like(self._full)
         return self._epochs[epoch]
+
+    def of_lease(self, epoch: int, lease: int) -> int:
+        """Return the mark of a lease."""
+        if epoch < self._completed:
+            return int(self._full[lease])
+        marks = self._epochs.get(epoch)
+        return 0 if marks is None else int(marks[lease])
 
     @property
     def completed_epochs(self) -> int:
@@ -49,7 +70,7 @@ class StepMarks:
 
     def is_complete(self, epoch: int, lease: int) -> bool:
         """Tell whether every step of a lease was applied here."""
-        return bool(self.of_epoch(epoch)[lease] >= self._full[lease])
+        return self.of_lease(epoch, lease) >= int(self._full[lease])
 
     def to_plain(self) -> tuple[int, dict[str, list[int]]]:
         """Return ``completed_epochs`` and the marks of the other epochs, for JSON."""

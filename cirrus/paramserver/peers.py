@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from cirrus.config import RunConfig
-from cirrus.errors import ConnectionLostError, ProtocolError, ShardError
+from cirrus.errors import CirrusError, ConnectionLostError, ProtocolError, ShardError
 from cirrus.paramserver.client import Channel
 from cirrus.paramserver.protocol import Message
 from cirrus.run_folder import RunFolder
@@ -15,10 +16,50 @@ if TYPE_CHECKING:
     import ssl
 
 M = TypeVar("M")
+T = TypeVar("T")
 
 #: A shard that does not answer for this long is stopped or cut off.
 PEER_SECONDS = 5.0
 CONNECT_SECONDS = 2.0
+
+
+def at_once(
+    ask: Callable[[int], T], peers: Sequence[int], meanwhile: Callable[[], None] = lambda: None
+) -> Mapping[int, T | CirrusError]:
+    """Ask several shards at the same time: those that hang cost the time of one.
+
+    Args:
+        ask: Asks one, in a thread of its own.
+        peers: Which shards.
+        meanwhile: Called in this thread while they are asked.
+
+    Returns:
+        Of each shard what came of it, or the error.
+    """
+    found: dict[int, T | CirrusError] = {}
+    bugs: list[Exception] = []
+
+    def attempt(peer: int) -> None:
+        try:
+            found[peer] = ask(peer)
+        except CirrusError as error:
+            found[peer] = error
+        except Exception as error:  # noqa: BLE001 (raised below, in the thread that can say so)
+            bugs.append(error)
+
+    # No pool: those of the library start no thread any more once the interpreter ends, and shards may be in
+    # the client's own process.
+    threads = [threading.Thread(target=attempt, args=(peer,), daemon=True) for peer in peers]
+    for thread in threads:
+        thread.start()
+    try:
+        meanwhile()
+    finally:
+        for thread in threads:
+            thread.join()
+    if bugs:
+        raise bugs[0]
+    return found
 
 
 class _Line:
@@ -38,7 +79,8 @@ class _Line:
 class Peers:
     """Connections to the other shards, made when needed and made anew when lost.
 
-    Several threads may ask at once; those who ask the same shard wait for each other.
+    Several threads may ask at once; those who ask the same shard wait for each other. What takes a shard long
+    goes over a connection of its own, so that it can be asked meanwhile whether it lives.
 
     Args:
         folder: Where the shards announce their addresses.
@@ -60,18 +102,25 @@ class Peers:
         self._folder = folder
         self._token = token
         self._shard = shard
-        self._lines = {peer: _Line() for peer in range(config.n_shards)}
+        self._lines = {
+            (peer, takes_long): _Line() for peer in range(config.n_shards) for takes_long in (False, True)
+        }
         self._closed = threading.Event()
 
     def call(self, peer: int, message: Message, timeout_seconds: float = PEER_SECONDS) -> Message:
         """Ask another shard and return its answer.
+
+        Args:
+            peer: Which shard.
+            message: The question.
+            timeout_seconds: How long the answer may take.
 
         Raises:
             ConnectionLostError: It cannot be reached.
             ShardError: It refused.
             SupersededError: It is not the generation that is announced, or says that the asker is not.
         """
-        line = self._lines[peer]
+        line = self._lines[peer, timeout_seconds > PEER_SECONDS]
         with line.lock:
             if line.channel is None:
                 line.channel = self._connect(peer)
@@ -97,19 +146,20 @@ class Peers:
             raise ConnectionLostError(f"shard {peer} has not announced an address")
         return Channel(address, self._token, tls=self._tls, timeout_seconds=CONNECT_SECONDS)
 
-    def ask(self, peer: int, message: Message, answer: type[M]) -> M:
+    def ask(self, peer: int, message: Message, answer: type[M], timeout_seconds: float = PEER_SECONDS) -> M:
         """As :meth:`call`, for an answer of one kind."""
-        reply = self.call(peer, message)
+        reply = self.call(peer, message, timeout_seconds)
         if not isinstance(reply, answer):
             raise ProtocolError(f"shard {peer} answered with {type(reply).__name__}")
         return reply
 
     def forget(self, peer: int) -> None:
-        """Close the connection to a shard: another incarnation of it is to be asked."""
-        line = self._lines[peer]
-        with line.lock:
-            line.hang_up()
-            line.channel = None
+        """Close the connections to a shard: another incarnation of it is to be asked."""
+        for takes_long in (False, True):
+            line = self._lines[peer, takes_long]
+            with line.lock:
+                line.hang_up()
+                line.channel = None
 
     def close(self) -> None:
         """Close all connections, and make no more; questions under way end with an error."""

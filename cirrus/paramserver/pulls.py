@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cirrus.errors import ProtocolError
 from cirrus.paramserver import kernels
 from cirrus.paramserver.codec import Buffer, Header, encode_parts
-from cirrus.paramserver.limits import MemoryBudget
+from cirrus.paramserver.limits import Holding
 from cirrus.paramserver.protocol import (
     ALIGNMENT_BYTES,
     COMPRESSED,
@@ -61,20 +61,19 @@ class PullDesk:
 
     Args:
         tables: The shard's tables.
-        memory: What answers may take.
+        memory: Where what answers take is counted; whoever gives that back calls :meth:`release`.
     """
 
-    def __init__(self, tables: ShardTables, memory: MemoryBudget) -> None:
-        self.reserved_bytes = 0
-        """What it keeps of that."""
+    def __init__(self, tables: ShardTables, memory: Holding) -> None:
         self._memory = memory
         self.rows_pulled = 0
-        self.keys = np.full((REMEMBERED_PULLS, 1 + 2 * len(tables.tables)), -1, np.int64)
+        self.keys = np.empty((REMEMBERED_PULLS, 1 + 2 * len(tables.tables)), np.int64)
         """For each pull remembered its request, then start and count of each table's rows in ``rows``."""
-        self.rows = np.empty((REMEMBERED_PULLS, FIRST_CAPACITY_ROWS), np.uint32)
+        self.rows: NDArray[np.uint32]
         """For each pull remembered its local rows."""
-        self.reply = np.empty(FIRST_REPLY_BYTES, np.uint8)
+        self.reply: NDArray[np.uint8]
         """The answer to a plain pull, from :data:`REPLY_START` on."""
+        self.release()
         self.reply_bytes = 0
         self.position = 0
         """Where the frame after the answered one begins."""
@@ -112,7 +111,7 @@ class PullDesk:
             self._make_room(n_rows)
             if REPLY_START + n_bytes > len(self.reply):
                 size = REPLY_START + 2 * n_bytes
-                self._reserve(size - len(self.reply), n_rows)
+                self._memory.take(size - len(self.reply), f"a pull of {n_rows} rows")
                 self.reply = np.empty(size, np.uint8)
         if status == kernels.ANSWERED:
             self._next_slot = (self._next_slot + 1) % REMEMBERED_PULLS
@@ -125,14 +124,20 @@ class PullDesk:
 
     def _make_room(self, n_rows: int) -> None:
         if n_rows > self.rows.shape[1]:
-            self._reserve(4 * REMEMBERED_PULLS * (2 * n_rows - self.rows.shape[1]), n_rows)
+            n_bytes = 4 * REMEMBERED_PULLS * (2 * n_rows - self.rows.shape[1])
+            self._memory.take(n_bytes, f"a pull of {n_rows} rows")
             larger = np.empty((REMEMBERED_PULLS, 2 * n_rows), np.uint32)
             larger[:, : self.rows.shape[1]] = self.rows
             self.rows = larger
 
-    def _reserve(self, n_bytes: int, n_rows: int) -> None:
-        self._memory.take(n_bytes, f"a pull of {n_rows} rows")
-        self.reserved_bytes += n_bytes
+    def release(self) -> None:
+        """Forget all pulls, and begin with the little memory that is not counted.
+
+        Pushes that name one of them will be asked for their ids.
+        """
+        self.keys[:] = -1
+        self.rows = np.empty((REMEMBERED_PULLS, FIRST_CAPACITY_ROWS), np.uint32)
+        self.reply = np.empty(FIRST_REPLY_BYTES, np.uint8)
 
     def answer(self, header: Header, body: memoryview, send: Callable[[list[Buffer]], None]) -> None:
         """Answer any pull.

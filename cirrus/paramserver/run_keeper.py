@@ -11,8 +11,8 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 from cirrus.config import RunConfig
 from cirrus.errors import (
@@ -28,7 +28,7 @@ from cirrus.metrics import RunState
 from cirrus.paramserver import checkpoint
 from cirrus.paramserver.coordinator import Coordinator, Phase
 from cirrus.paramserver.ledger import LeaseKey
-from cirrus.paramserver.peers import Peers
+from cirrus.paramserver.peers import PEER_SECONDS, Peers, at_once
 from cirrus.paramserver.protocol import (
     Complete,
     Done,
@@ -53,6 +53,8 @@ from cirrus.run_folder import ControlRequest, MetricsWriter, RunFolder
 from cirrus.storage import open_store
 
 log = logging.getLogger(__name__)
+
+M = TypeVar("M")
 
 #: The coordinator looks at the clock this often when nothing happens.
 TICK_SECONDS = 0.05
@@ -153,6 +155,8 @@ class RunKeeper:
         self._events.started(0, generation, time.time())
         self._peer_counts: dict[str, int] = {}
         self._peers_seen_at = dict.fromkeys(self._other_shards, time.monotonic())
+        self._refreshing = {peer: threading.Lock() for peer in self._other_shards}
+        """Held while a shard is asked for its counts: of two answers the later one stands."""
         self._snapshots_asked: set[str] = set()
         """Requests that the next checkpoint answers."""
         self._has_cut = False
@@ -181,7 +185,7 @@ class RunKeeper:
         )
 
     @property
-    def _other_shards(self) -> Iterable[int]:
+    def _other_shards(self) -> range:
         return range(1, self._config.n_shards)
 
     # What workers and shards ask.
@@ -338,10 +342,11 @@ class RunKeeper:
 
     def _keep_going(self) -> None:
         status, control = _Timer(STATUS_SECONDS), _Timer(self._control_seconds)
-        peer_counts = _Timer(PEER_COUNTS_SECONDS)
         every = self._config.checkpoint_seconds
         checkpoints = None if every is None else _Timer(every)
         cut_at = self.coordinator.updates
+        for peer in self._other_shards:
+            threading.Thread(target=self._watch_peer, args=(peer,), name=f"watch-{peer}", daemon=True).start()
         self._report()
         while not self._shard.stopping.is_set():
             phase = self._tick()
@@ -363,8 +368,6 @@ class RunKeeper:
                 self._want_checkpoint()
             if control.is_due():
                 self._obey_requests()
-            if peer_counts.is_due():
-                self._refresh_peer_counts()
             if status.is_due():
                 self._report()
 
@@ -400,8 +403,9 @@ class RunKeeper:
             SupersededError: A newer shard 0 looks after the run.
         """
         # Outside the lock: this takes the shard's lock of connections, under which a snapshot takes `work`.
-        counts = {**self._peer_counts, **self._shard.counts()}
+        own_counts = self._shard.counts()
         with self.work:
+            counts = {**self._peer_counts, **own_counts}
             points, self.coordinator.points = self.coordinator.points, []
             status = self.coordinator.status(time.monotonic(), time.time(), counts)
             self._events.take()
@@ -442,15 +446,20 @@ class RunKeeper:
         if address is not None and address.generation > self._generation:
             raise SupersededError(f"shard 0 was replaced by generation {address.generation}")
 
-    def _refresh_peer_counts(self) -> None:
-        for peer in self._other_shards:
+    def _watch_peer(self, peer: int) -> None:
+        """Ask another shard regularly, in a thread: one that hangs holds up neither this one nor others."""
+        while not (self._shard.stopping.wait(PEER_COUNTS_SECONDS) or self.run_ended):
             try:
-                reply = self._peers.ask(peer, StatisticsRequest(), StatisticsReply)
-            except (ConnectionLostError, ShardError, StorageError) as error:
+                self._refresh_counts(peer)
+            except CirrusError as error:
                 log.info("shard %d does not answer, or cannot be found: %s", peer, error)
-            else:
+
+    def _refresh_counts(self, peer: int) -> None:
+        with self._refreshing[peer]:
+            reply = self._peers.ask(peer, StatisticsRequest(), StatisticsReply)
+            self._peers_seen_at[peer] = time.monotonic()
+            with self.work:
                 self._peer_counts.update(reply.counts)
-                self._peers_seen_at[peer] = time.monotonic()
 
     def _obey_requests(self) -> None:
         """Carry out what is asked for; where the store cannot say, at another time."""
@@ -517,9 +526,9 @@ class RunKeeper:
             if not self._have_same_steps():
                 return False
             with self._reporting():
-                for peer in self._other_shards:
-                    self._peers.call(peer, WriteCheckpoint(url=url), CHECKPOINT_SECONDS)
-                self._shard.write_part(url)
+                self._ask_all(
+                    WriteCheckpoint(url=url), Done, CHECKPOINT_SECONDS, lambda: self._shard.write_part(url)
+                )
             if not self._have_same_steps():
                 return False
         except (ConnectionLostError, SupersededError) as error:
@@ -538,10 +547,29 @@ class RunKeeper:
             checkpoint.write_manifest(store, parts, extra)
         return same
 
+    def _ask_all(
+        self,
+        message: Message,
+        answer: type[M],
+        timeout_seconds: float = PEER_SECONDS,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Mapping[int, M]:
+        """Ask all other shards; raise the first error that came of it."""
+        found: dict[int, M] = {}
+        replies = at_once(
+            lambda peer: self._peers.ask(peer, message, answer, timeout_seconds),
+            self._other_shards,
+            meanwhile,
+        )
+        for peer, reply in replies.items():
+            if isinstance(reply, CirrusError):
+                raise reply
+            found[peer] = reply
+        return found
+
     def _have_same_steps(self) -> bool:
         """Ask all shards what they hold; tell whether that is what the ledger says, and nobody at work."""
-        for peer in self._other_shards:
-            reply = self._peers.ask(peer, MarksRequest(), MarksReply)
+        for peer, reply in self._ask_all(MarksRequest(), MarksReply).items():
             try:
                 with self.work:
                     self._note_marks(peer, reply)
@@ -570,7 +598,7 @@ class RunKeeper:
 
     def _save_model(self) -> None:
         try:
-            saved = self._write_everywhere(f"{self._folder.url}/model")
+            saved = self._write_everywhere(self._folder.model_url)
         except StorageError as error:
             log.warning("the model cannot be saved: %s", error)
             now = time.monotonic()
@@ -580,7 +608,8 @@ class RunKeeper:
             self._shard.stopping.wait(STATUS_SECONDS)
             return
         if saved:
-            self._refresh_peer_counts()
+            # Who has died since then comes back with nothing to do, and what it said before stands.
+            at_once(self._refresh_counts, self._other_shards)
             with self.work:
                 self.coordinator.saved()
                 self._notify()
@@ -605,7 +634,7 @@ class RunKeeper:
             return True
 
     def _try_checkpoint(self) -> bool:
-        base = self._config.checkpoint_url or f"{self._folder.url}/checkpoints"
+        base = self._folder.checkpoints_url(self._config)
         asked = set(self._snapshots_asked)
         name = f"step-{self.coordinator.updates:012d}"
         if not self._write_everywhere(f"{base}/{name}"):
@@ -635,8 +664,7 @@ class RunKeeper:
             self._notify()
             while self.coordinator.n_registered and time.monotonic() < deadline:
                 self.work.wait(TICK_SECONDS)
-        for peer in self._other_shards:
-            try:
-                self._peers.call(peer, End(finished=self.coordinator.final_state is RunState.FINISHED))
-            except (ConnectionLostError, ShardError, StorageError) as error:
-                log.info("shard %d was gone before the end: %s", peer, error)
+        end = End(finished=self.coordinator.final_state is RunState.FINISHED)
+        for peer, reply in at_once(lambda peer: self._peers.call(peer, end), self._other_shards).items():
+            if isinstance(reply, CirrusError):
+                log.info("shard %d was gone before the end: %s", peer, reply)

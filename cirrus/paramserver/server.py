@@ -1,8 +1,9 @@
 """One shard: its tables and marks, its sockets and threads, its life.
 
-There is a thread for each connection, one that accepts, and one that takes recovery snapshots. Shard 0 has
-one more, that of its :class:`~cirrus.paramserver.run_keeper.RunKeeper`; any other shard one that tells shard
-0 what it holds. Everything a client may know lies in the run folder.
+There is a thread for each connection, one that accepts, one that takes recovery snapshots, one that looks
+whether the shard was replaced, and one whose beat shows whether it stood still. Shard 0 has that of its
+:class:`~cirrus.paramserver.run_keeper.RunKeeper` too, and one that watches each other shard; any other shard
+has one that tells shard 0 what it holds. Everything a client may know lies in the run folder.
 
 Lock order: ``attaching``, ``_connections_lock``, then the gates of connections, then the keeper's ``work``,
 then ``_marks_lock``.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import resource
 import socket
 import sys
@@ -28,6 +30,7 @@ from cirrus.errors import (
     CirrusError,
     ConfigError,
     ConnectionLostError,
+    CorruptDataError,
     LeaseLostError,
     LimitError,
     ProtocolError,
@@ -71,8 +74,10 @@ FIRST_REPORT_SECONDS = 0.05
 REPORT_SECONDS = 0.5
 #: A shard looks this often whether a newer generation of it has been announced.
 CONFIRM_SECONDS = 1.0
-#: Pushes are taken for so long after the last such look; then it is looked first.
+#: One that stood still for so long may have been replaced, and looks before it takes another push.
 FENCE_SECONDS = 3.0
+#: Whether it stands still shows in this.
+BEAT_SECONDS = 0.5
 #: A connection's thread has this long to end.
 JOIN_SECONDS = 2.0
 ACCEPT_RETRY_SECONDS = 0.05
@@ -80,6 +85,8 @@ ACCEPT_RETRY_SECONDS = 0.05
 OTHER_FILES = 64
 #: A snapshot that could not be written is tried again this soon, if not sooner.
 SNAPSHOT_RETRY_SECONDS = 5.0
+#: What :meth:`RunKeeper._try_checkpoint` calls checkpoints.
+_CHECKPOINT = re.compile(r"step-[0-9]{12,20}")
 #: Counters that the status shows, in the order of the kernels' array.
 _COUNTERS = {
     "steps_applied": kernels.STEPS_APPLIED,
@@ -141,7 +148,8 @@ class Shard:
         self._connections_lock = threading.Lock()
         self._fewer_strangers = threading.Condition(self._connections_lock)
         self._n_accepted = 0
-        self._confirmed_at = time.monotonic()
+        self._awake_at = time.monotonic()
+        """Until then it did not stand still, or has looked since."""
         self._confirming = threading.Lock()
         self._past_counters = np.zeros(kernels.N_COUNTERS, np.int64)
         self._past_rows_pulled = 0
@@ -190,8 +198,9 @@ class Shard:
         except CirrusError:
             close(self._listener)
             raise
-        self._confirmed_at = time.monotonic()
+        self._awake_at = time.monotonic()
         self._spawn(self._accept, "accept")
+        self._spawn(self._beat, "beat")
         self._spawn(self._keep_confirmed, "generation")
         self._spawn(self._take_snapshots, "snapshots")
         if self._keeper is not None:
@@ -221,33 +230,41 @@ class Shard:
         self.crash()
 
     def confirm(self) -> None:
-        """Look whether this is still the newest generation, unless that was looked up just now.
+        """Look whether this is still the newest generation, if the shard stood still until now.
 
-        A shard that stood still, or was cut off, may have been replaced meanwhile: what it took from those
-        who have not heard of that would be lost. Where nobody can be asked, it goes on: what it takes then
-        counts only if shard 0 knows no other generation when the lease is done.
+        It may have been replaced meanwhile: what it took from those who have not heard of that would be lost.
+        Where nobody can be asked, it goes on: what it takes then counts only if shard 0 knows no other
+        generation when the lease is done. A shard that works does not wait here for the object store.
 
         Raises:
             SupersededError: It is not; it has stopped then.
         """
-        if time.monotonic() - self._confirmed_at < FENCE_SECONDS:
+        if time.monotonic() - self._awake_at < FENCE_SECONDS:
             return
         with self._confirming:
-            if time.monotonic() - self._confirmed_at >= FENCE_SECONDS:
+            begun_at = time.monotonic()
+            if begun_at - self._awake_at >= FENCE_SECONDS:
                 self._look_up_generation()
+                self._awake_at = begun_at
 
     def _look_up_generation(self) -> None:
         try:
             address = self.folder.shard_address(self.shard)
         except CirrusError as error:
             log.warning("shard %d cannot look whether it was replaced: %s", self.shard, error)
-        else:
-            if address is not None and address.generation > self.generation:
-                self.superseded()
-                raise SupersededError(
-                    f"generation {self.generation} of shard {self.shard} was replaced by {address.generation}"
-                )
-        self._confirmed_at = time.monotonic()
+            return
+        if address is not None and address.generation > self.generation:
+            self.superseded()
+            raise SupersededError(
+                f"generation {self.generation} of shard {self.shard} was replaced by {address.generation}"
+            )
+
+    def _beat(self) -> None:
+        """Note that the shard has not stood still; after a gap only a look says so again."""
+        while not self.stopping.wait(BEAT_SECONDS):
+            now = time.monotonic()
+            if now - self._awake_at < FENCE_SECONDS:
+                self._awake_at = now
 
     def _keep_confirmed(self) -> None:
         """Look regularly, so that nobody who pushes has to."""
@@ -394,6 +411,7 @@ class Shard:
         Raises:
             ProtocolError: There is no such lease.
             LeaseLostError: A later grant of it is at work here.
+            LimitError: There are too many epochs at work.
         """
         config = self.config
         if not (0 <= message.lease < len(config.leases) and 0 <= message.epoch < config.stop.epochs):
@@ -405,9 +423,9 @@ class Shard:
             previous = self._attachments.get(key)
             if previous is not None and previous[1] > message.grant:
                 raise LeaseLostError(f"lease {message.lease} of epoch {message.epoch} was given again")
+            marks = self._marks.of_epoch(message.epoch)
             self._leave(connection)
             self._attachments[key] = (connection, message.grant)
-            marks = self._marks.of_epoch(message.epoch)
         # Outside the lock, since this waits for the other connection's gate, and who holds all gates wants
         # the lock.
         if previous is not None and previous[0] is not connection:
@@ -429,6 +447,7 @@ class Shard:
         if isinstance(message, StatisticsRequest):
             return StatisticsReply(counts=self.counts())
         if isinstance(message, WriteCheckpoint):
+            self._check_place(message.url)
             self.write_part(message.url)
             return Done()
         if isinstance(message, End):
@@ -469,7 +488,7 @@ class Shard:
     def mark_of(self, key: LeaseKey) -> int:
         """Return the next position of a lease on this shard."""
         with self._marks_lock:
-            return int(self._marks.of_epoch(key[0])[key[1]])
+            return self._marks.of_lease(*key)
 
     def _plain_marks(self) -> tuple[int, dict[str, list[int]]]:
         with self._marks_lock:
@@ -537,6 +556,17 @@ class Shard:
                 pause = self.config.snapshot_seconds
                 steps_before = steps
 
+    def _check_place(self, url: str) -> None:
+        """Write nowhere but where this run's model and checkpoints go, whoever asks.
+
+        Raises:
+            ProtocolError: That is elsewhere.
+        """
+        folder, _, name = url.rpartition("/")
+        is_checkpoint = folder == self.folder.checkpoints_url(self.config) and _CHECKPOINT.fullmatch(name)
+        if url != self.folder.model_url and not is_checkpoint:
+            raise ProtocolError(f"{url!r} is no place for a checkpoint of this run")
+
     def write_part(self, url: str) -> None:
         """Write this shard's part of a checkpoint."""
         store = open_store(url)
@@ -547,13 +577,15 @@ class Shard:
         part = self._snapshots.newest()
         if part is not None:
             self.tables.restore([part])
-            self._restore_extra(part.extra)
+            with _damaged(f"{self.folder.url}/snapshots/{self.shard}"):
+                self._restore_extra(part.extra)
         elif self.config.resume_url is not None:
             store = open_store(self.config.resume_url)
             manifest = checkpoint.read_manifest(store)
             self.tables.restore(checkpoint.read_parts(store, manifest))
             if self.config.resume_ledger:
-                self._resume_ledger(manifest.extra)
+                with _damaged(f"{store.url}/{checkpoint.MANIFEST_KEY}"):
+                    self._resume_ledger(manifest.extra)
 
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         self._marks.restore(int(extra["completed_epochs"]), extra["marks"])
@@ -597,6 +629,21 @@ class Shard:
         )
         self._peers.call(0, started)
         return address.generation
+
+
+@contextlib.contextmanager
+def _damaged(where: str) -> Iterator[None]:
+    """Say of what is no ledger and no marks where it stands.
+
+    Raises:
+        CorruptDataError: It is none.
+    """
+    try:
+        yield
+    except CirrusError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CorruptDataError(f"{where}: does not say how far the run was: {error!r}") from error
 
 
 def _files_left() -> int:

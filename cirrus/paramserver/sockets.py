@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -47,15 +49,27 @@ def set_timeout(sock: socket.socket, receive_seconds: float, send_seconds: float
         sock.setsockopt(socket.SOL_SOCKET, option, value)
 
 
-def send_parts(sock: socket.socket, parts: Sequence[Buffer]) -> None:
-    """Send all pieces, blocking."""
+def send_parts(sock: socket.socket, parts: Sequence[Buffer], seconds: float = math.inf) -> None:
+    """Send all pieces, blocking.
+
+    Args:
+        sock: Where to.
+        parts: The pieces.
+        seconds: How long all of them may take; one call of the kernel has a timeout of its own.
+
+    Raises:
+        BlockingIOError: The peer has not taken them in time.
+    """
     if sum(len(part) for part in parts) <= JOIN_BYTES:
         sock.sendall(b"".join(parts))
         return
     views = [memoryview(part).cast("B") for part in parts if len(part)]
+    end = time.monotonic() + seconds
     while views:
         sent = sock.sendmsg(views[:MAX_PIECES])
         views = skip(views, sent)
+        if views and time.monotonic() > end:
+            raise BlockingIOError(f"the peer has not taken an answer after {seconds:g} s")
 
 
 def skip(views: list[memoryview], n_bytes: int) -> list[memoryview]:

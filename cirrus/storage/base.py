@@ -52,6 +52,15 @@ class ObjectStore(abc.ABC):
         """
         return self.get(key)
 
+    def get_secret(self, key: str) -> bytes:
+        """Return an object that was written with ``private=True``, if it is still private.
+
+        Raises:
+            NotFoundError: There is none.
+            StorageError: The store refused or failed; in a folder also: others may read or write it.
+        """
+        return self.get(key)
+
     @abc.abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return ``length`` bytes of an object from ``start`` on.

@@ -63,6 +63,18 @@ class FolderStore(ObjectStore):
                 )
             return file.read()
 
+    def get_secret(self, key: str) -> bytes:
+        """See :meth:`ObjectStore.get_secret`."""
+        path = self._path(key)
+        with _os_errors(path), open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            if mode & 0o077:
+                raise StorageError(
+                    f"{path}: is a secret, and others may use it (mode {mode:04o}): 'chmod 600' it if nobody "
+                    "has, else begin anew"
+                )
+            return file.read()
+
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """See :meth:`ObjectStore.get_range`."""
         path = self._path(key)
