@@ -77,6 +77,10 @@ class Plan:
         """Have the wall clocks of the programs that are started from now on jump to and fro by so much."""
         (self.folder / "clock").write_text(str(seconds))
 
+    def slow_down(self, seconds: float) -> None:
+        """Have the workers that are started from now on pause for so long at each step."""
+        (self.folder / "pause").write_text(str(seconds))
+
     def faults(self) -> list[tuple[int, Fault]]:
         """Return all faults, with their numbers."""
         raw = json.loads((self.folder / "faults.json").read_text())
@@ -165,7 +169,9 @@ class Injector:
 
         @functools.wraps(function)
         def watched(*arguments: Any, **named: Any) -> Any:
-            due = fault.saying in f"{arguments[1:]} {named}" and self._count(number) == fault.call
+            # To write arguments down takes longer than a step of training.
+            counts = not fault.saying or fault.saying in f"{arguments[1:]} {named}"
+            due = counts and self._count(number) == fault.call
             if due and fault.when == "before":
                 self.strike(number, fault)
             result = function(*arguments, **named)
@@ -211,6 +217,24 @@ def _jump_clock(plan: Plan) -> None:
     time.time_ns = lambda: int(jumping() * 1e9)
 
 
+def _slow_steps(plan: Plan) -> None:
+    """Make each step of this process take longer, where the plan says so."""
+    try:
+        seconds = float((plan.folder / "pause").read_text())
+    except FileNotFoundError:
+        return
+    from cirrus.worker_runtime.train import LeaseTrainer
+
+    push = LeaseTrainer._push
+
+    def slow_push(*arguments: Any, **named: Any) -> None:
+        time.sleep(seconds)
+        push(*arguments, **named)
+
+    if seconds > 0:
+        LeaseTrainer._push = slow_push  # type: ignore[method-assign]
+
+
 def run_shard(plan: Plan, arguments: Sequence[str]) -> int:
     """Be a shard."""
     from cirrus.paramserver import __main__ as program
@@ -227,6 +251,7 @@ def run_worker(plan: Plan) -> int:
     handle = program.handler
 
     def named(event: dict[str, Any]) -> dict[str, Any]:
+        _slow_steps(plan)
         Injector(plan, f"{event['role']}-{event['worker_id']}", int(event["generation"]))
         return handle(event)
 

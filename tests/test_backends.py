@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import stand_ins
-from stand_ins import eventually, make_backend, make_config, processes
+from stand_ins import PATIENCE_SECONDS, eventually, how_busy, make_backend, make_config, processes
 
 from cirrus.client_backend.backend import resolve_backend
 from cirrus.client_backend.inline import InlineBackend
@@ -26,7 +26,7 @@ from cirrus.client_backend.runs import new_run_id, open_run
 from cirrus.config import RunConfig
 from cirrus.errors import ConfigError, ConflictError, NotFoundError, RunError
 from cirrus.metrics import RunState
-from cirrus.run_folder import RunFolder
+from cirrus.run_folder import CLAIM_SECONDS, RunFolder
 
 #: A run ends within 3 s of Ctrl-C; the interpreter needs a little for itself.
 CTRL_C_SECONDS = 3.0
@@ -37,7 +37,7 @@ def nothing_left() -> Callable[[str], None]:
     """Return a check that no process of a run is left."""
 
     def check(run_id: str) -> None:
-        eventually(lambda: not processes(run_id), 5.0)
+        eventually(lambda: not processes(run_id))
 
     return check
 
@@ -58,8 +58,13 @@ def start_client(root: Path, run_id: str, how: str) -> subprocess.Popen[bytes]:
 
 def end_client(client: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
     """Wait for a client's end; return what it printed."""
-    out, err = client.communicate(timeout=CTRL_C_SECONDS + 2.0)
+    out, err = client.communicate(timeout=PATIENCE_SECONDS)
     return out, err
+
+
+def assert_in_time(seconds: float) -> None:
+    """Check that an end took no longer than Ctrl-C may, on a machine with nothing else to do."""
+    assert seconds < CTRL_C_SECONDS or seconds < CTRL_C_SECONDS * how_busy()
 
 
 def test_a_run_starts_works_and_finishes(tmp_path: Path, nothing_left: Check) -> None:
@@ -238,7 +243,7 @@ class TestClientsEnd:
         end_client(client)
         start = time.monotonic()
         with make_backend(tmp_path).attach(run_id) as run:
-            assert time.monotonic() - start < 4.0
+            assert time.monotonic() - start < CLAIM_SECONDS
             eventually(lambda: run.status.state is RunState.RUNNING)
             addresses = [run.folder.shard_address(shard) for shard in range(2)]
             eventually(lambda: all(run.folder.shard_address(s).generation == 2 for s in range(2)))  # type: ignore[union-attr]
@@ -267,7 +272,7 @@ class TestClientsEnd:
         start = time.monotonic()
         client.send_signal(signal.SIGINT)
         _, err = end_client(client)
-        assert time.monotonic() - start < CTRL_C_SECONDS
+        assert_in_time(time.monotonic() - start)
         assert b"KeyboardInterrupt" in err
         assert processes(run_id) == []
         assert open_run(str(tmp_path), run_id).status.state is RunState.INTERRUPTED
@@ -293,7 +298,7 @@ class TestClientsEnd:
         eventually(lambda: run.folder.store.list("stand-ins/") and run.folder.shard_address(1))
         start = time.monotonic()
         run.close()
-        assert time.monotonic() - start < CTRL_C_SECONDS
+        assert_in_time(time.monotonic() - start)
         assert processes(run.run_id) == []
         assert run.status.state is RunState.INTERRUPTED
 

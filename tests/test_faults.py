@@ -8,29 +8,31 @@ from __future__ import annotations
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import real_client
+from faults import Fault, Plan, armed
 from real_runs import accuracy, assert_exact, make_dataset, plan
-from stand_ins import eventually, processes
+from stand_ins import eventually, how_busy, processes
 
 from cirrus import Dataset
+from cirrus.client_backend.base import GENERATIONS_PER_CLIENT
 from cirrus.client_backend.inline import InlineBackend, InlineLauncher
 from cirrus.client_backend.local import LocalBackend
 from cirrus.client_backend.processes import child_environment
 from cirrus.client_backend.runs import Run, list_runs, open_run
 from cirrus.errors import RunError
-from cirrus.metrics import RunState
+from cirrus.metrics import RunEvent, RunState
 from cirrus.paramserver.client import Channel
 from cirrus.paramserver.protocol import StatisticsReply, StatisticsRequest
-from cirrus.run_folder import ShardAddress
+from cirrus.run_folder import ShardAddress, read_events
 
-WORKER, SHARD = "cirrus.worker_runtime", "cirrus.paramserver"
+PUSH = "cirrus.worker_runtime.train:LeaseTrainer._push"
 #: Moments and victims are drawn with this seed; another one is as good.
 SEED = int(os.environ.get("CIRRUS_TEST_SEED", "1"))
 GOOD_ACCURACY = 0.97
@@ -40,6 +42,13 @@ RUN_SECONDS = 100.0
 RECOVERY_SECONDS = 5.0
 #: Others may use the machine: of so many kills of a shard one must show it.
 RECOVERY_KILLS = 3
+N_WORKERS, WORKER_KILLS = 2, 20
+#: So many epochs are as good as more.
+EPOCHS = 12
+#: A worker is killed at one of its first steps, some leases' worth.
+MOST_STEPS_OF_A_LIFE = 60
+#: Of the time, what a worker costs that is killed every minute.
+KILL_SHARE = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -53,53 +62,81 @@ def updates(run: Run) -> int:
     return run.status.updates
 
 
-def kill_at(run: Run, moments: list[int], choose: Callable[[], int]) -> int:
-    """SIGKILL a chosen process whenever the run has made so many updates; return how often that was done."""
-    killed = 0
-    for moment in moments:
-        eventually(lambda moment=moment: updates(run) >= moment or run.status.state.ended, RUN_SECONDS)
-        if run.status.state.ended:
-            run.wait()  # raises when the run failed
-            break
-        os.kill(choose(), signal.SIGKILL)
-        killed += 1
-    return killed
+def deaths_in_a_step(rng: random.Random) -> list[Fault]:
+    """Return faults that kill each worker again and again, each time at another of its steps."""
+    return [
+        Fault(
+            who=f"train-{worker}",
+            victim=f"train-{worker}",
+            function=PUSH,
+            generation=GENERATIONS_PER_CLIENT + life,
+            call=rng.randint(1, MOST_STEPS_OF_A_LIFE),
+            when=rng.choice(["before", "after"]),
+        )
+        for worker in range(N_WORKERS)
+        for life in range(WORKER_KILLS // N_WORKERS)
+    ]
 
 
-def pick(run: Run, module: str, rng: random.Random) -> int:
-    """Return the id of one of the run's two processes of a kind, once both are there."""
-    found = eventually(lambda: len(alive := processes(run.run_id, module)) == 2 and alive)
-    return int(rng.choice(sorted(process.pid for process in found)))
+def seconds_without(events: list[RunEvent]) -> list[float]:
+    """Return, for each time that a worker was lost and came back, for how long it was away."""
+    found, left_at = [], {}
+    for event in events:
+        if event.kind == "left":
+            left_at[event.who] = event.at
+        elif event.kind == "joined" and event.who in left_at:
+            found.append(event.at - left_at.pop(event.who))
+    return found
 
 
 def test_workers_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> None:
-    """One of two workers is killed five times: every step of every epoch is applied once, none twice."""
-    config = plan(train, epochs=20)
-    rng = random.Random(SEED)
-    total = config.stop.epochs * config.steps_per_epoch
-    with LocalBackend(root=tmp_path).start(config) as run:
-        moments = [round(total * (kill + rng.random()) / 6) for kill in range(5)]
-        assert kill_at(run, moments, lambda: pick(run, WORKER, rng)) == 5
+    """Twenty are killed in the middle of a step: every step of every epoch is applied once, none twice.
+
+    One that is killed every minute costs less than a twentieth of the time: that in which it is away.
+    """
+    config = plan(train, n_workers=N_WORKERS)
+    armory = Plan(tmp_path / "faults")
+    armory.write(deaths_in_a_step(random.Random(SEED)))
+    with LocalBackend(root=tmp_path, commands=armed(armory)).start(config) as run:
+        all_struck = list(range(WORKER_KILLS))
+        eventually(lambda: armory.struck() == all_struck or run.status.state.ended, RUN_SECONDS)
+        eventually(lambda: run.status.epoch >= EPOCHS or run.status.state.ended, RUN_SECONDS)
+        run.stop()
         status = run.wait(RUN_SECONDS)
         assert status.state is RunState.FINISHED
-        assert_exact(config, status)
-        assert status.samples == config.stop.epochs * config.rows_per_epoch
+        assert armory.struck() == all_struck
+        assert [status.counts[f"shard{shard}.steps_applied"] for shard in range(2)] == [status.updates] * 2
+        for point in run.metrics():
+            if point.end_of_epoch:
+                assert point.updates == point.epoch * config.steps_per_epoch
+                assert point.samples == point.epoch * config.rows_per_epoch
+        assert status.epoch >= EPOCHS
         assert accuracy(run) > GOOD_ACCURACY
-        assert run.supervisor is not None
-        assert sum(run.supervisor.fleet.generations) >= 7
+        away = seconds_without(read_events(run.folder))
+        assert len(away) == WORKER_KILLS
+        share = statistics.median(away) / N_WORKERS / 60.0
+        print(f"a killed worker is away for {statistics.median(away):.2f} s: {share:.1%} of a minute's work")
+        assert share <= KILL_SHARE or share <= KILL_SHARE * how_busy()
     assert processes(run.run_id) == []
 
 
 def test_shards_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> None:
     """One of two shards is killed three times: it comes back, and what it lost is done again, once."""
-    config = plan(train, epochs=30)
+    config = plan(train, epochs=15)
     rng = random.Random(SEED)
-    total = config.stop.epochs * config.steps_per_epoch
-    with LocalBackend(root=tmp_path).start(config) as run:
-        moments = [round(total * (kill + rng.random()) / 4) for kill in range(3)]
-        assert kill_at(run, moments, lambda: pick(run, SHARD, rng)) == 3
+    armory = Plan(tmp_path / "faults")
+    # At so many steps of one worker, which does about half of all 6,000.
+    moments = [rng.randint(first, first + 200) for first in (100, 350, 600)]
+    armory.write(
+        [
+            Fault(who="train-0", victim=f"shard-{rng.randrange(2)}", function=PUSH, call=moment)
+            for moment in moments
+        ]
+    )
+    with LocalBackend(root=tmp_path, commands=armed(armory)).start(config) as run:
         status = run.wait(RUN_SECONDS)
         assert status.state is RunState.FINISHED
+        assert armory.struck() == [0, 1, 2]
         assert_exact(config, status)
         assert accuracy(run) > GOOD_ACCURACY
         addresses = [run.folder.shard_address(shard) for shard in range(2)]
@@ -115,7 +152,7 @@ def test_a_shard_that_was_killed_is_back_within_seconds(train: Dataset, tmp_path
         seconds: list[float] = []
         while len(seconds) < RECOVERY_KILLS and min(seconds, default=RECOVERY_SECONDS) >= RECOVERY_SECONDS:
             seconds.append(recover(run, shard))
-        assert min(seconds) < RECOVERY_SECONDS, seconds
+        assert min(seconds) < RECOVERY_SECONDS or min(seconds) < RECOVERY_SECONDS * how_busy(), seconds
         run.kill()
 
 
@@ -163,12 +200,15 @@ def test_threads_recover_as_processes_do(train: Dataset) -> None:
 
 def test_workers_may_be_short_lived(train: Dataset, tmp_path: Path) -> None:
     """Workers that live for a second each, as functions do for minutes, lose and repeat nothing."""
-    config = plan(train, epochs=8)
+    config = plan(train)
     with LocalBackend(root=tmp_path, generation_seconds=1.0).start(config) as run:
-        status = run.wait(RUN_SECONDS)
-        assert_exact(config, status)
         assert run.supervisor is not None
-        assert min(run.supervisor.fleet.generations) >= 2
+        fleet = run.supervisor.fleet
+        eventually(lambda: min(fleet.generations) >= 2 or run.status.state.ended, RUN_SECONDS)
+        run.stop()
+        status = run.wait(RUN_SECONDS)
+        assert status.state is RunState.FINISHED
+        assert [status.counts[f"shard{shard}.steps_applied"] for shard in range(2)] == [status.updates] * 2
 
 
 class TestTheClientDies:
@@ -190,7 +230,7 @@ class TestTheClientDies:
         """Kill the client; all that it started goes too, and the run is listed as interrupted."""
         client.kill()
         client.communicate(timeout=10.0)
-        eventually(lambda: not processes(run_id), 5.0)
+        eventually(lambda: not processes(run_id))
         (summary,) = [run for run in list_runs(str(root)) if run.run_id == run_id]
         assert summary.status is not None
         assert summary.status.state is RunState.INTERRUPTED
@@ -237,7 +277,8 @@ class TestTheClientDies:
         start = time.monotonic()
         client.send_signal(signal.SIGINT)
         _, err = client.communicate(timeout=10.0)
-        assert time.monotonic() - start < CTRL_C_SECONDS
+        seconds = time.monotonic() - start
+        assert seconds < CTRL_C_SECONDS or seconds < CTRL_C_SECONDS * how_busy()
         assert b"KeyboardInterrupt" in err
         assert processes(run_id) == []
         assert open_run(str(tmp_path), run_id).status.state is RunState.INTERRUPTED

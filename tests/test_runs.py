@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_ins import POLL_SECONDS, eventually, make_config
+from stand_ins import POLL_SECONDS, eventually, how_busy, make_config
 
 from cirrus.client_backend.claims import is_held, machine_name, new_claim, process_exists
 from cirrus.client_backend.inline import (
@@ -181,7 +181,7 @@ class TestInlineRuns:
         stored = set(open_store(INLINE_ROOT).list())  # other tests use the same store of this process
         yield
         gc.collect()
-        eventually(lambda: set(threading.enumerate()) <= before, 5.0)
+        eventually(lambda: set(threading.enumerate()) <= before)
         assert set(open_store(INLINE_ROOT).list()) <= stored
 
     def test_a_whole_run(self) -> None:
@@ -210,7 +210,7 @@ class TestInlineRuns:
                 run.wait()
             times.append(time.perf_counter() - start)
         assert config.n_workers == 1
-        assert min(times) < 0.05
+        assert min(times) < 0.05 or min(times) < 0.05 * how_busy()
 
     def test_a_crashed_shard_comes_back(self) -> None:
         """A shard that ends without notice is started again under the next generation."""

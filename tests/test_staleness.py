@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import Fault, Plan, armed
 from ps_runs import Shards, make_config, make_leases, running
 from real_runs import accuracy, assert_exact, make_data, make_dataset, plan
-from stand_ins import eventually, processes
+from stand_ins import eventually
 
 from cirrus import Dataset, LogisticRegression
+from cirrus.client_backend.base import GENERATIONS_PER_CLIENT
 from cirrus.client_backend.local import LocalBackend
 from cirrus.config import OPTIMIZER_PARAMS
 from cirrus.errors import LeaseLostError
@@ -23,8 +22,8 @@ from cirrus.paramserver.client import Channel, ParameterClient
 from cirrus.paramserver.protocol import NextTask, StepTurn, Task, TurnReply
 
 N_STEPS = 6
-SEED = int(os.environ.get("CIRRUS_TEST_SEED", "1"))
-RUN_SECONDS = 60.0
+PUSH = "cirrus.worker_runtime.train:LeaseTrainer._push"
+RUN_SECONDS = 110.0
 
 
 class Stepper:
@@ -150,21 +149,28 @@ def test_several_workers_are_deterministic(mode: str) -> None:
     assert losses == [losses[0]] * 4
 
 
+def deaths(first: int) -> list[Fault]:
+    """Return faults that hit both workers and both shards, at steps of first and of second lives."""
+    second = first + 1
+    return [
+        Fault(who="train-0", victim="train-0", generation=first, function=PUSH, call=60),
+        Fault(who="train-1", victim="shard-0", generation=first, function=PUSH, call=90),
+        Fault(who="train-1", victim="train-1", generation=first, function=PUSH, call=150),
+        # Whichever of the two comes first may do all that is left.
+        Fault(who="train-0", victim="shard-1", generation=second, function=PUSH, call=60),
+        Fault(who="train-1", victim="shard-1", generation=second, function=PUSH, call=60),
+    ]
+
+
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_workers_and_shards_may_die_while_others_wait(train: Dataset, tmp_path: Path, staleness: int) -> None:
     """A worker and each of two shards are killed: the run goes on, and every step counts once."""
     config = plan(train, epochs=6, staleness=staleness, batch_size=100)
-    rng = random.Random(SEED)
-    total = config.stop.epochs * config.steps_per_epoch
-    with LocalBackend(root=tmp_path).start(config) as run:
-        victims = ["worker_runtime", "paramserver", "worker_runtime", "paramserver"]
-        for i, victim in enumerate(victims):
-            moment = total * (i + rng.random()) / 6
-            eventually(lambda moment=moment: run.status.updates >= moment, RUN_SECONDS)
-            module = f"cirrus.{victim}"
-            found = eventually(lambda module=module: len(p := processes(run.run_id, module)) == 2 and p)
-            os.kill(sorted(process.pid for process in found)[i // 2], signal.SIGKILL)
+    armory = Plan(tmp_path / "faults")
+    armory.write(deaths(GENERATIONS_PER_CLIENT))
+    with LocalBackend(root=tmp_path, commands=armed(armory)).start(config) as run:
         status = run.wait(RUN_SECONDS)
         assert status.state is RunState.FINISHED
+        assert armory.struck() in ([0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2, 3, 4])
         assert_exact(config, status)
         assert accuracy(run) > 0.95
