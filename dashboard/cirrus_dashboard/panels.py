@@ -271,7 +271,7 @@ def parallel(records: Sequence[RunRecord], names: Sequence[str]) -> Any:
         },
         "yaxis": {"visible": False, "range": [-0.05, 1.05]},
     }
-    help_text = "One line a run, dark where the loss is low; hover for its values."
+    help_text = "One line a run, in the strongest colour where the loss is low; hover for its values."
     inner = html.Div(_graph({"data": traces, "layout": layout}, 420), style={"minWidth": "560px"})
     return html.Div([html.P(help_text, className="faint"), html.Div(inner, className="scroll")])
 
