@@ -132,6 +132,24 @@ def test_a_kill_is_heard_while_the_model_cannot_be_saved(tmp_path: Path) -> None
         assert status.state is RunState.KILLED
 
 
+def test_a_run_that_is_over_is_told_before_its_snapshots_go(tmp_path: Path) -> None:
+    """Also where shard 0 is stopped between the last thing to do and the word of it: nobody does it again."""
+    config = make_config(leases=LEASES, stop={"epochs": 1})
+    with running(tmp_path / "run", config) as shards:
+        shard = shards.shards[0]
+        keeper = shard._keeper
+        assert keeper is not None
+        eventually(lambda: shards.folder.status() is not None)
+        with keeper.work:  # which holds back the keeper's own thread
+            keeper.coordinator.end("epochs", RunState.FINISHED)
+            keeper.coordinator.phase = Phase.ENDED
+            shard.stop()
+        status = shards.folder.status()
+        assert status is not None
+        assert status.state is RunState.FINISHED
+        assert shards.folder.store.list("snapshots/0/") == []
+
+
 def test_requests_that_mean_nothing_are_put_away(tmp_path: Path) -> None:
     """An unknown action is no reason to end a run, nor to stay in the folder."""
     with running(tmp_path / "run", make_config()) as shards:

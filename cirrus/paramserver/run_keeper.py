@@ -163,6 +163,8 @@ class RunKeeper:
         self._retry_cut_at = float("inf")
         self._checkpoint_problem: str | None = None
         self._save_failing_since: float | None = None
+        self._telling_end = threading.Lock()
+        self._has_noted_end = self._has_told_end = False
         self._control_seconds = REMOTE_CONTROL_SECONDS if folder.is_remote else CONTROL_SECONDS
 
     @property
@@ -339,6 +341,26 @@ class RunKeeper:
             self._events.ended("interrupted: client lost", time.time())
             self._notify()
         self._report()
+
+    def tell_end(self) -> bool:
+        """Have the run folder say that the run is over, unless it does already; return whether it does.
+
+        The keeper's thread does, and whoever shuts the shard down before that: what the run could be gone on
+        with is deleted then, and a folder that calls it running would have it done again.
+
+        Raises:
+            StorageError: The folder has refused for :data:`MUTE_SECONDS`.
+            SupersededError: A newer shard 0 looks after the run.
+        """
+        with self._telling_end:
+            if not self._has_told_end:
+                if not self._has_noted_end:
+                    with self.work:
+                        how = f"{self.coordinator.final_state}: {self.coordinator.stop_reason}"
+                        self._events.ended(how, time.time())
+                    self._has_noted_end = True
+                self._has_told_end = self._report()
+            return self._has_told_end
 
     def _keep_going(self) -> None:
         status, control = _Timer(STATUS_SECONDS), _Timer(self._control_seconds)
@@ -651,10 +673,7 @@ class RunKeeper:
 
     def _say_farewell(self) -> None:
         """The run is over: say so in the folder, to the workers, and to the other shards."""
-        with self.work:
-            coordinator = self.coordinator
-            self._events.ended(f"{coordinator.final_state}: {coordinator.stop_reason}", time.time())
-        while not self._report():
+        while not self.tell_end():
             self._shard.stopping.wait(STATUS_SECONDS)
         with contextlib.suppress(StorageError):  # of a run that is over nobody reads them
             for key, _ in self._folder.requests():

@@ -285,9 +285,10 @@ class Shard:
         self._stop_waiting()
         self._close_listener()
         keeper = self._keeper
-        if keeper is not None and keeper.run_ended:
-            self._model_saved = keeper.coordinator.final_state is RunState.FINISHED
         try:
+            if keeper is not None and keeper.run_ended:
+                is_told = keeper.tell_end()
+                self._model_saved = is_told and keeper.coordinator.final_state is RunState.FINISHED
             if self._model_saved:
                 self._snapshots.clear()
             elif self._restored:
