@@ -203,6 +203,19 @@ data "aws_iam_policy_document" "client" {
     resources = [aws_iam_role.server.arn]
   }
 
+  # The first spot instance of an account makes this role; later ones find it.
+  statement {
+    sid       = "SpotServersRole"
+    actions   = ["iam:CreateServiceLinkedRole"]
+    resources = ["${local.arn}:iam::${local.account}:role/aws-service-role/spot.amazonaws.com/*"]
+
+    condition {
+      test     = "StringEquals"
+      variable = "iam:AWSServiceName"
+      values   = ["spot.amazonaws.com"]
+    }
+  }
+
   statement {
     sid       = "ServersImage"
     actions   = ["ssm:GetParameters"]

@@ -39,8 +39,6 @@ resource "aws_lambda_function" "worker" {
 
   environment {
     variables = {
-      POWERTOOLS_SERVICE_NAME      = "cirrus"
-      POWERTOOLS_METRICS_NAMESPACE = "Cirrus"
       # Workers are parallel as functions; threads of the numeric libraries would only get in their way.
       OMP_NUM_THREADS      = "1"
       OPENBLAS_NUM_THREADS = "1"

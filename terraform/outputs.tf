@@ -1,63 +1,89 @@
-# What `cirrus` reads; the names are fields of cirrus.client_backend.aws.deployment.Deployment.
+# What `cirrus` reads: the fields of cirrus.client_backend.aws.deployment.Deployment, as outputs for whoever has the
+# state, and as an object in the bucket for all others.
+
+locals {
+  deployment = {
+    name               = var.name
+    region             = local.region
+    availability_zone  = local.zone
+    bucket             = aws_s3_bucket.this.id
+    architecture       = var.architecture
+    worker_functions   = { for size, function in aws_lambda_function.worker : size => function.function_name }
+    launch_template_id = aws_launch_template.server.id
+    instance_type      = local.instance_type
+    disk_gb            = var.disk_gb
+    subnet_id          = local.subnet_id
+    keep_warm_seconds  = var.keep_warm_seconds
+    spot               = var.spot
+  }
+}
+
+resource "aws_s3_object" "deployment" {
+  #checkov:skip=CKV_AWS_186:Encrypted with keys of S3, as the bucket is
+  bucket       = aws_s3_bucket.this.id
+  key          = "cirrus/deployment.json"
+  content      = jsonencode(local.deployment)
+  content_type = "application/json"
+}
 
 output "name" {
   description = "Name of the deployment."
-  value       = var.name
+  value       = local.deployment.name
 }
 
 output "region" {
   description = "Region of everything."
-  value       = local.region
+  value       = local.deployment.region
 }
 
 output "availability_zone" {
   description = "Zone of functions and shard servers."
-  value       = local.zone
+  value       = local.deployment.availability_zone
 }
 
 output "bucket" {
   description = "Name of the bucket for data, runs and models."
-  value       = aws_s3_bucket.this.id
+  value       = local.deployment.bucket
 }
 
 output "architecture" {
   description = "Processor of functions and shard servers."
-  value       = var.architecture
+  value       = local.deployment.architecture
 }
 
 output "worker_functions" {
   description = "Name of the worker function of each memory size in MB."
-  value       = { for size, function in aws_lambda_function.worker : size => function.function_name }
+  value       = local.deployment.worker_functions
 }
 
 output "launch_template_id" {
   description = "Launch template of the shard servers."
-  value       = aws_launch_template.server.id
+  value       = local.deployment.launch_template_id
 }
 
 output "instance_type" {
   description = "Type of the shard servers."
-  value       = local.instance_type
+  value       = local.deployment.instance_type
 }
 
 output "disk_gb" {
   description = "Size of a shard server's disk in GB."
-  value       = var.disk_gb
+  value       = local.deployment.disk_gb
 }
 
 output "subnet_id" {
   description = "Subnet of functions and shard servers."
-  value       = local.subnet_id
+  value       = local.deployment.subnet_id
 }
 
 output "keep_warm_seconds" {
   description = "How long a shard server waits for its next run."
-  value       = var.keep_warm_seconds
+  value       = local.deployment.keep_warm_seconds
 }
 
 output "spot" {
   description = "Whether shard servers are spot instances by default."
-  value       = var.spot
+  value       = local.deployment.spot
 }
 
 output "client_policy_arn" {

@@ -1,6 +1,6 @@
 # How shard servers are launched; clients launch them, and they end themselves.
 
-# Which types there are differs by region and zone, and EC2 tells. Best first: by baseline bandwidth for the price.
+# Which types there are differs by region and zone, and EC2 tells. Best first, by baseline bandwidth.
 data "aws_ec2_instance_type_offerings" "servers" {
   location_type = "availability-zone"
 

@@ -14,6 +14,11 @@ variable "region" {
   description = "AWS region; null: the one that the environment or the profile names."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.region == null ? true : can(regex("^[a-z]{2}(-[a-z]+)+-[0-9]+$", var.region))
+    error_message = "region: a region such as eu-central-1."
+  }
 }
 
 variable "tags" {
@@ -21,6 +26,14 @@ variable "tags" {
   type        = map(string)
   default     = {}
   nullable    = false
+
+  validation {
+    condition = alltrue([
+      for key, value in var.tags :
+      can(regex("^[^:].{0,127}$", key)) && length(value) <= 256 && !can(regex("^(?i:aws|cirrus):", key))
+    ])
+    error_message = "tags: keys of 1 to 128 characters that do not begin with aws: or cirrus:, and values of up to 256."
+  }
 }
 
 variable "worker_package" {
@@ -120,6 +133,11 @@ variable "data_buckets" {
   type        = set(string)
   default     = []
   nullable    = false
+
+  validation {
+    condition     = alltrue([for name in var.data_buckets : can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", name))])
+    error_message = "data_buckets: names of buckets, such as my-data, without s3:// and without a path."
+  }
 }
 
 variable "temporary_days" {
@@ -138,6 +156,11 @@ variable "vpc_id" {
   description = "Your own VPC; null makes one. Yours needs an S3 gateway endpoint in the route table of subnet_id."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.vpc_id == null ? true : can(regex("^vpc-[0-9a-f]+$", var.vpc_id))
+    error_message = "vpc_id: the id of a VPC, such as vpc-0123456789abcdef0."
+  }
 }
 
 variable "subnet_id" {
@@ -148,6 +171,11 @@ variable "subnet_id" {
   validation {
     condition     = (var.subnet_id == null) == (var.vpc_id == null)
     error_message = "subnet_id: give vpc_id and subnet_id, or neither."
+  }
+
+  validation {
+    condition     = var.subnet_id == null ? true : can(regex("^subnet-[0-9a-f]+$", var.subnet_id))
+    error_message = "subnet_id: the id of a subnet, such as subnet-0123456789abcdef0."
   }
 }
 
@@ -167,10 +195,17 @@ variable "availability_zone" {
   description = "Zone of functions and shard servers, both in one: bytes between zones cost more than the functions. Null: the first that has the servers' type."
   type        = string
   default     = null
+
+  validation {
+    condition = (
+      var.availability_zone == null ? true : can(regex("^[a-z]{2}(-[a-z]+)+-[0-9]+[a-z]$", var.availability_zone))
+    )
+    error_message = "availability_zone: a zone such as eu-central-1a."
+  }
 }
 
 variable "instance_type" {
-  description = "Type of the shard servers; null: the first of c8gn.large, c7gn.large, c6gn.large (x86_64: c6in.large, c5n.large) that the region has. Choose by baseline, not burst, bandwidth."
+  description = "Type of the shard servers; null: the first of c8gn.large, c7gn.large, c6gn.large, c7g.large (x86_64: c6in.large, c5n.large, c6i.large) that the region has. Choose by baseline, not burst, bandwidth."
   type        = string
   default     = null
 
@@ -191,6 +226,13 @@ variable "server_image_id" {
   description = "Image of the shard servers; null: the newest Amazon Linux 2023 at each launch."
   type        = string
   default     = null
+
+  validation {
+    condition = (
+      var.server_image_id == null ? true : can(regex("^(ami-[0-9a-f]+|resolve:ssm:/.+)$", var.server_image_id))
+    )
+    error_message = "server_image_id: an image such as ami-0123456789abcdef0, or resolve:ssm:/PARAMETER."
+  }
 }
 
 variable "disk_gb" {

@@ -85,6 +85,7 @@ def aws_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsStack]:
                 deployment=deployment, environment=environment, operator=operator, home=folder / "home"
             )
         assert operator.problems == []
+        _launch_a_server(environment, deployment)
         _destroy(environment, plugins)
         after = leftovers(environment)
         assert {kind: after[kind] for kind in after if after[kind] != before[kind]} == {}
@@ -163,6 +164,18 @@ def _deploy(environment: Mapping[str, str], plugins: Path, everything: str, ec2:
         deployment = deploy(options, boto3.session.Session(), lambda plan: True, lambda text: None)
     assert deployment is not None
     return deployment
+
+
+def _launch_a_server(environment: Mapping[str, str], deployment: Any) -> None:
+    """Have a server at work when the deployment is removed, as a run leaves it whose client died."""
+    tags = {"cirrus:owner": "cirrus", "cirrus:deployment": deployment.name, "cirrus:run": "r"}
+    pairs = [{"Key": key, "Value": value} for key, value in tags.items()]
+    client(environment, "ec2").run_instances(
+        LaunchTemplate={"LaunchTemplateId": deployment.launch_template_id, "Version": "$Latest"},
+        MinCount=1,
+        MaxCount=1,
+        TagSpecifications=[{"ResourceType": "instance", "Tags": pairs}],
+    )
 
 
 def _destroy(environment: Mapping[str, str], plugins: Path) -> None:

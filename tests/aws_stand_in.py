@@ -24,7 +24,7 @@ import pytest
 from aws_services import moto_services, use_services
 from aws_stack import ACCOUNT, ministack
 
-from cirrus.client_backend.aws.deployment import Deployment
+from cirrus.client_backend.aws.deployment import DEPLOYMENT_KEY, Deployment
 from cirrus.client_backend.aws.facade import TAG_OWNER, TAG_RUN, TAG_SHARDS
 from cirrus.client_backend.processes import child_environment
 from cirrus.metrics import RunState
@@ -271,7 +271,8 @@ def stand_in(home: Path, *, warm_seconds: float = 0.0) -> Iterator[Stack]:
                 subnet_id="subnet-1",
                 keep_warm_seconds=warm_seconds,
             )
-            deployment.save()
+            open_store(deployment.root).put(DEPLOYMENT_KEY, deployment.to_json())
+            deployment.note_down()
             hosts = Hosts(warm_seconds)
             try:
                 yield Stack(deployment, hosts, url)

@@ -39,17 +39,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Those that need a whole deployment come first, and have time: another process does the rest meanwhile.
     """
     for item in items:
-        deployed = "aws_stack" in getattr(item, "fixturenames", ())
+        deployed = _needs_deployment(item)
         if deployed:
             item.add_marker(pytest.mark.timeout(DEPLOYED_TEST_SECONDS))
         group = "deployed" if deployed else item.nodeid.split("::")[0]
         # They share a cluster, and a process can be connected to one at a time.
-        group = "ray" if _runs_on_ray(item) else group
+        group = "ray" if _runs_on(item, "ray", "ray_cluster") else group
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: "aws_stack" not in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: not _needs_deployment(item))
 
 
-def _runs_on_ray(item: pytest.Item) -> bool:
+def _needs_deployment(item: pytest.Item) -> bool:
+    return _runs_on(item, "aws", "aws_stack")
+
+
+def _runs_on(item: pytest.Item, backend: str, fixture: str) -> bool:
+    """Tell whether a test uses a backend: it asks for what that needs, or is run with that among others."""
     call = getattr(item, "callspec", None)
-    is_asked_for = call is not None and call.params.get("backend") == "ray"
-    return is_asked_for or "ray_cluster" in getattr(item, "fixturenames", ())
+    is_given = call is not None and call.params.get("backend") == backend
+    return is_given or fixture in getattr(item, "fixturenames", ())

@@ -11,8 +11,14 @@ import boto3
 import pytest
 from aws_services import moto_services, use_services
 
-from cirrus.client_backend.aws.deployment import Deployment, bucket_deployment, local_deployment
+from cirrus.client_backend.aws.deployment import (
+    DEPLOYMENT_KEY,
+    Deployment,
+    bucket_deployment,
+    local_deployment,
+)
 from cirrus.errors import ConfigError, CorruptDataError
+from cirrus.storage import open_store
 
 
 def make_deployment(**changes: Any) -> Deployment:
@@ -56,7 +62,8 @@ def test_a_deployment_is_found_by_its_bucket_and_on_this_machine(bucket: str) ->
         local_deployment()
     with pytest.raises(ConfigError, match="no bucket that 'cirrus deploy' has made"):
         bucket_deployment(bucket)
-    deployment.save()
+    open_store(deployment.root).put(DEPLOYMENT_KEY, deployment.to_json())
+    deployment.note_down()
     assert (
         local_deployment() == bucket_deployment(bucket) == bucket_deployment(f"s3://{bucket}/") == deployment
     )

@@ -94,7 +94,7 @@ def test_the_default_zip_is_for_lambda(tmp_path):
         check_shared_object(name, data, ARM_2_34)
     assert said[0] == "fetching wheels for Python 3.13 on arm64"
     if sys.version_info[:2] != (3, 13):
-        assert any("cold starts take 0.4 s longer" in text for text in said)
+        assert any("cold starts take 0.3 s longer" in text for text in said)
 
 
 def test_the_zip_holds_what_workers_import_and_no_more(worker):
@@ -246,6 +246,7 @@ def test_importing_the_handler_is_quick(unzipped):
     seconds = [
         float(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout) for _ in range(5)
     ]
+    print(f"importing the handler takes {min(seconds):.2f} s of a processor")
     assert min(seconds) <= IMPORT_SECONDS
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 import pytest
 import real_runs
 import stand_ins
@@ -75,12 +76,17 @@ def works(run: Run) -> bool:
 
 
 def test_a_second_run_finds_a_warm_server(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
-    """The server of a run that has finished is used again, at once, and is tagged with the new run."""
+    """The server of a run that has just finished is used again, and is tagged with the new run."""
     first = backend().start(real_runs.plan(rows, epochs=1, n_shards=2))
     assert first.wait(200.0).state is RunState.FINISHED
     (name,) = stack.hosts.living()
-    eventually(lambda: f"servers/{name}.json" in cirrus_keys("servers/"))
-    second = backend().start(real_runs.plan(rows, epochs=1, n_shards=1))
+    second = backend().start(real_runs.plan(rows, epochs=20, n_shards=1))
+    eventually(lambda: works(second))
+    address = second.folder.shard_address(0)
+    assert address is not None
+    # From elsewhere this process could not reach a shard: it does not try to.
+    peers = {c.raddr.port for c in psutil.Process().net_connections("tcp4") if c.raddr}
+    assert address.port not in peers
     assert second.wait(200.0).state is RunState.FINISHED
     assert stack.hosts.living() == [name]
     assert stack.hosts.hosts[name].served == [first.run_id, second.run_id]
@@ -192,9 +198,16 @@ import sys, cirrus
 from cirrus.config import RunConfig
 from pathlib import Path
 config = RunConfig.from_json(Path(sys.argv[2]).read_bytes())
-run = cirrus.AWSBackend(sys.argv[1], generation_seconds=30.0).start(config)
+backend = cirrus.AWSBackend(sys.argv[1], generation_seconds=30.0)
+run = backend.start(config) if sys.argv[3] == "start" else backend.attach(config.run_id, killed=True)
 run.wait(on_event=lambda status: print(status.updates, flush=True) if status.updates else None)
 """
+
+
+def start_client(config: Path, how: str) -> subprocess.Popen[bytes]:
+    """Start a process that begins or resumes a run and waits for it; it tells the updates as it sees them."""
+    command = [sys.executable, "-c", CLIENT, BUCKET, str(config), how]
+    return subprocess.Popen(command, env=child_environment(os.environ), stdout=subprocess.PIPE)
 
 
 def cli(*words: str, home: Path) -> str:
@@ -210,14 +223,14 @@ def cli(*words: str, home: Path) -> str:
 def test_a_client_is_killed_and_another_machine_goes_on(
     stack: Stack, no_servers: None, rows: cirrus.Dataset, tmp_path: Path
 ) -> None:
-    """Who knows the bucket alone sees the run, resumes it, and ends it; nothing is left that is billed."""
+    """Who knows the bucket alone sees the run, resumes it, and ends it; nothing is left that is billed.
+
+    Not after Ctrl-C either.
+    """
     config = real_runs.plan(rows, n_workers=2)
     path = tmp_path / "config.json"
     path.write_bytes(config.to_json())
-    environment = child_environment(os.environ)
-    client = subprocess.Popen(
-        [sys.executable, "-c", CLIENT, BUCKET, str(path)], env=environment, stdout=subprocess.PIPE
-    )
+    client = start_client(path, "start")
     assert client.stdout is not None
     assert int(client.stdout.readline()) > 0
     client.send_signal(signal.SIGKILL)
@@ -238,10 +251,16 @@ def test_a_client_is_killed_and_another_machine_goes_on(
     assert stack.hosts.living() == []
     # Even a killed run goes on, on another server, from its last snapshot.
     before = open_run(ROOT, config.run_id).status.updates
-    with found.attach(config.run_id, killed=True) as again:
-        eventually(lambda: again.status.state is RunState.RUNNING and again.status.updates > before)
-        assert len(stack.hosts.living()) == 1
+    client = start_client(path, "attach")
+    assert client.stdout is not None
+    while int(client.stdout.readline()) <= before:
+        pass
+    assert len(stack.hosts.living()) == 1
+    client.send_signal(signal.SIGINT)
+    client.communicate(timeout=PATIENCE_SECONDS)
+    assert client.returncode != 0
     assert stack.hosts.living() == []
+    assert open_run(ROOT, config.run_id).status.state is RunState.INTERRUPTED
 
 
 def found_alive(run_id: str) -> bool:

@@ -148,7 +148,10 @@ def test_servers_are_launched_closed_and_end_by_themselves(on_aws):
     assert data["MetadataOptions"]["InstanceMetadataTags"] == "enabled"
     assert data["InstanceInitiatedShutdownBehavior"] == "terminate"
     assert data["BlockDeviceMappings"][0]["Ebs"]["Encrypted"]
-    assert not data["NetworkInterfaces"][0]["AssociatePublicIpAddress"]
+    (interface,) = data["NetworkInterfaces"]
+    assert not interface["AssociatePublicIpAddress"]
+    assert interface["SubnetId"] == on_aws.deployment.subnet_id
+    assert data["IamInstanceProfile"]["Arn"].endswith("/cirrus-server-us-east-1")
     script = base64.b64decode(data["UserData"]).decode()
     commands = [line for line in script.splitlines() if line and not line.startswith("#")]
     assert commands[0] == "shutdown -h +1440"
@@ -159,6 +162,34 @@ def test_functions_are_as_workers_need_them(on_aws):
     found = on_aws.client("lambda").get_function_configuration(FunctionName="cirrus-worker-1769")
     assert (found["Handler"], found["Timeout"], found["MemorySize"]) == ("cirrus_lambda.handler", 900, 1769)
     assert found["VpcConfig"]["SubnetIds"] == [on_aws.deployment.subnet_id]
+    # New accounts would refuse a reservation.
+    reserved = on_aws.client("lambda").get_function_concurrency(FunctionName="cirrus-worker-1769")
+    assert "ReservedConcurrentExecutions" not in reserved
+    groups = on_aws.client("logs").describe_log_groups(logGroupNamePrefix="/aws/lambda/cirrus-worker-1769")
+    assert [group["retentionInDays"] for group in groups["logGroups"]] == [14]
+
+
+def test_the_network_leads_to_s3_alone(on_aws):
+    """One subnet in the deployment's zone, no gateway but S3's, which lets through Amazon's packages, too."""
+    ec2 = on_aws.client("ec2")
+    (subnet,) = ec2.describe_subnets(SubnetIds=[on_aws.deployment.subnet_id])["Subnets"]
+    assert subnet["AvailabilityZone"] == on_aws.deployment.availability_zone
+    assert not subnet["MapPublicIpOnLaunch"]
+    here = [{"Name": "vpc-id", "Values": [subnet["VpcId"]]}]
+    assert ec2.describe_nat_gateways(Filters=here)["NatGateways"] == []
+    attached = [{"Name": "attachment.vpc-id", "Values": [subnet["VpcId"]]}]
+    assert ec2.describe_internet_gateways(Filters=attached)["InternetGateways"] == []
+    assert [x["SubnetId"] for x in ec2.describe_subnets(Filters=here)["Subnets"]] == [subnet["SubnetId"]]
+    (endpoint,) = ec2.describe_vpc_endpoints(Filters=here)["VpcEndpoints"]
+    assert (endpoint["ServiceName"], endpoint["VpcEndpointType"]) == ("com.amazonaws.us-east-1.s3", "Gateway")
+    statements = {each["Sid"]: each for each in json.loads(endpoint["PolicyDocument"])["Statement"]}
+    bucket = f"arn:aws:s3:::{on_aws.deployment.bucket}"
+    assert set(statements["OwnBucket"]["Resource"]) == {bucket, f"{bucket}/*"}
+    packages = statements["AmazonLinuxPackages"]
+    assert (packages["Action"], packages["Resource"]) == (
+        "s3:GetObject",
+        "arn:aws:s3:::al2023-repos-us-east-1-de612dc2/*",
+    )
 
 
 def test_an_instance_runs_its_user_data_and_serves(on_aws, facade):
@@ -191,6 +222,7 @@ def test_an_instance_runs_its_user_data_and_serves(on_aws, facade):
         assert servers.claim(name, ServerClaim(run=second.run_id, shards=(0, 1)))
         eventually(lambda: (found := client.folder.status()) is not None and found.updates > 0)
         seconds = time.monotonic() - start
+        print(f"the first step of a second run comes {seconds:.1f} s after the claim on its warm server")
         working.join(BOOT_SECONDS)
         assert_exact(second, client.finished())
     facade.terminate([name])

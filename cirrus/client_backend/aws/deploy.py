@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 #: Servers that were told to end have this long to be gone; while they are there, nothing else can go.
 TERMINATE_SECONDS = 300.0
 TERMINATE_POLL_SECONDS = 2.0
-#: What the deployment itself keeps in the bucket; everything else is the user's.
-PACKAGES = "packages"
-OWN_PREFIXES = (PACKAGES, "cirrus", "jobs", "scratch", "servers", "tmp")
+#: What the deployment itself keeps in the bucket, Terraform's part first; everything else is the user's.
+TERRAFORM_PREFIXES = ("cirrus", "packages")
+OWN_PREFIXES = (*TERRAFORM_PREFIXES, "jobs", "scratch", "servers", "tmp")
 _LEAVING = "shutting-down"
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
 #: The Python of functions and servers where the packages are for this machine's own.
@@ -155,7 +155,7 @@ def deploy(
         progress("carrying out the plan; this takes some minutes")
         terraform.apply(progress)
     deployment = read_deployment(terraform.outputs())
-    deployment.save()
+    deployment.note_down()
     return deployment
 
 
@@ -280,10 +280,10 @@ def _servers(facade: AwsFacade, name: str) -> list[Instance]:
 
 
 def _empty(store: ObjectStore) -> None:
-    """Delete all objects but for the packages, which Terraform removes."""
+    """Delete all objects but those that Terraform removes."""
     tops = {key.partition("/")[0]: "/" in key for key in store.list()}
     for top, is_folder in sorted(tops.items()):
-        if top == PACKAGES:
+        if top in TERRAFORM_PREFIXES:
             continue
         if is_folder:
             store.delete_prefix(top)

@@ -1,7 +1,7 @@
 """What ``cirrus deploy`` has made in an account, as clients need to know it.
 
-It lies in the bucket itself (``cirrus/deployment.json``), so that another machine needs the bucket's name
-only, and as a copy in the user's folder, so that this machine needs nothing.
+Terraform writes it into the bucket (``cirrus/deployment.json``), so that a machine needs the bucket's name
+and no more; ``cirrus deploy`` notes a copy down in the user's folder, so that this machine needs nothing.
 """
 
 from __future__ import annotations
@@ -108,13 +108,12 @@ class Deployment:
         except ValueError as error:
             raise CorruptDataError(f"{where}: {error}; 'cirrus deploy' writes it anew") from error
 
-    def save(self) -> None:
-        """Write the deployment to its bucket and to this user's folder.
+    def note_down(self) -> None:
+        """Write the deployment to this user's folder.
 
         Raises:
-            StorageError: One of the two cannot be written.
+            StorageError: It cannot be written.
         """
-        open_store(self.root).put(DEPLOYMENT_KEY, self.to_json())
         open_store(default_home()).put(LOCAL_NAME, self.to_json())
 
     def forget(self) -> None:
