@@ -80,7 +80,7 @@ def test_a_second_run_finds_a_warm_server(stack: Stack, no_servers: None, rows: 
     first = backend().start(real_runs.plan(rows, epochs=1, n_shards=2))
     assert first.wait(200.0).state is RunState.FINISHED
     (name,) = stack.hosts.living()
-    second = backend().start(real_runs.plan(rows, epochs=20, n_shards=1))
+    second = backend().start(real_runs.plan(rows, epochs=5, n_shards=1))
     eventually(lambda: works(second))
     address = second.folder.shard_address(0)
     assert address is not None
