@@ -420,7 +420,7 @@ def test_datasets_are_loaded_once_and_described(home, svmlight, tmp_path):
     code, out, _ = run("describe", tmp_path / "rows")
     assert code == 0
     assert "rows      600" in out
-    assert "density   100.000%: 4,800 values beside zeros\n" in out
+    assert "density   100%: 4,800 values beside zeros\n" in out
     code, out, err = run("train", tmp_path / "rows", "--validation", svmlight, "--epochs", 2)
     assert code == 0, err
     assert re.search(r"held-out rows\s+600", out)

@@ -133,6 +133,18 @@ def test_options_of_other_formats_are_refused(
     assert f"error: --{field}: does not apply to --format" in err.splitlines()[-1]
 
 
+def test_errors_of_preprocessing_name_options(tmp_path: Path) -> None:
+    """What a transformer refuses is one line that calls it as it was typed."""
+    path = write(tmp_path / "x.svm", "1 1:1\n0 2:1\n")
+    assert run("load", path, tmp_path / "ds")[0] == 0
+    for arguments, problem in (
+        (("hash", tmp_path / "ds", tmp_path / "out", "--buckets", "0"), "--buckets: must be"),
+        (("standard", tmp_path / "ds", tmp_path / "ds"), "OUT: "),
+    ):
+        code, _, err = run("preprocess", *arguments)
+        assert (code, err.splitlines()[-1].startswith(f"error: {problem}")) == (1, True), err
+
+
 def test_formats_are_known_by_name() -> None:
     """The end of a name says what a file is, packed or not; anything else is svmlight."""
     names = {"a.csv": Format.CSV, "A.TSV.GZ": Format.CSV, "s3://b/x.parquet": Format.PARQUET}

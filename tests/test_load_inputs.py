@@ -129,7 +129,7 @@ def test_a_zip_archive_holds_one_file_beside_what_macos_adds(tmp_path: Path) -> 
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_line_ends_between_quotation_marks_far_down(tmp_path: Path, n_processes: int) -> None:
     """Workers read plain files themselves, which may cut quoted cells: then one process reads them."""
-    text = b"1,2.5,red\n" * 10_000 + b'0,3,"dark\nblue"\n' * 1000
+    text = b"1,2.5,red\n0,1,blue\n" * 5000 + b'0,3,"dark\nblue"\n1,3,red\n' * 500
     (tmp_path / "plain").write_bytes(text)
     (tmp_path / "packed").write_bytes(lz4.frame.compress(text))
     sizes = LoadSizes(segment_bytes=5000)

@@ -197,6 +197,25 @@ def test_feature_hasher_equals_scikit_learns(alternate_sign: bool) -> None:
     np.testing.assert_allclose(result[:, kept.size :], expected.toarray(), rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("made", "field"),
+    [
+        (FeatureHasher(0), "n_features"),
+        (FeatureHasher(2**31), "n_features"),
+        (FeatureHasher("8"), "n_features"),
+        (FeatureHasher(8, alternate_sign="no"), "alternate_sign"),
+        (MinMaxScaler((0,)), "feature_range"),
+        (MinMaxScaler("01"), "feature_range"),
+        (MinMaxScaler((1, 1)), "feature_range"),
+    ],
+)
+def test_parameters_that_cannot_work_are_named(made: Any, field: str) -> None:
+    """On a dataset too, and as one of our own errors, which the command line shows in a line."""
+    dataset = cirrus.load_arrays(np.eye(3), [0, 1, 1])
+    with pytest.raises(ConfigError, match=f"^{field}: must be"):
+        made.fit_transform(dataset, "memory://no-params/out")
+
+
 @pytest.mark.parametrize("column", [1.5, "2", True, -1, 30])
 def test_columns_to_hash_are_whole_numbers_of_columns(column: Any) -> None:
     """A fraction would be cut off, and another column be hashed."""

@@ -76,7 +76,7 @@ def _describe_dataset(dataset: Dataset) -> None:
     show(f"stored    {size} in {chunks}, {blocks}")
     n_entries = sum(manifest.touches.n_nonzero)
     density = n_entries / (manifest.n_rows * manifest.n_features)
-    show(f"density   {density:.3%}: {count_of(n_entries, 'value')} beside zeros")
+    show(f"density   {100 * density:.4g}%: {count_of(n_entries, 'value')} beside zeros")
     labels = []
     for value, count in zip(manifest.label_values, manifest.label_counts, strict=True):
         name = f"{value:g}" if manifest.label_names is None else manifest.label_names[int(value)]

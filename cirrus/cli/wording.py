@@ -68,6 +68,7 @@ _OTHER_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "address": ("ray_address",),
         "root": ("home",),
         "path": ("data",),
+        "url": ("target",),
         "set": ("fixed",),
         "range": ("ranges",),
     }

@@ -238,7 +238,7 @@ def find_column(column: str | int, role: str, names: Sequence[str], path: str) -
             raise DataError(f"{path}:1: has several columns {column!r}: give its number (from 0)")
         return CsvColumn(index=names.index(column), name=column)
     if not 0 <= column < len(names):
-        raise DataError(f"{path}:1: has no column {column} ({role}), only {len(names)} columns, from 0")
+        raise DataError(f"{path}:1: has no column {column} ({role}), only those from 0 to {len(names) - 1}")
     return CsvColumn(index=column, name=names[column])
 
 

@@ -26,6 +26,7 @@ from cirrus.config import parse_json
 from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.intake import refuse_path
+from cirrus.frontend.load_parameters import whole_number
 from cirrus.frontend.mapping import ProgressOption
 from cirrus.frontend.preprocessing_steps import Step
 from cirrus.storage import open_store
@@ -38,6 +39,8 @@ Array = npt.NDArray[Any]
 PREPROCESSING_KEY = "preprocessing.json"
 #: Zeros are filled in by themselves while that does not make more of the entries than this many times.
 FILL_RATIO = 3.0
+#: Columns to hash into are fewer, as in scikit-learn.
+MAX_HASHED_COLUMNS = 2**31
 
 
 class _OnDatasets:
@@ -177,7 +180,7 @@ class MinMaxScaler(_OnDatasets, sklearn.preprocessing.MinMaxScaler):  # type: ig
         refuse_path("X", X)
         if not isinstance(X, Dataset):
             return super().fit(X, y)  # type: ignore[no-any-return]
-        low, high = self.feature_range
+        low, high = _limits(self.feature_range)
         if low >= high:
             raise ConfigError("feature_range", f"must be (smaller, larger), got {self.feature_range!r}")
         found = self._statistics(X)
@@ -372,10 +375,18 @@ class FeatureHasher(_OnDatasets, sklearn.feature_extraction.FeatureHasher):  # t
             y: Ignored.
         """
         refuse_path("X", X)
-        super().fit(X, y)
         if isinstance(X, Dataset):
+            self._check_params()
             self._start(X)
-        return self
+            return self
+        return super().fit(X, y)  # type: ignore[no-any-return]
+
+    def _check_params(self) -> None:
+        """Refuse what scikit-learn would refuse, in our own words."""
+        if whole_number(self.n_features, "n_features") >= MAX_HASHED_COLUMNS:
+            raise ConfigError("n_features", f"must be below {MAX_HASHED_COLUMNS:,}, got {self.n_features!r}")
+        if not isinstance(self.alternate_sign, (bool, np.bool_)):
+            raise ConfigError("alternate_sign", f"must be True or False, got {self.alternate_sign!r}")
 
     def transform(self, X: Any, url: str | os.PathLike[str] | None = None) -> Any:
         """Hash.
@@ -390,7 +401,7 @@ class FeatureHasher(_OnDatasets, sklearn.feature_extraction.FeatureHasher):  # t
         refuse_path("X", X)
         if isinstance(X, Dataset):
             if not hasattr(self, "n_features_in_"):
-                self._start(X)
+                self.fit(X)
             return self._transform_dataset(X, url)
         if scipy.sparse.issparse(X) or (isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "biuf"):
             self.n_features_in_ = getattr(self, "n_features_in_", X.shape[1])
@@ -421,6 +432,19 @@ class FeatureHasher(_OnDatasets, sklearn.feature_extraction.FeatureHasher):  # t
 
     def _column_map(self, n_features: int) -> ColumnMap:
         return ColumnMap(hashing=self._hash(n_features))
+
+
+def _limits(feature_range: Any) -> tuple[float, float]:
+    """Return the two numbers that a range is.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    try:
+        low, high = (limit + 0.0 for limit in feature_range)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("feature_range", f"must be two numbers, got {feature_range!r}") from error
+    return low, high
 
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (MinMaxScaler, StandardScaler, FeatureHasher)}
