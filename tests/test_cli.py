@@ -185,6 +185,18 @@ def test_train_describe_predict(home, svmlight, tmp_path):
     )
     np.testing.assert_allclose([float(row["probability_of_1"]) for row in rows], expected[:, 1], rtol=1e-4)
     assert {row["label"] for row in rows} == {"-1", "1"}
+    # What a link points to is written; what is no file is written to, and not replaced.
+    (tmp_path / "link.csv").symlink_to(predictions)
+    written = predictions.read_text()
+    predictions.write_text("old")
+    assert run("predict", model, svmlight, "--out", tmp_path / "link.csv")[0] == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert predictions.read_text() == written
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        assert run("predict", model, svmlight, "--out", tmp_path / "pipe")[0] == 0
+        assert reader.communicate()[0] == written
+    assert (tmp_path / "pipe").is_fifo()
 
     code, out, _ = run("runs")
     assert code == 0

@@ -10,26 +10,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 from cirrus.cli.console import bytes_text, say, show
 from cirrus.cli.console import count as count_of
 from cirrus.cli.preprocessing import describe_columns
-from cirrus.cli.sources import is_dataset, load_file_like
 from cirrus.client_backend.inputs import open_inputs
 from cirrus.client_backend.load_job import is_begun
 from cirrus.client_backend.local import default_home
 from cirrus.errors import CirrusError, ConfigError, DataError, NotFoundError
-from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.estimators import load_model
 from cirrus.frontend.model_files import MODEL_KEY
-from cirrus.frontend.outputs import iter_columns
-from cirrus.frontend.preprocessing_steps import last_steps
 from cirrus.frontend.scratch import Scratch
 from cirrus.storage import open_store
+
+if TYPE_CHECKING:
+    from cirrus.frontend.base import Estimator
 
 
 def describe(url: str, columns: int = 0, home: str | None = None) -> None:
@@ -37,6 +35,8 @@ def describe(url: str, columns: int = 0, home: str | None = None) -> None:
     if home is not None and columns <= 0:
         raise ConfigError("home", "needs --columns: all else is in the manifest, and no rows are read")
     if open_store(url).exists(MODEL_KEY):
+        from cirrus.frontend.estimators import load_model  # with scikit-learn, which a dataset does not need
+
         _describe_model(url, load_model(url))
         return
     try:
@@ -114,6 +114,10 @@ def _describe_model(url: str, estimator: Estimator) -> None:
 
 def predict(model: str, data: str, out: str, *, sep: str | None = None, header: bool | None = None) -> None:
     """Predict the label of each row, as CSV."""
+    from cirrus.cli.sources import is_dataset, load_file_like
+    from cirrus.frontend.estimators import load_model
+    from cirrus.frontend.preprocessing_steps import last_steps
+
     estimator = load_model(model)
     steps = last_steps(estimator.encoding_, {})
     scratch = Scratch()
@@ -136,6 +140,8 @@ def predict(model: str, data: str, out: str, *, sep: str | None = None, header: 
 
 
 def _write_predictions(file: TextIO, estimator: Estimator, dataset: Dataset) -> int:
+    from cirrus.frontend.outputs import iter_columns
+
     writer = csv.writer(file, lineterminator="\n")
     n_rows = 0
     for columns in iter_columns(estimator, dataset):
@@ -152,13 +158,17 @@ def _write_predictions(file: TextIO, estimator: Estimator, dataset: Dataset) -> 
 
 @contextmanager
 def _output(out: str) -> Iterator[TextIO]:
-    """Open a file that appears whole or not at all."""
+    """Open a file that appears whole or not at all; a device or a pipe is written to as it is."""
     if out == "-":
         yield sys.stdout
         return
-    target = Path(out)
+    target = Path(out).resolve()  # of a link, what it points to
     if target.is_dir():
         raise ConfigError("out", f"{out} is a folder; name a file")
+    if target.exists() and not target.is_file():
+        with target.open("w", newline="") as file:
+            yield file
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:

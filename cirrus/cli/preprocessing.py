@@ -10,7 +10,6 @@ from cirrus.cli.options import Preprocessing, PreprocessOptions
 from cirrus.client_backend.backend import backend_at
 from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler
 
 
 def preprocess(source: str, target: str, options: PreprocessOptions) -> None:
@@ -28,6 +27,8 @@ def preprocess(source: str, target: str, options: PreprocessOptions) -> None:
 
 
 def _transformer(options: PreprocessOptions) -> Any:
+    from cirrus.frontend.preprocessing import FeatureHasher, MinMaxScaler, StandardScaler
+
     common: dict[str, Any] = {
         "densify": options.densify or "auto",
         "n_workers": options.workers,
