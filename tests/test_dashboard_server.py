@@ -377,6 +377,22 @@ class TestFolders:
                 source.kill("b")
             eventually(lambda: asked == ["a"] * 3 + ["b"] * (KILL_THREADS + 1))
 
+    def test_kill_all_ends_searches_as_a_whole(self, tmp_path):
+        """A trial that the page does not know of yet does not begin in the room that the others leave."""
+        rows = np.random.default_rng(0).normal(size=(600, 5)).astype(np.float32)
+        backend = cirrus.InlineBackend(root=tmp_path)
+        estimator = cirrus.LogisticRegression(n_workers=1, epochs=100_000, tol=None, backend=backend)
+        search = cirrus.GridSearch(estimator, {"l1": [0, 1, 2]}, search_id="sweep", max_concurrent=1)
+        with search.start(rows, rows[:, 0] > 0), serve(str(tmp_path), port=0, token=TOKEN) as server:
+            eventually(lambda: len(server.source.snapshot.records) == 3)
+            body = page_request(
+                server, "killing.data", kill_confirm=1, kill_targets=["sweep:0"], kill_every=True
+            )
+            assert post(server, body)[0] == 200
+            assert search._driver.wait(60)
+            assert search.status.state is RunState.KILLED
+            assert [len(trial.runs) for trial in search.status.trials] == [1, 0, 0]
+
     def test_no_error_ends_the_reading(self, tmp_path):
         """What nobody thought of is told on the page, and reading goes on when it is over."""
         make_run(tmp_path, "a")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from cirrus.chunks import plan_leases
 from cirrus.client_backend.local import LocalLauncher
 from cirrus.client_backend.overview import Overview
 from cirrus.client_backend.runs import list_runs, open_run
-from cirrus.client_backend.search_folder import SearchFolder, TrialStatus
+from cirrus.client_backend.search_folder import SearchFolder, Trial, TrialStatus
 from cirrus.errors import ConfigError, ConflictError, DataError, NotFoundError, RunError, StorageError
+from cirrus.frontend.search.schedules import Job
 from cirrus.metrics import RunState
 from cirrus.run_folder import RunFolder
 
@@ -302,6 +304,20 @@ class TestRoom:
         assert search.best_estimator_.n_iter_ >= 0
 
 
+class _HookedPruner(cirrus.AshaPruner):
+    """ASHA with a first rung of one epoch out of FOR_EVER, whose decisions a test sees and may change."""
+
+    def __init__(self, hook: Callable[[Job | None], Job | None]) -> None:
+        super().__init__(reduction_factor=FOR_EVER, min_fraction=1 / FOR_EVER)
+        self._hook = hook
+
+    def next_job(self, trials: Sequence[Trial], *, more_to_come: bool = False) -> Job | None:
+        return self._hook(super().next_job(trials, more_to_come=more_to_come))
+
+    def to_plain(self) -> dict[str, Any]:
+        return {}  # so that the search uses this object, and not one made from its parameters
+
+
 class TestKilling:
     """Somebody ends trials that go nowhere."""
 
@@ -392,6 +408,44 @@ class TestKilling:
             assert resumed.updates == EPOCHS * steps_of(data[0])
             with pytest.raises(RunError, match="finished"):
                 search.resume(0)
+
+    @pytest.mark.parametrize("moment", ["run just ended", "paused", "chosen for promotion"])
+    @pytest.mark.parametrize("request_", ["kill", "kill_all"])
+    def test_a_kill_between_two_rungs_holds(self, data: Any, moment: str, request_: str) -> None:
+        """Whenever it comes, the trial is not promoted; after a kill of all, nothing else begins either."""
+        asked: list[threading.Thread] = []
+
+        def ask() -> None:
+            call = search.kill_all if request_ == "kill_all" else lambda: search.kill(0)
+            asked.append(threading.Thread(target=call))
+            asked[0].start()
+            # The driver's thread is the one that waits here: it finds the request at the end of this step.
+            eventually(lambda: not search._driver._mailbox.empty())
+
+        def hook(job: Job | None) -> Job | None:
+            if asked:
+                return job
+            if moment == "run just ended":
+                work = search._driver._live.get(0)
+                if work is not None:
+                    eventually(lambda: work.live.run.supervisor.ended)
+                    ask()
+            elif job is not None and job.rung == 1:
+                assert search._driver._trials[0].status is TrialStatus.PAUSED
+                ask()
+                return job if moment == "chosen for promotion" else None
+            return job
+
+        search = GridSearch(
+            estimator(epochs=FOR_EVER), {"l1": [0]}, max_concurrent=2, pruner=_HookedPruner(hook)
+        )
+        with search.start(data[0]):
+            assert search._driver.wait(60)
+            asked[0].join()
+            (trial,) = search.status.trials
+            assert trial.status is TrialStatus.KILLED
+            assert len(trial.runs) == (2 if moment == "chosen for promotion" else 1)
+            assert search.status.state is (RunState.KILLED if request_ == "kill_all" else RunState.FINISHED)
 
     def test_what_cannot_be_killed_is_said(self, data: Any) -> None:
         """A trial that is not there is an error."""

@@ -297,8 +297,11 @@ class Overview:
     def _ask(self, search_id: str, request: SearchRequest, indices: Iterable[int], *, wait: bool) -> None:
         """Have trials killed: by whoever drives the search, or here if nobody does."""
         folder = SearchFolder.open(self.root, search_id)
-        wanted = [self._trial(folder.state(), search_id, index) for index in indices]
-        if all(trial.status.ended for trial in wanted):
+        state = folder.state()
+        wanted = [self._trial(state, search_id, index) for index in indices]
+        # A sampler may have more trials begin though all that there are have ended.
+        may_begin_more = request.action == "kill_all" and not state.state.ended
+        if all(trial.status.ended for trial in wanted) and not may_begin_more:
             return
         if not self.is_driven(search_id):
             self._kill_undriven(folder, request, [trial.index for trial in wanted])

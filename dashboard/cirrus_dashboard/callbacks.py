@@ -169,6 +169,7 @@ def _register_drawing(app: Dash) -> None:
     app.clientside_callback(
         ClientsideFunction("cirrus", "ask"),
         Output("kill-targets", "data"),
+        Output("kill-every", "data"),
         Output("kill-text", "children"),
         Input("kill-selected", "n_clicks"),
         Input("kill-all", "n_clicks"),
@@ -280,13 +281,18 @@ def _register_actions(app: Dash, source: Source) -> None:
         Output("killing", "data"),
         Input("kill-confirm", "n_clicks"),
         State("kill-targets", "data"),
+        State("kill-every", "data"),
         prevent_initial_call=True,
     )
-    def kill(_: Any, targets: Any) -> Any:
+    def kill(_: Any, targets: Any, every: Any) -> Any:
         found = [_find(source, run_id) for run_id in _names(targets)]
-        ending = [record.run_id for record in found if record is not None and record.can_be_killed]
-        for run_id in ending:
-            source.kill(run_id)
+        alive = [record for record in found if record is not None and record.can_be_killed]
+        ending = [record.run_id for record in alive]
+        if every is True:
+            source.kill_all(ending)
+        else:
+            for run_id in ending:
+                source.kill(run_id)
         text = f"ending {_runs(len(ending))}" if ending else "nothing to end: the runs were over already"
         return text, dict.fromkeys(ending, True)
 

@@ -60,6 +60,7 @@ def _state() -> list[Any]:
         dcc.Store(id="column-names"),
         dcc.Store(id="selected-run"),
         dcc.Store(id="kill-targets"),
+        dcc.Store(id="kill-every", data=False),
         dcc.Store(id="killing", data={}),
         dcc.Store(id="drawn"),
         dcc.Store(id="hidden", storage_type="local"),

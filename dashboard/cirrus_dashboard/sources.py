@@ -72,6 +72,9 @@ class Source(Protocol):
     def kill(self, run_id: str) -> None:
         """Begin to end a run."""
 
+    def kill_all(self, run_ids: Sequence[str]) -> None:
+        """Begin to end runs, and the searches whose trials are among them: no other trial begins."""
+
     def resume(self, run_id: str) -> None:
         """Begin to go on with a run."""
 
@@ -95,6 +98,16 @@ class _Followed:
     is_read: bool = False
     """It has ended, and its points were read after that."""
     problem: str | None = None
+
+
+@dataclass(frozen=True)
+class _Kill:
+    """What is to be ended."""
+
+    records: tuple[RunRecord, ...]
+    """What is ended, and shows why when it could not be."""
+    search: str | None = None
+    """The whole search that they are trials of; None: there is one record, which is ended alone."""
 
 
 def attach_process(root: str, run_id: str) -> str | None:
@@ -172,7 +185,7 @@ class FolderSource:
         """Why runs could not be gone on with."""
         self._kill_problems: dict[str, str] = {}
         """Why runs could not be ended, by what pages call them."""
-        self._kills: queue.SimpleQueue[RunRecord | None] = queue.SimpleQueue()
+        self._kills: queue.SimpleQueue[_Kill | None] = queue.SimpleQueue()
 
     def start(self) -> None:
         """Begin to follow."""
@@ -180,7 +193,9 @@ class FolderSource:
         self._thread.start()
         # Ending a run may take its time, and nobody waits for these: the requests lie in the folders.
         for number in range(KILL_THREADS):
-            threading.Thread(target=self._kill_all, name=f"dashboard-kill-{number}", daemon=True).start()
+            threading.Thread(
+                target=self._carry_out_kills, name=f"dashboard-kill-{number}", daemon=True
+            ).start()
 
     def __enter__(self) -> FolderSource:
         self.start()
@@ -400,26 +415,52 @@ class FolderSource:
         """
         record = self._snapshot.records.get(run_id)
         if record is not None:
-            self._kill_problems.pop(run_id, None)
-            self._kills.put(record)
+            self._begin_kill(_Kill((record,)))
 
-    def _kill_all(self) -> None:
-        while (record := self._kills.get()) is not None:
-            self._kill_now(record)
+    def kill_all(self, run_ids: Sequence[str]) -> None:
+        """See :meth:`Source.kill_all`: returns at once, as :meth:`kill` does.
 
-    def _kill_now(self, record: RunRecord) -> None:
+        A search is asked once, as a whole: were its trials ended one by one, each would make room in which
+        another begins or is promoted.
+        """
+        records = self._snapshot.records
+        searches: dict[str, list[RunRecord]] = {}
+        for record in (records[run_id] for run_id in run_ids if run_id in records):
+            if record.search is None or record.trial_status is None:
+                self._begin_kill(_Kill((record,)))
+            else:
+                searches.setdefault(record.search, []).append(record)
+        for search, trials in searches.items():
+            self._begin_kill(_Kill(tuple(trials), search))
+
+    def _begin_kill(self, kill: _Kill) -> None:
+        for record in kill.records:
+            self._kill_problems.pop(record.run_id, None)
+        self._kills.put(kill)
+
+    def _carry_out_kills(self) -> None:
+        while (kill := self._kills.get()) is not None:
+            self._kill_now(kill)
+
+    def _kill_now(self, kill: _Kill) -> None:
+        record = kill.records[0]
+        problem = None
         try:
-            if record.search is not None and record.trial_status is not None and record.trial is not None:
+            if kill.search is not None:
+                self._overview.kill_search(kill.search)
+            elif record.search is not None and record.trial_status is not None and record.trial is not None:
                 self._overview.kill_trial(record.search, record.trial)
             else:
                 for run_id in record.runs[-1:]:
                     self._overview.kill_run(run_id)
         except CirrusError as error:
-            log.warning("cannot end %s: %s", record.run_id, error)
-            self._kill_problems[record.run_id] = f"could not be ended: {error}"
+            log.warning("cannot end %s: %s", kill.search or record.run_id, error)
+            problem = f"could not be ended: {error}"
         except Exception as error:  # noqa: BLE001 (the next request still needs this thread)
-            log.exception("cannot end %s", record.run_id)
-            self._kill_problems[record.run_id] = f"could not be ended: {type(error).__name__}: {error}"
+            log.exception("cannot end %s", kill.search or record.run_id)
+            problem = f"could not be ended: {type(error).__name__}: {error}"
+        if problem is not None:
+            self._kill_problems |= dict.fromkeys((found.run_id for found in kill.records), problem)
         self._wake.set()
 
     def resume(self, run_id: str) -> None:

@@ -501,7 +501,7 @@ class Driver:
         del self._live[work.trial]
         match status.state:
             case RunState.FINISHED:
-                self._take_model(work.job, run_id, status, pruned=work.pruning, stopped=work.stopping)
+                self._take_model(work.job, run_id, status, work)
             case RunState.KILLED:
                 self._put(work.trial, status=TrialStatus.KILLED)
             case RunState.INTERRUPTED if work.killing is not None:  # the store failed while it was killed
@@ -514,18 +514,17 @@ class Driver:
                 )
         self._tell(work.trial)
 
-    def _take_model(
-        self, job: Job, run_id: str, status: RunStatus, *, pruned: bool = False, stopped: bool = False
-    ) -> None:
+    def _take_model(self, job: Job, run_id: str, status: RunStatus, work: _Live | None = None) -> None:
         """A run has finished: see what its trial is now.
 
         Args:
             job: What the run was for.
             run_id: The run.
             status: How it ended.
-            pruned: It was asked to stop, because the trial was given up.
-            stopped: It was asked to stop, because the search is at its end.
+            work: What it had been asked to do meanwhile; None: it ended when nobody drove the search.
         """
+        pruned = work is not None and work.pruning
+        stopped = work is not None and work.stopping
         trial = self._trials[job.trial]
         losses = (*trial.losses[: job.rung], *[None] * (job.rung - len(trial.losses)), trial.loss)
         reason = status.stop_reason
@@ -535,6 +534,8 @@ class Driver:
             ended = TrialStatus.PRUNED if stopped else self._schedule.ends_at(trial)
         else:
             ended = TrialStatus.FINISHED
+        if work is not None and work.killing is not None and not ended.ended:
+            ended = TrialStatus.KILLED  # the rung ended before the kill reached it: it shall not be promoted
         changes: dict[str, Any] = {"status": ended}
         try:
             score = self._jobs.score(run_id, status, trial.loss)
@@ -608,7 +609,10 @@ class Driver:
     def _kill(self, trial: Trial) -> None:
         work = self._live.get(trial.index)
         if work is not None:
-            if work.killing is None:
+            failed_before = (
+                work.killing is not None and work.killing.done() and work.killing.exception() is not None
+            )
+            if work.killing is None or failed_before:
                 if self._killers is None:
                     self._killers = ThreadPoolExecutor(
                         max(4, self._config.max_concurrent), thread_name_prefix="cirrus-kill"

@@ -308,16 +308,16 @@
       const { prop_id } = trigger();
       if (prop_id.startsWith("kill-c")) {
         dialog.close();
-        return [none(), none()];
+        return [none(), none(), none()];
       }
       const ids = new Set(ticked || []);
       const every = prop_id.startsWith("kill-all");
       const targets = (rows || []).filter((row) => row.killable && (every || ids.has(row.id))).map((row) => row.id);
-      if (!targets.length) return [none(), none()];
+      if (!targets.length) return [none(), none(), none()];
       dialog.showModal();
       document.getElementById("kill-cancel").focus();
       const names = targets.slice(0, 5).join(", ") + (targets.length > 5 ? ` and ${targets.length - 5} more` : "");
-      return [targets, targets.length === 1 ? `End ${names}?` : `End ${targets.length} runs: ${names}?`];
+      return [targets, every, targets.length === 1 ? `End ${names}?` : `End ${targets.length} runs: ${names}?`];
     },
 
     tab: function (chosen) {
