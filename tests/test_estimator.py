@@ -340,13 +340,15 @@ def test_the_wire_may_be_smaller(data, params):
 
 @pytest.mark.parametrize("n_shards", [1, 2])
 def test_nonfinite_gradients_are_skipped_or_fail_the_fit(n_shards):
-    """A fit that diverges goes to its end and counts what was refused, or fails and says why, as wanted."""
+    """A fit that diverges goes to its end and counts and tells what was refused, or fails at once."""
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(2000, 6)), rng.normal(size=2000)
     diverging = {"optimizer": "sgd", "learning_rate": 1e9, "epochs": 40, "tol": None, "batch_size": 50}
     diverging |= {"backend": "inline", "random_state": 0, "n_shards": n_shards}
-    with cirrus.LinearRegression(**diverging).start(X, y) as run:
-        status = run.wait()
+    run = cirrus.LinearRegression(**diverging).start(X, y)
+    with pytest.raises(cirrus.RunError, match=r"every gradient of epochs \d+ to 40 was refused.*scale the"):
+        run.wait()
+    status = run.status
     assert status.epoch == 40
     assert sum(status.counts[f"shard{shard}.nonfinite_refused"] for shard in range(n_shards)) > 100
     diverging["epochs"] = 100_000
@@ -354,6 +356,24 @@ def test_nonfinite_gradients_are_skipped_or_fail_the_fit(n_shards):
         cirrus.LinearRegression(nonfinite_gradients="fail", **diverging).fit(X, y)
     with pytest.raises(cirrus.ConfigError, match="nonfinite_gradients: must be one of skip, fail"):
         cirrus.LinearRegression(nonfinite_gradients="apply", **diverging).fit(X, y)
+
+
+def test_values_beyond_float32_are_told():
+    """Values whose squares are beyond float32 give a useless model: a warning or an error says so."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 4))
+    y = X @ [1.0, 2.0, 3.0, 4.0]
+    common = {"backend": "inline", "epochs": 3, "random_state": 0}
+    with pytest.warns(UserWarning, match="squares of table weights went beyond float32.*scale the features"):
+        cirrus.LinearRegression(**common).fit(X, y * 1e22)
+    with pytest.raises(cirrus.RunError, match="every gradient of epochs 2 to 3 was refused"):
+        cirrus.LogisticRegression(**common).fit(X * 1e20, y > 0)
+    lost = cirrus.LogisticRegression(**{**common, "epochs": 1, "batch_size": 100, "n_workers": 1})
+    with pytest.warns(
+        UserWarning, match="gradients were refused.*training loss of 1 of 1 epochs is not finite"
+    ):
+        lost.fit(X * 1e20, y > 0)
+    cirrus.LinearRegression(**common).fit(X, y * 1e10)
 
 
 @pytest.mark.parametrize(("n_workers", "n_shards"), [(1, 1), (3, 2), (2, 4)])

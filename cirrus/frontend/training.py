@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
+
+import numpy as np
 
 from cirrus.client_backend.runs import Run
 from cirrus.config import RunConfig
@@ -16,6 +20,7 @@ from cirrus.paramserver.checkpoint import Checkpoint, read_checkpoint
 from cirrus.storage import open_store
 
 MODEL_PREFIX = "model"
+_ADVICE = "scale the features (and, for regression, the target) to about 1, or lower learning_rate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +33,57 @@ class Outcome:
 
 
 def read_outcome(run: Run, status: RunStatus) -> Outcome:
-    """Read the model of a run that has finished."""
+    """Read the model of a run that has finished; warn of numbers in it that are beyond float32.
+
+    Raises:
+        RunError: The shards refused every step of the last epoch.
+    """
+    check_gradients(status)
     checkpoint = read_checkpoint(open_store(run.url).child(MODEL_PREFIX))
-    return Outcome(status=status, points=run.metrics(), checkpoint=checkpoint)
+    points = run.metrics()
+    if problems := list(nonfinite_problems(status, points, checkpoint)):
+        warnings.warn(f"{'; '.join(problems)}: {_ADVICE}", UserWarning, stacklevel=2)
+    return Outcome(status=status, points=points, checkpoint=checkpoint)
+
+
+def check_gradients(status: RunStatus) -> None:
+    """Refuse a run that stood still at its end, as every step had a gradient that the shards refused.
+
+    Raises:
+        RunError: It did.
+    """
+    finite, nonfinite = (
+        [count for name, count in status.counts.items() if name.endswith(f".last_{kind}_epoch")]
+        for kind in ("finite", "nonfinite")
+    )
+    last = status.epoch - 1
+    if finite and max(finite) < last <= max(nonfinite) and len(finite) == _n_shards(status):
+        first = max(finite) + 2
+        epochs = f"epoch {first}" if first == status.epoch else f"epochs {first} to {status.epoch}"
+        raise RunError(
+            f"every gradient of {epochs} was refused, as it held NaN or infinity: nothing was learned there; "
+            f"{_ADVICE}"
+        )
+
+
+def _n_shards(status: RunStatus) -> int:
+    return sum(name.endswith(".nonfinite_refused") for name in status.counts)
+
+
+def nonfinite_problems(
+    status: RunStatus, points: Iterable[MetricPoint], checkpoint: Checkpoint
+) -> Iterator[str]:
+    """Say where a training met numbers that are NaN or beyond float32."""
+    refused = sum(count for name, count in status.counts.items() if name.endswith(".nonfinite_refused"))
+    if refused:
+        yield f"{refused:,} gradients were refused, as they held NaN or infinity (nonfinite_refused)"
+    losses = [point.train_loss for point in points if point.end_of_epoch and point.train_loss is not None]
+    if lost := sum(not math.isfinite(loss) for loss in losses):
+        yield f"the training loss of {lost} of {len(losses)} epochs is not finite"
+    for table, arrays in checkpoint.tables.items():
+        for name, values in arrays.items():
+            if beyond := int(np.count_nonzero(~np.isfinite(values))):
+                yield f"{beyond:,} of {values.size:,} numbers in {name} of table {table} went beyond float32"
 
 
 def check_finished(run_id: str, status: RunStatus) -> None:

@@ -457,6 +457,7 @@ class Connection(threading.Thread):
     def _run_kernel(self, buffer: NDArray[np.uint8], start: int, end: int) -> int:
         tables = self._shard.tables
         refused_before = self.counters[kernels.NONFINITE_REFUSED]
+        whole_before = self.counters[kernels.STEPS_WHOLE]
         with self.gate:
             epoch, lease = self.attached or (-1, -1)
             kernels.apply_pushes(
@@ -477,7 +478,9 @@ class Connection(threading.Thread):
                 self._out,
             )
         if self.counters[kernels.NONFINITE_REFUSED] != refused_before:
-            self._shard.met_nonfinite()
+            self._shard.met_nonfinite(epoch)
+        if self.counters[kernels.STEPS_WHOLE] != whole_before:
+            self._shard.met_finite(epoch)
         return int(self._out[kernels.OUT_STATUS])
 
     def _one_push(self, deal: Callable[[Header, memoryview], None]) -> bool:

@@ -51,8 +51,8 @@ FIRST_ELEMENT, FIRST_ROW, N_ROWS, WIDTH, STRIDE, OPTIMIZER = range(6)
 RATE, L1, L2, PARAM0, PARAM1, PARAM2 = range(6)
 # Optimizer codes.
 SGD, MOMENTUM, NESTEROV, ADAGRAD, ADAM, FTRL, ADD = range(7)
-# Counters that apply_pushes adds to.
-STEPS_APPLIED, DUPLICATES_DROPPED, NONFINITE_REFUSED, ROWS_PUSHED, N_COUNTERS = range(5)
+# Counters that apply_pushes adds to; whole steps had something for this shard, nothing of which was refused.
+STEPS_APPLIED, DUPLICATES_DROPPED, NONFINITE_REFUSED, ROWS_PUSHED, STEPS_WHOLE, N_COUNTERS = range(6)
 # Why apply_pushes stopped.
 NEED_MORE, OTHER_FRAME, NOT_ATTACHED, BAD_PUSH, ID_OUT_OF_RANGE, IDS_NOT_ASCENDING, GAP, NEED_IDS = range(8)
 # What answer_pull says beside these.
@@ -656,6 +656,7 @@ def apply_pushes(
             if section != stop:
                 status = BAD_PUSH
                 break
+            refused_before = counters[NONFINITE_REFUSED]
             for k in range(n_sections):
                 table, slot, rows_start, count = plans[k, 0], plans[k, 1], plans[k, 2], plans[k, 3]
                 width = layout[table, WIDTH]
@@ -671,6 +672,8 @@ def apply_pushes(
                 counters[ROWS_PUSHED] += count
             marks[lease] = mark + 1
             counters[STEPS_APPLIED] += 1
+            if n_sections > 0 and counters[NONFINITE_REFUSED] == refused_before:
+                counters[STEPS_WHOLE] += 1
         request = _u32(buffer, at + 4)
         n_frames += 1
         at = stop

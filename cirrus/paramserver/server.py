@@ -157,6 +157,7 @@ class Shard:
         self.failed = False
         """True when the shard ended by an error of its own."""
         self._has_asked_to_fail = False
+        self._last_finite_epoch = self._last_nonfinite_epoch = -1
         self._snapshots_failing = 0
         """How many snapshots in a row could not be written."""
         self._interrupted = False
@@ -460,8 +461,17 @@ class Shard:
             raise ProtocolError(f"a {type(message).__name__} is for shard 0")
         return self._keeper.answer(connection.number, message)
 
-    def met_nonfinite(self) -> None:
+    def met_finite(self, epoch: int) -> None:
+        """A step of an epoch was applied, nothing of it refused."""
+        if epoch > self._last_finite_epoch:
+            with self._connections_lock:
+                self._last_finite_epoch = max(self._last_finite_epoch, epoch)
+
+    def met_nonfinite(self, epoch: int) -> None:
         """A gradient with NaN or infinity was refused: fail the run if it does not want to go on then."""
+        if epoch > self._last_nonfinite_epoch:
+            with self._connections_lock:
+                self._last_nonfinite_epoch = max(self._last_nonfinite_epoch, epoch)
         if self.config.nonfinite_gradients != "fail" or self._has_asked_to_fail:
             return
         self._has_asked_to_fail = True
@@ -504,6 +514,9 @@ class Shard:
         counts = {f"shard{self.shard}.{name}": int(totals[i]) for name, i in _COUNTERS.items()}
         counts[f"shard{self.shard}.rows_pulled"] = pulled
         counts[f"shard{self.shard}.snapshots_failing"] = self._snapshots_failing
+        if self.generation == 1:  # a later one does not know what those before it applied
+            counts[f"shard{self.shard}.last_finite_epoch"] = self._last_finite_epoch
+            counts[f"shard{self.shard}.last_nonfinite_epoch"] = self._last_nonfinite_epoch
         return counts
 
     # Snapshots and checkpoints.
@@ -590,7 +603,8 @@ class Shard:
 
     def _restore_extra(self, extra: Mapping[str, Any]) -> None:
         self._marks.restore(int(extra["completed_epochs"]), extra["marks"])
-        self._past_counters += np.array(extra["counters"], np.int64)
+        before = np.array(extra["counters"], np.int64)  # an older version counted fewer things
+        self._past_counters[: before.size] += before
         if self._keeper is not None:
             self._keeper.coordinator.restore(extra["coordinator"])
 
@@ -604,6 +618,7 @@ class Shard:
         self._marks.restore(epoch, {str(epoch): marks})
         done = epoch * self.config.steps_per_epoch + sum(marks)
         self._past_counters[kernels.STEPS_APPLIED] = done
+        self._last_finite_epoch = epoch  # some of it was applied already, as far as is known here
         if self._keeper is not None:
             self._keeper.coordinator.resume(plain)
 
