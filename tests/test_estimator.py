@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import pickle
 import tempfile
 import threading
@@ -20,7 +21,9 @@ from sklearn.preprocessing import StandardScaler
 
 import cirrus
 from cirrus.errors import ConfigError, DataError, NotFoundError, RunError
-from cirrus.metrics import RunState, RunStatus
+from cirrus.frontend.training import nonfinite_problems
+from cirrus.metrics import MetricPoint, RunState, RunStatus
+from cirrus.paramserver.checkpoint import Checkpoint
 
 
 def make(**params) -> cirrus.LogisticRegression:
@@ -368,12 +371,16 @@ def test_values_beyond_float32_are_told():
         cirrus.LinearRegression(**common).fit(X, y * 1e22)
     with pytest.raises(cirrus.RunError, match="every gradient of epochs 2 to 3 was refused"):
         cirrus.LogisticRegression(**common).fit(X * 1e20, y > 0)
-    lost = cirrus.LogisticRegression(**{**common, "epochs": 1, "batch_size": 100, "n_workers": 1})
-    with pytest.warns(
-        UserWarning, match="gradients were refused.*training loss of 1 of 1 epochs is not finite"
-    ):
-        lost.fit(X * 1e20, y > 0)
     cirrus.LinearRegression(**common).fit(X, y * 1e10)
+    counts = {"shard0.nonfinite_refused": 3, "shard1.nonfinite_refused": 4}
+    status = RunStatus(state=RunState.FINISHED, counts=counts)
+    points = [
+        MetricPoint(seconds=1, epoch=k, updates=k, samples=k, train_loss=loss, end_of_epoch=True)
+        for k, loss in enumerate((1.0, math.nan, math.inf))
+    ]
+    refused, lost = nonfinite_problems(status, points, Checkpoint(tables={}))
+    assert refused.startswith("7 gradients were refused")
+    assert lost == "the training loss of 2 of 3 epochs is not finite"
 
 
 @pytest.mark.parametrize(("n_workers", "n_shards"), [(1, 1), (3, 2), (2, 4)])
