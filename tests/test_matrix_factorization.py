@@ -133,6 +133,29 @@ def test_unknown_users_and_items_get_the_mean(triples):
     assert est.item_biases_[worst // 7] == est.item_biases_.min()
 
 
+def test_ids_that_cannot_be_are_refused_when_asked_about(triples):
+    """A missing id, a fraction or a table of ids is no unknown id: each is refused by the argument's name."""
+    est = make(epochs=1).fit([196, 1, 2], [242, 1, 2], [1, 2, 3])
+    for users in ([None], [np.nan], [196, None], np.array([np.nan, 1], object)):
+        with pytest.raises(DataError, match="users: an id is missing"):
+            est.predict(users, [242] * len(users))
+    with pytest.raises(DataError, match="users: ids must be whole numbers or text, got fractions"):
+        est.predict([196.5], [242.0])
+    with pytest.raises(DataError, match="items: an id is missing"):
+        est.predict([196], [None])
+    with pytest.raises(DataError, match="users: must be ids.*shape"):
+        est.predict([[196, 1]], [[242, 1]])
+    with pytest.raises(DataError, match="user: an id is missing"):
+        est.recommend(None)
+    with pytest.raises(DataError, match="user: must be one user's id"):
+        est.recommend([196])
+    for exclude in (50, "242"):
+        with pytest.raises(ConfigError, match="exclude: must be a list of items' ids"):
+            est.recommend(196, exclude=exclude)
+    assert est.predict([196.0, 7], [242, 7]).shape == (2,)
+    assert {item for item, _ in est.recommend(7, exclude={242})} == {1, 2}
+
+
 def test_recommendations_leave_out_what_is_excluded(triples):
     """Items that are excluded are not among them, and n limits their number."""
     est = make(epochs=3).fit(*triples)

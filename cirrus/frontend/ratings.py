@@ -42,15 +42,7 @@ def number_ids(ids: Any, name: str) -> Vocabulary:
     if array.ndim != 1 or array.size == 0:
         raise DataError(f"{name}: must be one id for each rating, got an array of shape {array.shape}")
     if array.dtype.kind == "f":
-        if np.isnan(array).any():
-            raise DataError(f"{name}: an id is missing (NaN)")
-        if not np.array_equal(array, np.rint(array)):
-            raise DataError(f"{name}: ids must be whole numbers or text, got fractions")
-        if (np.abs(array) >= MAX_FLOAT_ID).any():
-            raise DataError(
-                f"{name}: {array[np.abs(array) >= MAX_FLOAT_ID][0]} is a float that may be several whole "
-                "numbers: give ids from 2**53 on as integers (numpy's int64 or uint64) or as text"
-            )
+        _check_float_ids(array, name)
         array = array.astype(np.int64)
     if array.dtype.kind in "iub" and not (array.dtype.kind == "u" and array.max() > MAX_INT_ID):
         return Vocabulary.of(np.unique(array.astype(np.int64, copy=False)).tolist())
@@ -73,6 +65,45 @@ def _text(one: Any, name: str) -> str:
         return one.decode() if isinstance(one, bytes) else str(one)
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: {one!r} is not UTF-8") from error
+
+
+def asked_ids(ids: Any, name: str) -> Array:
+    """Return the ids that a model is asked about, which need not be known to it.
+
+    Args:
+        ids: Shape (n,), or one id.
+        name: What to call them in an error message.
+
+    Raises:
+        DataError: They are of another shape, or one is missing, a fraction, or a float that may be several
+            whole numbers.
+    """
+    try:
+        array = np.atleast_1d(np.asarray(ids))
+    except ValueError:  # lists of several lengths
+        raise DataError(f"{name}: must be ids, one after the other, got {ids!r:.80}") from None
+    if array.ndim != 1:
+        raise DataError(f"{name}: must be ids, one after the other, got an array of shape {array.shape}")
+    if array.dtype.kind == "f":
+        _check_float_ids(array, name)
+    elif array.dtype.kind not in "iubSU":
+        for one in array.tolist():
+            if isinstance(one, float):
+                _check_float_ids(np.array([one]), name)
+            _text(one, name)
+    return array
+
+
+def _check_float_ids(array: Array, name: str) -> None:
+    if np.isnan(array).any():
+        raise DataError(f"{name}: an id is missing (NaN)")
+    if not np.array_equal(array, np.rint(array)):
+        raise DataError(f"{name}: ids must be whole numbers or text, got fractions")
+    if (np.abs(array) >= MAX_FLOAT_ID).any():
+        raise DataError(
+            f"{name}: {array[np.abs(array) >= MAX_FLOAT_ID][0]} is a float that may be several whole "
+            "numbers: give ids from 2**53 on as integers (numpy's int64 or uint64) or as text"
+        )
 
 
 def ratings_rows(users: Array, items: Array, n_users: int, n_items: int) -> scipy.sparse.csr_array:

@@ -19,6 +19,7 @@ from cirrus.frontend.planning import Validation
 from cirrus.frontend.ratings import (
     ITEMS,
     USERS,
+    asked_ids,
     check_triples,
     dataset_sizes,
     number_ids,
@@ -283,6 +284,9 @@ class MatrixFactorization(SgdEstimator):
         Args:
             users: Ids of shape (n,); or a dataset of ratings.
             items: Ids of shape (n,).
+
+        Raises:
+            DataError: Their shapes differ, or an id is missing or no whole number or text.
         """
         check_is_fitted(self)
         if isinstance(users, Dataset):
@@ -292,7 +296,8 @@ class MatrixFactorization(SgdEstimator):
         if items is None:
             refuse_path("users", users, self.loader)
             raise ConfigError("items", "is missing: name an item for each user; recommend() chooses items")
-        user_numbers, item_numbers = self.users_.codes(users), self.items_.codes(items)
+        user_numbers = self.users_.codes(asked_ids(users, USERS))
+        item_numbers = self.items_.codes(asked_ids(items, ITEMS))
         if user_numbers.shape != item_numbers.shape:
             shapes = f"{user_numbers.shape} and {item_numbers.shape}"
             raise DataError(f"users and items must be arrays of one length, got shapes {shapes}")
@@ -326,14 +331,23 @@ class MatrixFactorization(SgdEstimator):
 
         Returns:
             Pairs of item and predicted rating, the highest first.
+
+        Raises:
+            ConfigError: ``n`` or ``exclude`` is of the wrong kind.
+            DataError: An id is missing, or no whole number or text.
         """
         check_is_fitted(self)
         if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
             raise ConfigError("n", f"must be a whole number >= 1, got {n!r}")
         items = np.arange(len(self.items_))
-        left_out = self.items_.codes(list(exclude)) if (exclude := list(exclude)) else np.empty(0, np.int64)
-        items = np.setdiff1d(items, left_out)
-        number = int(self.users_.codes([user])[0])
+        if isinstance(exclude, (str, bytes)) or not isinstance(exclude, Iterable):
+            raise ConfigError("exclude", f"must be a list of items' ids, got {exclude!r:.80}")
+        if left_out := list(exclude):
+            items = np.setdiff1d(items, self.items_.codes(asked_ids(left_out, "exclude")))
+        asked = asked_ids(user, "user")
+        if np.ndim(user) != 0:
+            raise DataError(f"user: must be one user's id, got {user!r:.80}")
+        number = int(self.users_.codes(asked)[0])
         ratings = self._predict_numbers(np.full(len(items), number), items)
         best = np.argsort(-ratings, kind="stable")[:n]
         return [(self.items_[int(items[k])], float(ratings[k])) for k in best]
