@@ -91,7 +91,7 @@ def _finish(made: Search, search_id: str, options: SearchOptions, held_out: Data
         if options.results is not None:
             made.results_.to_csv(options.results)
     ranked = sorted(made.status.trials, key=rank_key)
-    cells = [list(HEAD), *(list(trial_cells(trial)) for trial in ranked[:TOP_TRIALS])]
+    cells = [list(HEAD), *(list(trial_cells(trial, made.status)) for trial in ranked[:TOP_TRIALS])]
     show(table(cells, right=NUMBER_COLUMNS))
     if made.status.best is None:
         say("no trial came as far as a model")
@@ -144,9 +144,7 @@ def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
         backend=backend,
     )
     grid = {name: [value_of(part) for part in text.split(",")] for name, text in map(pair, options.grid)}
-    ranges = {
-        name: _distribution(name, text) for name, text in (pair(text, "range") for text in options.ranges)
-    }
+    ranges = dict(map(_distribution, options.ranges))
     common: dict[str, Any] = {
         "max_concurrent": options.max_concurrent,
         "max_workers": options.max_workers,
@@ -187,10 +185,14 @@ def _data(
     )
 
 
-def _distribution(name: str, text: str) -> Any:
+def _distribution(typed: str) -> tuple[str, Any]:
+    """Return the name and the distribution of ``NAME=LOW:HIGH``."""
+    name, text = pair(typed, "range")
     low_text, separator, high_text = text.partition(":")
     low, high = value_of(low_text), value_of(high_text)
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (low, high))
-    if not separator or not numbers or not low < high:
-        raise ConfigError("range", f"{name}={text} is not of the form NAME=LOW:HIGH, such as l1=0.1:10")
-    return loguniform(low, high) if low > 0 else uniform(low, high - low)
+    if not separator or not numbers:
+        raise ConfigError("range", f"{typed!r} is not of the form NAME=LOW:HIGH, such as l1=0.1:10")
+    if not low < high:
+        raise ConfigError("range", f"{typed!r}: LOW must be below HIGH, but {low} is not below {high}")
+    return name, loguniform(low, high) if low > 0 else uniform(low, high - low)
