@@ -146,6 +146,7 @@ def test_a_search_that_was_cut_short_has_nothing_at_work(home, svmlight):
         (["--grid", "l1"], "NAME=VALUES"),
         (["--grid", "no_such=1"], "no_such"),
         (["--range", "l1=0:1"], "--draws"),
+        (["--grid", "learning_rate=0.1,-1"], "--grid: 'learning_rate=0.1,-1': must be"),
         (["--grid", "learning_rate="], "'learning_rate=' is not of the form NAME=VALUES"),
         (["--range", "learning_rate=1", "--draws", "2"], "--range: 'learning_rate=1' is not of the form"),
         (["--range", "l1=1:0", "--draws", "2"], "--range: 'l1=1:0': LOW must be below HIGH"),

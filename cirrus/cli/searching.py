@@ -41,7 +41,10 @@ def search(data: str, file_options: FileOptions, options: SearchOptions) -> None
     backend = named_backend(options.backend, options.home, options.ray_address)
     search_id = options.name or new_search_id()
     made = _make(options, search_id, backend)
-    made.check()
+    try:
+        made.check()
+    except ConfigError as error:
+        raise _as_typed(error, options) from error
     for source in (data, options.validation):
         if source is not None:
             is_dataset(source)
@@ -163,6 +166,15 @@ def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
     if ranges:
         raise ConfigError("range", "has endlessly many values: say how many to try with --draws")
     return GridSearch(estimator, grid, **common)
+
+
+def _as_typed(error: ConfigError, options: SearchOptions) -> ConfigError:
+    """Return an error about a parameter that is searched over as one about what was typed for it."""
+    for option, texts in (("grid", options.grid), ("range", options.ranges)):
+        for text in texts:
+            if pair(text, option)[0] == error.field:
+                return ConfigError(option, f"{text!r}: {error.problem}")
+    return error
 
 
 def _data(
