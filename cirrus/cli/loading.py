@@ -10,15 +10,16 @@ from cirrus.cli.sources import OWN_MODEL_TYPES, load_file
 from cirrus.client_backend.inputs import is_stream
 from cirrus.client_backend.load_job import is_begun
 from cirrus.client_backend.local import default_home
-from cirrus.errors import StorageError
+from cirrus.errors import ConflictError, StorageError
 
 
 def load(data: str, url: str, options: FileOptions) -> None:
     """Load files as a dataset."""
     try:
         dataset = load_file(data, url, options)
-    except (KeyboardInterrupt, StorageError):
-        if not is_stream(data) and is_begun(url, default_home()):
+    except (KeyboardInterrupt, StorageError) as error:
+        is_of_another = isinstance(error, ConflictError)
+        if not is_of_another and not is_stream(data) and is_begun(url, default_home()):
             say("what is parsed is kept: the same command goes on with it")
         raise
     show(f"dataset {dataset.url}")

@@ -128,8 +128,10 @@ class CsvRequest:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the file."""
-        if not isinstance(self.sep, str) or len(self.sep) != 1 or self.sep in '"\r\n':
+        if not isinstance(self.sep, str) or len(self.sep) != 1:
             raise ConfigError("sep", f"must be one character, got {self.sep!r}")
+        if self.sep in '"\r\n':
+            raise ConfigError("sep", f"cannot be {self.sep!r}, which quotes a cell or ends a line")
         if self.header not in ("infer", True, False):
             raise ConfigError("header", f'must be "infer", True or False, got {self.header!r}')
         if self.missing_label not in ("error", "drop"):
@@ -185,6 +187,9 @@ class CsvRequest:
         categorical = tuple(find(column, "categorical") for column in self.categorical)
         if label is not None and label in (*numeric, *categorical):
             raise ConfigError("label", f"column {label.name!r} is the label and cannot be a feature too")
+        for role, columns in (("numeric", numeric), ("categorical", categorical)):
+            if twice := next((c for k, c in enumerate(columns) if c in columns[:k]), None):
+                raise ConfigError(role, f"column {twice.name!r} is named twice: name it once")
         return CsvFormat(
             n_columns=len(first),
             has_header=has_header,

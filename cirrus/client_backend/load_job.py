@@ -171,6 +171,8 @@ class LoadJob:
                 self._root.delete_prefix(f"{LOADING_FOLDER}/{self._name}")
                 if error is None:
                     self._remove_others(0.0)
+                else:
+                    self._store.remove_if_empty()
 
     def _remove_others(self, older_than_seconds: float) -> None:
         """Remove what loads have left that nobody works on, and that were begun so long ago."""
@@ -234,8 +236,8 @@ class _Claim:
             self._claim = seize_claim(self._folder, self._claim)
         except ConflictError as error:
             raise ConflictError(
-                f"{dataset_url}: the same data is being loaded here by another process ({error}): wait for "
-                "it, or choose another URL"
+                f"{dataset_url}: the same data is being loaded here by another process: wait for it, or "
+                "choose another URL"
             ) from error
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()

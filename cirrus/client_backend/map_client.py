@@ -186,6 +186,8 @@ class JobClient:
             self._remove()
         else:
             self._release_claim()
+        if is_hopeless and self._place is not None:
+            self._place.remove_if_empty()
 
     def _remove(self) -> None:
         RunFolder(self._folder.url).remove()

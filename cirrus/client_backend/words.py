@@ -7,6 +7,7 @@ numbered from 1 and in the order of the documents. Both are parsed by a compiled
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from cirrus.client_backend.load_formats import (
 )
 from cirrus.client_backend.rows import MAX_INDEX, Parser
 from cirrus.client_backend.segments import Cut, InputFile, read_segments
-from cirrus.errors import ConfigError, DataError
+from cirrus.errors import ConfigError, DataError, NotFoundError
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -150,7 +151,11 @@ def read_words(path: str) -> Vocabulary:
         NotFoundError: There is no such file.
     """
     lines: list[str] = []
-    with open_inputs(path) as inputs:
+    with contextlib.ExitStack() as stack:
+        try:
+            inputs = stack.enter_context(open_inputs(path))
+        except (DataError, NotFoundError) as error:
+            raise type(error)(f"the vocabulary {error}") from error
         name = inputs.files[0].name
         if len(inputs.files) > 1:
             raise DataError(f"{path}: are {len(inputs.files)} files: a vocabulary is one")
@@ -160,7 +165,7 @@ def read_words(path: str) -> Vocabulary:
     seen: dict[str, int] = {}
     for line, word in enumerate(lines, start=1):
         if not word or "\0" in word or len(word.encode()) > MAX_ID_BYTES:
-            raise DataError(f"{name}:{line}: is no word of 1 to {MAX_ID_BYTES} bytes: correct the line")
+            raise DataError(f"{name}:{line}: is no word of 1 to {MAX_ID_BYTES} bytes: correct the vocabulary")
         if seen.setdefault(word, line) != line:
             raise DataError(f"{name}:{line}: {word[:SHOWN_CHARACTERS]!r} is in line {seen[word]} too")
     return Vocabulary.of_text(lines)

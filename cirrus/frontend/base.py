@@ -99,6 +99,8 @@ def _whole_signature(cls: type[Estimator], own: Any) -> inspect.Signature:
             base for base in cls.__mro__[1:] if issubclass(base, Estimator) and "__init__" in vars(base)
         )
         for name, parameter in inspect.signature(base.__init__).parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                continue  # which there is to be refused
             default = defaults.get(name, parameter.default)
             found.setdefault(name, parameter.replace(default=default))
     return inspect.Signature(list(found.values()))
@@ -192,7 +194,10 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
         backend: str | Backend = "local",
         random_state: int | np.random.RandomState | None = None,
         progress: bool | Listener | None = None,
+        **unknown: Any,
     ) -> None:
+        for name in unknown:
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
         self.batch_size = batch_size
         self.epochs = epochs
         self.tol = tol

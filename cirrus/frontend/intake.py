@@ -237,6 +237,7 @@ def take_arrays(
 
 def _class_target(y: Array, weights: Array | None, wanted: Wanted) -> tuple[ClassTarget, Array]:
     """Return what labels mean, and the labels as codes."""
+    labels.check_labels(y, "y")
     check_classification_targets(y)
     kind = type_of_target(y, input_name="y", raise_unknown=True)
     if kind != "binary" and not (wanted.several and kind == "multiclass"):

@@ -10,6 +10,7 @@ do). Beside a positive class of 1, both are the negative class of a dataset.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,11 +52,39 @@ def check_classes(classes: Array, where: str, *, several: bool = False) -> None:
         )
 
 
+def check_labels(y: Array, where: str) -> None:
+    """Refuse labels that are neither numbers nor text, which no model could be saved with.
+
+    Args:
+        y: Labels of any shape.
+        where: What to call them in an error message.
+
+    Raises:
+        DataError: There is such a label, or one is missing.
+    """
+    if y.dtype.kind in "mM":
+        raise DataError(
+            f"{where}: labels must be numbers or text, got {y.dtype}: write them as text, as with "
+            f"{where}.astype(str)"
+        )
+    if y.dtype.kind != "O":
+        return
+    for label in y.ravel().tolist():
+        if label is None or (isinstance(label, float) and label != label):
+            raise DataError(f"{where}: a label is missing ({label}): leave such rows out")
+        if not isinstance(label, (str, bytes, numbers.Number, np.generic)):
+            raise DataError(
+                f"{where}: labels must be numbers or text, got {label!r:.80} of type {type(label).__name__}"
+            )
+
+
 def array_codes(classes: Array) -> Codes:
     """Return the codes that stand for classes when labels come from arrays."""
     if classes.dtype.kind in "biuf":
         codes = classes.astype(np.float32)
-        if np.array_equal(codes.astype(np.float64), classes.astype(np.float64)):
+        # Whole numbers beyond 2**53 may be one in float64.
+        are_exact = np.array_equal(codes.astype(np.float64), classes.astype(np.float64))
+        if are_exact and np.unique(codes).size == classes.size:
             return tuple(codes.tolist())
     return tuple(float(number) for number in range(len(classes)))
 

@@ -262,6 +262,8 @@ def check_params(params: Mapping[str, Any]) -> None:
     _staleness(params["staleness"])
     check_on_client_loss(params["on_client_loss"])
     seed = params["random_state"]
+    if not (seed is None or isinstance(seed, (numbers.Integral, np.random.RandomState)) or seed is np.random):
+        raise ConfigError("random_state", f"must be a whole number, a RandomState or None, got {seed!r}")
     if isinstance(seed, numbers.Integral) and not 0 <= int(seed) < 2**32:
         raise ConfigError("random_state", f"must be a whole number from 0 to 2**32 - 1 or None, got {seed}")
     least, most = WORKER_MEMORY_MB

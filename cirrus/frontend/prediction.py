@@ -118,6 +118,7 @@ class Classifier(ClassifierMixin, ScoringEstimator):  # type: ignore[misc]  # sc
             RunError: The run failed, or somebody killed it.
         """
         if classes is not None:
+            labels.check_labels(np.asarray(classes), "classes")
             given = np.unique(classes)
             if self._is_trained and not np.array_equal(given, self.classes_):
                 raise DataError(

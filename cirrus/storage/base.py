@@ -139,6 +139,9 @@ class ObjectStore(abc.ABC):
             ConfigError: The prefix is empty: that could be a folder with much else in it.
         """
 
+    def remove_if_empty(self) -> None:  # noqa: B027 - most stores have nothing where there are no objects
+        """Remove what is left of a store without any object, such as an empty folder."""
+
     @abc.abstractmethod
     def exists(self, key: str) -> bool:
         """Return whether there is such an object."""

@@ -168,12 +168,25 @@ class FolderStore(ObjectStore):
                     shutil.rmtree(path)
                 except (FileNotFoundError, NotADirectoryError):
                     if not os.path.isdir(path):
-                        return
+                        break
                 except OSError:  # somebody wrote into it meanwhile
                     if attempt + 1 == FOLDER_ATTEMPTS:
                         raise
                 else:
-                    return
+                    break
+        self._remove_empty_folders(os.path.dirname(path))
+
+    def _remove_empty_folders(self, folder: str) -> None:
+        """Remove folders below the root that hold nothing any more, from the innermost: a store has none."""
+        with contextlib.suppress(OSError):  # one holds something, or somebody else removed it
+            while len(folder) > len(self._root):
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
+
+    def remove_if_empty(self) -> None:
+        """See :meth:`ObjectStore.remove_if_empty`."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self._root)
 
     def exists(self, key: str) -> bool:
         """See :meth:`ObjectStore.exists`."""
@@ -201,8 +214,8 @@ def _temporary_file(path: str, data: bytes | memoryview, mode: int) -> Iterator[
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, TEMPORARY_PREFIX + secrets.token_hex(8))
     for attempt in range(FOLDER_ATTEMPTS):
-        _make_folder(folder)
         try:
+            _make_folder(folder)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             break
         except FileNotFoundError:
