@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stand_ins import eventually
 from typer.testing import CliRunner
 
 import cirrus
-from cirrus import GridSearch, LocalBackend, LogisticRegression
+from cirrus import GridSearch, InlineBackend, LocalBackend, LogisticRegression
 from cirrus.cli.commands import app
 from cirrus.client_backend.overview import Overview
+from cirrus.client_backend.search_folder import TrialStatus
 
 
 @pytest.fixture
@@ -107,6 +109,11 @@ def test_an_interrupted_search_is_resumed_or_killed(home, svmlight):
     code, out, err = run("kill", "open", "--trial", 9)
     assert code == 1
     assert "no trial 9" in err
+    code, out, err = run("kill", "open", "--trial", 2)
+    assert (code, out, err) == (0, "", "trial 2 of open had ended already (killed)\n")
+    code, out, err = run("attach", "open")
+    assert (code, out) == (1, "")
+    assert err == "error: open is a search: go on with: cirrus search --resume open\n"
     code, out, err = run("search", "--resume", "open")
     assert code == 0, err
     assert "going on with search open" in err
@@ -118,6 +125,20 @@ def test_an_interrupted_search_is_resumed_or_killed(home, svmlight):
     assert Overview(str(home)).search("idle").state.state == "killed"
 
 
+def test_a_search_that_was_cut_short_has_nothing_at_work(home, svmlight):
+    """Its trials that were at work are interrupted, as it is itself."""
+    data = cirrus.load_svmlight(svmlight, home / "rows")
+    estimator = LogisticRegression(epochs=100_000, tol=None, n_workers=1, backend=InlineBackend(root=home))
+    search = GridSearch(estimator, {"l1": [0, 1]}, max_concurrent=1, search_id="cut")
+    with search.start(data):
+        eventually(lambda: search.status.trials[0].status is TrialStatus.RUNNING)
+    assert search.status.trials[0].status is TrialStatus.RUNNING
+    line = next(line for line in run("runs")[1].splitlines() if line.startswith("cut"))
+    assert line.split()[:4] == ["cut", "interrupted", "0/2", "0"]
+    lines = run("runs", "--search", "cut")[1].splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["interrupted", "queued"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -125,7 +146,11 @@ def test_an_interrupted_search_is_resumed_or_killed(home, svmlight):
         (["--grid", "l1"], "NAME=VALUES"),
         (["--grid", "no_such=1"], "no_such"),
         (["--range", "l1=0:1"], "--draws"),
-        (["--range", "l1=1:0", "--draws", "2"], "NAME=LOW:HIGH"),
+        (["--grid", "learning_rate=0.1,-1"], "--grid: 'learning_rate=0.1,-1': must be"),
+        (["--grid", "learning_rate="], "'learning_rate=' is not of the form NAME=VALUES"),
+        (["--range", "learning_rate=1", "--draws", "2"], "--range: 'learning_rate=1' is not of the form"),
+        (["--range", "l1=1:0", "--draws", "2"], "--range: 'l1=1:0': LOW must be below HIGH"),
+        (["--grid", "l1=0,1", "--draws", "0"], "--draws: must be"),
         (["--grid", "l1=0", "--set", "epochs=3"], "option of its own"),
         (["--grid", "l1=0", "--set", "depth=3"], "no parameter 'depth'"),
         (["--grid", "l1=0", "--validation-split", "0"], "validation-split"),

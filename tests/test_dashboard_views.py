@@ -441,6 +441,9 @@ class TestExports:
         first, second = csv.DictReader(io.StringIO(text))
         assert (first["run"], first["learning_rate"], first["l1"], first["note"]) == ("a", "0.1", "", "'=1+1")
         assert (second["run"], second["train_loss"], second["l1"]) == ("b", "0.5", "2.0")
+        (head, *_) = csv.reader(io.StringIO(text))
+        assert "n_workers" in head
+        assert len(head) == len(set(head))
 
     def test_curves_are_all_points_that_have_a_loss(self):
         """Points come as they were measured, those without this loss left out."""

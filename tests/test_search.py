@@ -459,16 +459,16 @@ class TestFailures:
 
     def test_a_failed_trial_is_told_and_the_others_go_on(self, data: Any) -> None:
         """Its error is in the table, and a warning says how many failed."""
-        search = GridSearch(estimator(), {"learning_rate": [0.1, -1.0]})
+        search = GridSearch(estimator(), {"class_weight": [None, {"maybe": 2.0}]})
         with pytest.warns(UserWarning, match="1 of 2 trials failed"):
             search.fit(data[0])
         assert [row["status"] for row in search.results_] == ["finished", "failed"]
-        assert "learning_rate" in search.results_[1]["error"]
+        assert "class_weight" in search.results_[1]["error"]
 
     def test_a_search_whose_trials_all_fail_fails(self, data: Any) -> None:
         """With the first error."""
-        with pytest.raises(RunError, match="all 2 trials failed.*learning_rate"):
-            GridSearch(estimator(), {"learning_rate": [-2.0, -1.0]}).fit(data[0])
+        with pytest.raises(RunError, match="all 2 trials failed.*class_weight"):
+            GridSearch(estimator(), {"class_weight": [{"maybe": 2.0}, {"maybe": 3.0}]}).fit(data[0])
 
     @pytest.mark.parametrize(
         ("field", "options", "grid"),
@@ -483,6 +483,8 @@ class TestFailures:
             ("search_id", {"search_id": "../up"}, {"l1": [0]}),
             ("no_such", {}, {"no_such": [0]}),
             ("backend", {}, {"backend": ["local"]}),
+            ("learning_rate", {}, {"learning_rate": [0.1, -1.0]}),
+            ("batch_size", {}, {"batch_size": [100, 0]}),
         ],
     )
     def test_wrong_parameters_are_named(

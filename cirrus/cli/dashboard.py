@@ -7,7 +7,7 @@ import webbrowser
 from importlib.metadata import entry_points
 
 from cirrus.cli.console import say, show
-from cirrus.client_backend.local import LocalBackend
+from cirrus.client_backend.local import LocalBackend, local_folder
 from cirrus.errors import ConfigError
 
 #: Where the dashboard's package says what serves it.
@@ -24,6 +24,11 @@ def dashboard(url: str | None, host: str, port: int, allow_hosts: list[str], *, 
     if start is None:
         raise ConfigError("dashboard", f"is not installed: {_INSTALL}")
     root = LocalBackend(root=url).root
+    folder = local_folder(root)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError("url", f"{folder} is a file, and no folder that holds runs")
+    if folder is not None and not folder.exists():
+        say(f"{folder} is not there yet: runs show when the first has begun")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up as with Ctrl-C
     with start(root, host=host, port=port, allow_hosts=allow_hosts) as server:
         show(server.url)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+
 from cirrus.cli.console import say, show, table
 from cirrus.client_backend.backend import Backend, backend_at
 from cirrus.client_backend.overview import Overview, SearchSummary
 from cirrus.client_backend.runs import Run, RunSummary, open_run
 from cirrus.client_backend.search_folder import TrialStatus, search_ids
-from cirrus.errors import CirrusError, ConfigError
+from cirrus.errors import CirrusError, ConfigError, RunError
 from cirrus.frontend.model_files import RunNotes, may_hold_model
 from cirrus.frontend.progress import LiveLine, clock_time
 from cirrus.frontend.scratch import is_scratch_url, remove_below
@@ -46,7 +48,7 @@ def _list_trials(overview: Overview, search_id: str) -> None:
     found = overview.search(search_id)
     if found.state is None:
         raise ConfigError("search", f"{search_id} is broken: {found.problem}")
-    rows = [[*trial_cells(trial), trial.error or ""] for trial in found.state.trials]
+    rows = [[*trial_cells(trial, found.state), trial.error or ""] for trial in found.state.trials]
     head = ["TRIAL", "STATUS", "EPOCHS", "LOSS", "SCORE", "COST", "HYPERPARAMETERS", ""]
     show(table([head, *rows], right=frozenset({0, 2, 3, 4, 5})))
 
@@ -55,7 +57,7 @@ def _search_cells(summary: SearchSummary) -> list[str]:
     state = summary.state
     if state is None:
         return [summary.search_id, "broken", *[""] * 5, summary.problem or ""]
-    at_work = sum(trial.status is TrialStatus.RUNNING for trial in state.trials)
+    at_work = sum(state.trial_state(trial) == TrialStatus.RUNNING.value for trial in state.trials)
     ended = sum(trial.status.ended for trial in state.trials)
     best = state.best
     return [
@@ -94,6 +96,8 @@ def _loss(loss: float | None) -> str:
 
 def attach(run: str, backend: Backend, *, killed: bool = False) -> None:
     """Go on with a run to its end, and save its model."""
+    if run in search_ids(backend.root):
+        raise RunError(f"{run} is a search: go on with: cirrus search --resume {shlex.quote(run)}")
     watched = open_run(backend.root, run)
     if watched.status.state is RunState.FINISHED:
         _keep_model(watched, watched.status, backend.root)
@@ -156,8 +160,7 @@ def _end_leftovers(backend: Backend, run: str) -> None:
 
 def _kill_search(overview: Overview, search_id: str, trial: int | None) -> None:
     if trial is not None:
-        overview.kill_trial(search_id, trial)
-        show(f"killed trial {trial} of {search_id}")
+        _kill_trial(overview, search_id, trial)
         return
     state = overview.search(search_id).state
     if state is not None and state.state.ended and state.state is not RunState.INTERRUPTED:
@@ -165,6 +168,17 @@ def _kill_search(overview: Overview, search_id: str, trial: int | None) -> None:
         return
     overview.kill_search(search_id)
     show(f"killed {search_id}")
+
+
+def _kill_trial(overview: Overview, search_id: str, index: int) -> None:
+    before = overview.trial(search_id, index)
+    if not before.status.ended:
+        overview.kill_trial(search_id, index)
+        before = overview.trial(search_id, index)  # it may have come to its end meanwhile
+        if before.status is TrialStatus.KILLED:
+            show(f"killed trial {index} of {search_id}")
+            return
+    say(f"trial {index} of {search_id} had ended already ({before.status.value})")
 
 
 def _remove_scratch(notes: RunNotes, root: str) -> None:

@@ -41,7 +41,10 @@ def search(data: str, file_options: FileOptions, options: SearchOptions) -> None
     backend = named_backend(options.backend, options.home, options.ray_address)
     search_id = options.name or new_search_id()
     made = _make(options, search_id, backend)
-    made.check()
+    try:
+        made.check()
+    except ConfigError as error:
+        raise _as_typed(error, options) from error
     for source in (data, options.validation):
         if source is not None:
             is_dataset(source)
@@ -91,7 +94,7 @@ def _finish(made: Search, search_id: str, options: SearchOptions, held_out: Data
         if options.results is not None:
             made.results_.to_csv(options.results)
     ranked = sorted(made.status.trials, key=rank_key)
-    cells = [list(HEAD), *(list(trial_cells(trial)) for trial in ranked[:TOP_TRIALS])]
+    cells = [list(HEAD), *(list(trial_cells(trial, made.status)) for trial in ranked[:TOP_TRIALS])]
     show(table(cells, right=NUMBER_COLUMNS))
     if made.status.best is None:
         say("no trial came as far as a model")
@@ -144,9 +147,7 @@ def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
         backend=backend,
     )
     grid = {name: [value_of(part) for part in text.split(",")] for name, text in map(pair, options.grid)}
-    ranges = {
-        name: _distribution(name, text) for name, text in (pair(text, "range") for text in options.ranges)
-    }
+    ranges = dict(map(_distribution, options.ranges))
     common: dict[str, Any] = {
         "max_concurrent": options.max_concurrent,
         "max_workers": options.max_workers,
@@ -165,6 +166,15 @@ def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
     if ranges:
         raise ConfigError("range", "has endlessly many values: say how many to try with --draws")
     return GridSearch(estimator, grid, **common)
+
+
+def _as_typed(error: ConfigError, options: SearchOptions) -> ConfigError:
+    """Return an error about a parameter that is searched over as one about what was typed for it."""
+    for option, texts in (("grid", options.grid), ("range", options.ranges)):
+        for text in texts:
+            if pair(text, option)[0] == error.field:
+                return ConfigError(option, f"{text!r}: {error.problem}")
+    return error
 
 
 def _data(
@@ -187,10 +197,14 @@ def _data(
     )
 
 
-def _distribution(name: str, text: str) -> Any:
+def _distribution(typed: str) -> tuple[str, Any]:
+    """Return the name and the distribution of ``NAME=LOW:HIGH``."""
+    name, text = pair(typed, "range")
     low_text, separator, high_text = text.partition(":")
     low, high = value_of(low_text), value_of(high_text)
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (low, high))
-    if not separator or not numbers or not low < high:
-        raise ConfigError("range", f"{name}={text} is not of the form NAME=LOW:HIGH, such as l1=0.1:10")
-    return loguniform(low, high) if low > 0 else uniform(low, high - low)
+    if not separator or not numbers:
+        raise ConfigError("range", f"{typed!r} is not of the form NAME=LOW:HIGH, such as l1=0.1:10")
+    if not low < high:
+        raise ConfigError("range", f"{typed!r}: LOW must be below HIGH, but {low} is not below {high}")
+    return name, loguniform(low, high) if low > 0 else uniform(low, high - low)

@@ -56,6 +56,7 @@ _OTHER_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "n_topics": ("size",),
         "n_clusters": ("size",),
         "n_features": ("buckets",),
+        "n_iter": ("draws",),
         "random_state": ("seed",),
         "missing_label": ("drop_missing_labels",),
         "class_weight": ("balanced",),
@@ -177,6 +178,8 @@ class _Words:
     def _replaced(self, match: re.Match[str]) -> str:
         name, value = match.groups()
         if value is None and "_" not in name:  # a word like any other
+            return str(match[0])
+        if value is not None and match.string[: match.start()].endswith(("'", '"')):  # what was typed
             return str(match[0])
         return self._name(name, value)
 

@@ -205,6 +205,14 @@ class Overview:
         except CirrusError as error:
             return SearchSummary(search_id=search_id, url=folder.url, problem=str(error))
 
+    def trial(self, search_id: str, index: int) -> Trial:
+        """Return a trial of a search as it is now.
+
+        Raises:
+            NotFoundError: There is no such search or trial.
+        """
+        return self._trial(self._state(search_id), search_id, index)
+
     def trial_points(self, trial: Trial) -> list[MetricPoint]:
         """Return a trial's whole curve: those of its runs, one after another."""
         return join_curves([self.points(run_id)[0] for run_id in trial.runs])

@@ -144,6 +144,11 @@ class SearchState:
         """Dollars, over all trials."""
         return sum(trial.cost for trial in self.trials)
 
+    def trial_state(self, trial: Trial) -> str:
+        """Return where a trial is: its status, or ``interrupted`` if it was at work when the search ended."""
+        is_lost = trial.status is TrialStatus.RUNNING and self.state.ended
+        return RunState.INTERRUPTED.value if is_lost else trial.status.value
+
     @property
     def best(self) -> Trial | None:
         """The trial that is ahead."""

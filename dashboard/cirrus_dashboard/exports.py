@@ -18,7 +18,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 def runs_csv(records: Iterable[RunRecord]) -> str:
     """Return one line a run: what became of it, and its hyperparameters."""
     held = list(records)
-    names = sorted({name for record in held for name in record.hyperparameters})
+    names = sorted({name for record in held for name in record.hyperparameters}.difference(_FACTS))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*_FACTS, *names])

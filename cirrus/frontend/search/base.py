@@ -258,7 +258,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             if name not in allowed:
                 raise ConfigError(name, f"cannot be changed; {', '.join(allowed)} can")
         search.set_params(**{**_budgets(config), **params}, search_id=search_id)
-        search.check()
+        search._check_settings()  # and not the trials: what is impossible about them they have told
         search._go_on(folder, config)
         return search
 
@@ -544,8 +544,15 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         """Check what can be checked without data; :meth:`start` does so too.
 
         Raises:
-            ConfigError: A parameter is wrong; it is named.
+            ConfigError: A parameter, or a value to try, is wrong; the parameter is named.
         """
+        self._check_settings()
+        params = self.estimator.get_params(deep=False)
+        for candidate in self._candidates():
+            check_params({**params, **usable_params(candidate)})
+
+    def _check_settings(self) -> None:
+        """Check everything but the values to try."""
         if not isinstance(self.estimator, Estimator):
             raise ConfigError("estimator", f"must be one of cirrus' estimators, got {self.estimator!r}")
         for name in ("max_concurrent", "max_workers"):

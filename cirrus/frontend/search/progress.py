@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TextIO
@@ -17,6 +18,7 @@ from cirrus.client_backend.search_folder import SearchState, Trial, TrialStatus
 from cirrus.errors import ConfigError
 from cirrus.frontend.progress import PLAIN_SECONDS, clock_time
 from cirrus.frontend.search.results import rank_key
+from cirrus.metrics import RunState
 
 #: Lines of the table: those at work first, then the best.
 TABLE_LINES = 16
@@ -69,11 +71,10 @@ class SearchTable:
 
 def search_line(state: SearchState) -> str:
     """Return one line about a search: trials by status, the best so far, time, cost."""
-    counts: dict[TrialStatus, int] = {}
-    for trial in state.trials:
-        counts[trial.status] = counts.get(trial.status, 0) + 1
+    counts = Counter(map(state.trial_state, state.trials))
+    in_order = (*(status.value for status in TrialStatus), RunState.INTERRUPTED.value)
     parts = [f"{len(state.trials)} trials"]
-    parts.append(", ".join(f"{counts[status]} {status.value}" for status in TrialStatus if status in counts))
+    parts.append(", ".join(f"{counts[name]} {name}" for name in in_order if counts[name]))
     best = state.best
     if best is not None and best.score is not None:
         parts.append(f"best {best.score:.4f} ({params_text(best.params)})")
@@ -88,7 +89,7 @@ def search_table(state: SearchState) -> Table:
     for name in ("trial", "status", "epochs", "loss", "score", "cost", "hyperparameters"):
         table.add_column(name, justify="left" if name in ("status", "hyperparameters") else "right")
     for trial in shown_trials(state):
-        table.add_row(*trial_cells(trial))
+        table.add_row(*trial_cells(trial, state))
     return table
 
 
@@ -99,11 +100,11 @@ def shown_trials(state: SearchState, lines: int = TABLE_LINES) -> list[Trial]:
     return [*at_work[:lines], *sorted(others, key=rank_key)[: max(0, lines - len(at_work))]]
 
 
-def trial_cells(trial: Trial) -> tuple[str, ...]:
-    """Return a trial as the cells of a table's line."""
+def trial_cells(trial: Trial, state: SearchState) -> tuple[str, ...]:
+    """Return a trial of a search as the cells of a table's line."""
     return (
         str(trial.index),
-        trial.status.value,
+        state.trial_state(trial),
         f"{trial.epochs:.1f}",
         "" if trial.loss is None else f"{trial.loss:.4f}",
         "" if trial.score is None else f"{trial.score:.4f}",

@@ -3,7 +3,7 @@
 
 (function () {
   // What this page holds. Cursors tell the server; a reload begins with nothing.
-  const held = { key: null, curves: {}, rows: {}, delta: null, portions: 0 };
+  const held = { key: null, curves: {}, rows: {}, delta: null, portions: 0, killing: null, over: new Set() };
   const CROWDED = 60; // curves from which on they are drawn fainter, and without a legend
   const FEW = 10;
 
@@ -212,12 +212,18 @@
   function table(killing, hidden, pinned) {
     const hide = new Set(hidden || []);
     const pin = new Set(pinned || []);
+    if (killing !== held.killing) {
+      held.killing = killing;
+      held.over = new Set();
+    }
+    // One that was ended, and goes on since, is not being killed any more.
+    for (const row of Object.values(held.rows)) if (!row.killable) held.over.add(row.id);
     return Object.values(held.rows).map((row) =>
       Object.assign({}, row, {
         show: !hide.has(row.id),
         pin: pin.has(row.id),
         // (Unless it could not be killed: then its problem says why, and it may be tried again.)
-        state: killing && killing[row.id] && row.killable && !row.problem ? "killing" : row.state,
+        state: killing && killing[row.id] && row.killable && !held.over.has(row.id) && !row.problem ? "killing" : row.state,
       })
     );
   }
