@@ -146,6 +146,7 @@ def _deploy(environment: Mapping[str, str], plugins: Path, everything: str, ec2:
 
     from cirrus.client_backend.aws.deploy import DeployOptions, deploy
     from cirrus.client_backend.aws.wheels import Target
+    from cirrus.errors import CloudError
 
     options = DeployOptions(
         region=REGION,
@@ -161,7 +162,15 @@ def _deploy(environment: Mapping[str, str], plugins: Path, everything: str, ec2:
     )
     with pytest.MonkeyPatch.context() as patch:
         use(patch, environment)
-        deployment = deploy(options, boto3.session.Session(), lambda plan: True, lambda text: None)
+        for attempt in range(2):
+            try:
+                deployment = deploy(options, boto3.session.Session(), lambda plan: True, lambda text: None)
+                break
+            except CloudError as error:
+                # A request whose answer came too late is repeated by the provider; moto then says that what
+                # it was to take away is not there. Deploying again goes on, as users would.
+                if attempt or "InvalidPermission.NotFound" not in str(error):
+                    raise
     assert deployment is not None
     return deployment
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Generator
 
 import hypothesis
 import pytest
@@ -30,23 +31,35 @@ def pytest_configure() -> None:
 
 #: Deploying takes minutes, and belongs to the time of the first such test, destroying to that of the last.
 DEPLOYED_TEST_SECONDS = 900
+#: Groups of tests that take longest, and must not be what is left in the end.
+LONG_GROUPS = ("deployed", "ray", "test_soak", "test_check_estimator", "test_generations")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together, in one process, the tests that share a deployment or a module's fixtures.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Keep together, in one process, the tests that share a deployment, a cluster or a module's fixtures.
 
-    Those that need a whole deployment come first, and have time: another process does the rest meanwhile.
+    pytest-xdist reads the groups in this hook, so they are given before. Groups that take long come first;
+    those that need a deployment have time: another process does the rest meanwhile.
     """
     for item in items:
-        deployed = _needs_deployment(item)
-        if deployed:
+        if _needs_deployment(item):
             item.add_marker(pytest.mark.timeout(DEPLOYED_TEST_SECONDS))
-        group = "deployed" if deployed else item.nodeid.split("::")[0]
-        # They share a cluster, and a process can be connected to one at a time.
-        group = "ray" if _runs_on(item, "ray", "ray_cluster") else group
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not _needs_deployment(item))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    yield
+    items.sort(key=_place)
+
+
+def _group(item: pytest.Item) -> str:
+    if _needs_deployment(item):
+        return "deployed"
+    # They share a cluster, and a process can be connected to one at a time.
+    return "ray" if _runs_on(item, "ray", "ray_cluster") else item.path.stem
+
+
+def _place(item: pytest.Item) -> int:
+    group = _group(item)
+    return LONG_GROUPS.index(group) if group in LONG_GROUPS else len(LONG_GROUPS)
 
 
 def _needs_deployment(item: pytest.Item) -> bool:

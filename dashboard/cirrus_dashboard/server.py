@@ -10,6 +10,7 @@ from typing import Any
 
 import waitress
 from waitress import wasyncore
+from waitress.channel import HTTPChannel
 
 from cirrus.errors import ConfigError
 from cirrus_dashboard.app import make_app
@@ -107,6 +108,9 @@ class DashboardServer:
         while not self._stopping.is_set():
             wasyncore.loop(timeout=LOOP_SECONDS, map=self._map, use_poll=True, count=1)
         self._server.task_dispatcher.shutdown(timeout=CLOSE_SECONDS)
+        for channel in list(self._map.values()):
+            if isinstance(channel, HTTPChannel):
+                channel.handle_close()  # also the files of answers that were too large for memory
         wasyncore.close_all(self._map, ignore_all=True)
 
     def wait(self) -> None:
