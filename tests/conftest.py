@@ -36,7 +36,9 @@ LONG_GROUPS = ("deployed", "ray", "test_soak", "test_check_estimator", "test_gen
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
     """Keep together, in one process, the tests that share a deployment, a cluster or a module's fixtures.
 
     pytest-xdist reads the groups in this hook, so they are given before. Groups that take long come first;
@@ -47,6 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, N
             item.add_marker(pytest.mark.timeout(DEPLOYED_TEST_SECONDS))
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     yield
+    if getattr(config.option, "loadgroup", False) and not all("@" in item.nodeid for item in items):
+        raise pytest.UsageError(
+            "pytest-xdist has not taken the groups: two deployments would be made at once"
+        )
     items.sort(key=_place)
 
 
