@@ -197,6 +197,11 @@ def test_train_describe_predict(home, svmlight, tmp_path):
         assert run("predict", model, svmlight, "--out", tmp_path / "pipe")[0] == 0
         assert reader.communicate()[0] == written
     assert (tmp_path / "pipe").is_fifo()
+    predictions.write_text("before\n")
+    command = [sys.executable, "-m", "cirrus", "predict", str(model), str(svmlight), "--out", "/dev/stdout"]
+    with predictions.open("a") as file:
+        subprocess.run(command, stdout=file, check=True, timeout=60)
+    assert predictions.read_text() == "before\n" + written
 
     code, out, _ = run("runs")
     assert code == 0

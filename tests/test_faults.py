@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import real_client
 from faults import Fault, Plan, armed
-from real_runs import accuracy, assert_exact, make_dataset, plan
+from real_runs import accuracy, assert_exact, assert_whole, make_dataset, plan
 from stand_ins import eventually, how_busy, processes
 
 from cirrus import Dataset
@@ -105,7 +105,7 @@ def test_workers_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> N
         status = run.wait(RUN_SECONDS)
         assert status.state is RunState.FINISHED
         assert armory.struck() == all_struck
-        assert [status.counts[f"shard{shard}.steps_applied"] for shard in range(2)] == [status.updates] * 2
+        assert_whole(run, status)
         for point in run.metrics():
             if point.end_of_epoch:
                 assert point.updates == point.epoch * config.steps_per_epoch
@@ -208,7 +208,7 @@ def test_workers_may_be_short_lived(train: Dataset, tmp_path: Path) -> None:
         run.stop()
         status = run.wait(RUN_SECONDS)
         assert status.state is RunState.FINISHED
-        assert [status.counts[f"shard{shard}.steps_applied"] for shard in range(2)] == [status.updates] * 2
+        assert_whole(run, status)
 
 
 class TestTheClientDies:
@@ -246,8 +246,7 @@ class TestTheClientDies:
             run.stop()
             status = run.wait(RUN_SECONDS)
             assert status.state is RunState.FINISHED
-            applied = [status.counts[f"shard{shard}.steps_applied"] for shard in range(2)]
-            assert applied == [status.updates] * 2
+            assert_whole(run, status)
             assert accuracy(run) > GOOD_ACCURACY - 0.05
         assert processes(run_id) == []
 

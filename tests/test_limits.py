@@ -155,7 +155,7 @@ def test_every_limit_is_in_the_document() -> None:
         "memory_idle_seconds": 5, "large_frame_seconds": 60,
     }  # fmt: skip
     assert Limits() == Limits(**said_in_numbers)
-    assert MAX_OPEN_MARKS == 2**22
+    assert MAX_OPEN_MARKS == 2**20
     assert (protocol.MAX_FRAME_BYTES, protocol.MAX_DECODED_BYTES) == (64 * 2**20, 128 * 2**20)
 
 

@@ -98,7 +98,7 @@ def test_packed_files_load_as_plain_ones(tmp_path: Path, kind: str) -> None:
         (b"\x28\xb5\x2f\xfd", "is packed with Zstandard: pipe it, with: zstdcat FILE"),
         (b"7z\xbc\xaf\x27\x1c", "is packed with 7-Zip: unpack it"),
         (b"Rar!\x1a\x07", "is packed with RAR: unpack it"),
-        (b"PAR1", "is a Parquet file and no text: use load_parquet"),
+        (b"PAR1\x15", "is a Parquet file and no text: use load_parquet"),
     ],
 )
 def test_what_is_no_text_is_refused_by_its_kind(tmp_path: Path, begin: bytes, problem: str) -> None:
@@ -177,6 +177,17 @@ def test_standard_input(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert refused.stderr.decode().splitlines()[-1].startswith("error: standard input:2: ")
     assert Dataset.open(url).n_rows == 100
+
+
+def test_what_a_process_calls_its_input_is_read_by_that_process(tmp_path: Path) -> None:
+    """``/dev/stdin`` with a file behind it is another one in the processes that load."""
+    path = tmp_path / "rows.svm"
+    path.write_bytes(TEXT["svmlight"])
+    command = [sys.executable, "-m", "cirrus", "load", "/dev/stdin", str(tmp_path / "ds"), "--processes", "2"]
+    with path.open("rb") as file:
+        done = subprocess.run(command, stdin=file, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert Dataset.open(tmp_path / "ds").n_rows == 100
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["empty place", "dataset there"])

@@ -45,7 +45,9 @@ def test_what_is_no_order_is_refused(order: dict[str, object]) -> None:
 
 def test_ending_what_has_ended_does_nothing() -> None:
     """An order may come too late."""
-    Pack(io.StringIO()).obey({"id": 7, "end": "stop"})
+    said = io.StringIO()
+    Pack(said).obey({"id": 7, "end": "stop"})
+    assert said.getvalue() == ""
 
 
 def test_only_reports_are_on_standard_output() -> None:

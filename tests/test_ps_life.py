@@ -150,6 +150,22 @@ def test_a_run_that_is_over_is_told_before_its_snapshots_go(tmp_path: Path) -> N
         assert shards.folder.store.list("snapshots/0/") == []
 
 
+def test_a_run_that_ended_while_its_client_was_lost_is_told(tmp_path: Path) -> None:
+    """Where the model was saved while shard 0 wrote its last snapshot, the run has finished, and says so."""
+    config = make_config(leases=LEASES, stop={"epochs": 1})
+    with running(tmp_path / "run", config) as shards:
+        keeper = shards.shards[0]._keeper
+        assert keeper is not None
+        eventually(lambda: shards.folder.status() is not None)
+        with keeper.work:  # which holds back the keeper's own thread
+            keeper.coordinator.end("epochs", RunState.FINISHED)
+            keeper.coordinator.phase = Phase.ENDED
+            keeper.interrupt()
+            status = shards.folder.status()
+        assert status is not None
+        assert status.state is RunState.FINISHED
+
+
 def test_requests_that_mean_nothing_are_put_away(tmp_path: Path) -> None:
     """An unknown action is no reason to end a run, nor to stay in the folder."""
     with running(tmp_path / "run", make_config()) as shards:

@@ -15,12 +15,14 @@ from ps_runs import Shards, greet_like_a_shard, make_config, make_leases, runnin
 from ps_workers import Workers
 from stand_ins import eventually
 
+from cirrus.errors import StorageError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.run_folder import ControlRequest, RunFolder, ShardAddress
 
 LEASES = make_leases(5, 3, 8, 1, 6, 4)
 FOR_EVER = 10**6
 N_DEAF = 5
+SHORT_FENCE_SECONDS = 0.2
 #: Less than what asking one deaf shard after the other takes.
 HEARD_SECONDS = 15.0
 
@@ -63,6 +65,35 @@ def test_a_store_that_does_not_answer_holds_no_push_back(
                 eventually(lambda steps=steps: shards.counts("steps_applied")[0] > steps + 20)
         finally:
             folder.answers.set()
+
+
+class SlowRefusingFolder(RunFolder):
+    """A run folder whose store refuses after a while, which is longer than a shard may have stood still."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.asked_by: list[int] = []
+
+    def shard_address(self, shard: int) -> ShardAddress | None:
+        """See RunFolder."""
+        self.asked_by.append(threading.get_ident())
+        threading.Event().wait(2 * SHORT_FENCE_SECONDS)
+        raise StorageError("no answer")
+
+
+def test_a_shard_that_stood_still_asks_a_slow_store_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can say whether it was replaced it goes on, and does not ask again for every push."""
+    monkeypatch.setattr("cirrus.paramserver.server.FENCE_SECONDS", SHORT_FENCE_SECONDS)
+    with running(tmp_path / "run", make_config(leases=LEASES)) as shards:
+        shard = shards.shards[0]
+        folder = SlowRefusingFolder(shards.url)
+        shard.folder = folder
+        shard._awake_at = time.monotonic() - 2 * SHORT_FENCE_SECONDS
+        for _ in range(3):
+            shard.confirm()
+        assert folder.asked_by.count(threading.get_ident()) == 1
 
 
 class DeafShards:

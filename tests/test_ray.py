@@ -325,7 +325,7 @@ def test_a_run_without_a_client_ends_in_time(small: Dataset, backend: cirrus.Ray
     supervisor._client_id = "somebody else"
     eventually(lambda: run.status.state.ended)
     assert run.status.state is RunState.INTERRUPTED
-    eventually(lambda: f"{run.run_id}/shard-0" not in actors_of(run))
+    eventually(lambda: actors_of(run) == [])
 
 
 def test_a_killed_worker_task_is_replaced(small: Dataset, backend: cirrus.RayBackend) -> None:

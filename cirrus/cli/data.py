@@ -17,7 +17,7 @@ import numpy as np
 from cirrus.cli.console import bytes_text, say, show
 from cirrus.cli.console import count as count_of
 from cirrus.cli.preprocessing import describe_columns
-from cirrus.client_backend.inputs import open_inputs
+from cirrus.client_backend.inputs import is_stream, open_inputs
 from cirrus.client_backend.load_job import is_begun
 from cirrus.client_backend.local import default_home
 from cirrus.errors import CirrusError, ConfigError, DataError, NotFoundError
@@ -162,13 +162,14 @@ def _output(out: str) -> Iterator[TextIO]:
     if out == "-":
         yield sys.stdout
         return
-    target = Path(out).resolve()  # of a link, what it points to
-    if target.is_dir():
+    given = Path(out)
+    if given.is_dir():
         raise ConfigError("out", f"{out} is a folder; name a file")
-    if target.exists() and not target.is_file():
-        with target.open("w", newline="") as file:
+    if is_stream(out):  # a file behind /dev/stdout has what others wrote into it
+        with given.open("a" if given.is_file() else "w", newline="") as file:
             yield file
         return
+    target = given.resolve()  # of a link, what it points to
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:

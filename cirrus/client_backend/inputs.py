@@ -9,6 +9,7 @@ import contextlib
 import fnmatch
 import glob
 import os
+import re
 import shutil
 import stat
 import sys
@@ -26,6 +27,8 @@ from cirrus.storage import ObjectInfo, ObjectStore, open_store
 STANDARD_INPUT = "-"
 #: Objects below a prefix whose name begins so are no data: ``_SUCCESS`` of Spark, ``.DS_Store``.
 _HIDDEN = ("_", ".")
+#: What a process calls its own open files.
+_OPEN_FILE = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/(self|\d+)/fd/\d+")
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,15 @@ def _files_of(store: ObjectStore, infos: list[ObjectInfo]) -> list[InputFile]:
 
 
 def is_stream(path: str) -> bool:
-    """Return whether a path is standard input, a pipe or a device, which can be read only once."""
+    """Return whether a path is standard input, a pipe or a device, which can be read only once.
+
+    So is what this process calls by a number: ``/dev/stdin`` means another file in every process.
+    """
     if path == STANDARD_INPUT:
         return True
     local = _local_path(path)
+    if local is not None and _OPEN_FILE.fullmatch(os.path.abspath(local)):
+        return os.path.exists(local)
     try:
         mode = 0 if local is None else os.stat(local).st_mode
     except (OSError, ValueError):  # whoever reads it will say what is wrong

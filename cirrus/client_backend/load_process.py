@@ -42,7 +42,8 @@ from cirrus.storage import open_store
 
 #: So many times a process that died is replaced, and what it worked on is done again.
 MAX_RESTARTS = 3
-#: Room in the pipe to a child, in bytes: segments go through it, 64 kB at a time by default.
+#: Room in the pipe to a child, in bytes: segments that the parent had to read go through it, 64 kB at a time
+#: by default.
 PIPE_BYTES = 2**20
 #: How much of a dead child's standard error goes into the text of an error.
 STDERR_TAIL_BYTES = 2000

@@ -127,7 +127,9 @@ class LoadOptions:
         if n is not None and (isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1):
             raise ConfigError("n_processes", f"must be a whole number >= 1 or None, got {n!r}")
         seed = self.random_state
-        if seed is not None and (not isinstance(seed, numbers.Integral) or seed < 0):
+        if seed is not None and (
+            isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0
+        ):
             raise ConfigError(
                 "random_state", f"must be a whole number >= 0 or None, got {self.random_state!r}"
             )
@@ -392,7 +394,7 @@ def load_inputs(
         options: How to load.
         source: What yields the segments of a file, where these are not runs of lines.
         vocabularies: What comes with the files and belongs to the dataset.
-        may_locate: Let workers elsewhere read objects themselves, if any lines of these can be taken.
+        may_locate: Let workers read files themselves, if any lines of these can be taken.
 
     Raises:
         DataError: Something is wrong with a file.

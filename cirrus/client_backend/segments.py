@@ -47,7 +47,8 @@ _NO_TEXT = {
     b"\x28\xb5\x2f\xfd": "is packed with Zstandard: pipe it, with: zstdcat FILE | cirrus load - URL",
     b"7z\xbc\xaf\x27\x1c": "is packed with 7-Zip: unpack it and name the file in it",
     b"Rar!\x1a\x07": "is packed with RAR: unpack it and name the file in it",
-    b"PAR1": "is a Parquet file and no text: use load_parquet, or --format parquet",
+    # What follows is the field 1 of a Thrift structure; a CSV header may begin with the letters, too.
+    b"PAR1\x15": "is a Parquet file and no text: use load_parquet, or --format parquet",
 }
 _MAGIC_BYTES = 10
 #: What macOS packs beside each file of a zip archive.

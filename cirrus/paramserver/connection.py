@@ -207,7 +207,7 @@ class Connection(threading.Thread):
 
     def _receive(self) -> int:
         """Receive something; give back what others may need while nothing comes."""
-        if not self._watches_silence and self._memory.n_bytes > self._limits.buffer_bytes:
+        if not self._watches_silence and self._memory.n_bytes > 0:
             self._watches_silence = True
             set_timeout(self._sock, self._limits.memory_idle_seconds, self._limits.send_seconds)
         while True:

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from cirrus.config import LeaseRange
 from cirrus.errors import LimitError
+from cirrus.paramserver.protocol import MAX_JSON_BYTES
 
 Marks = NDArray[np.int32]
 
+#: Digits of a mark, and the comma and space behind it, in a message that tells of all.
+_BYTES_PER_MARK = 8
 #: Epochs do not overlap, but a shard that lost steps has those of several to do again. What it holds has to
-#: fit a message of :data:`~cirrus.paramserver.protocol.MAX_JSON_BYTES`, two bytes a mark at least.
-MAX_OPEN_MARKS = 4 * 2**20
+#: fit a message.
+MAX_OPEN_MARKS = MAX_JSON_BYTES // _BYTES_PER_MARK
 
 
 class StepMarks:
@@ -43,6 +46,7 @@ class StepMarks:
         if epoch < self._completed:
             return self._full.copy()
         if epoch not in self._epochs:
+            self._forget_complete()
             if len(self._epochs) * len(self._full) >= MAX_OPEN_MARKS:
                 raise LimitError(
                     f"{len(self._epochs)} epochs are at work already, with {len(self._full)} leases each: a "
@@ -61,12 +65,15 @@ class StepMarks:
     @property
     def completed_epochs(self) -> int:
         """All epochs before this one are complete; their marks are forgotten."""
+        self._forget_complete()
+        return self._completed
+
+    def _forget_complete(self) -> None:
         while self._completed in self._epochs and bool(
             np.array_equal(self._epochs[self._completed], self._full)
         ):
             del self._epochs[self._completed]
             self._completed += 1
-        return self._completed
 
     def is_complete(self, epoch: int, lease: int) -> bool:
         """Tell whether every step of a lease was applied here."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from cirrus.config import RunConfig
 from cirrus.errors import (
+    AuthenticationError,
     CirrusError,
     ConnectionLostError,
     LeaseLostError,
@@ -153,7 +154,8 @@ class RunKeeper:
         self._metrics = MetricsWriter(folder)
         self._events = EventLog(folder)
         self._events.started(0, generation, time.time())
-        self._peer_counts: dict[str, int] = {}
+        self._peer_counts: dict[int, Mapping[str, int]] = {}
+        """What each of the other shards counted, as its present generation says it."""
         self._peers_seen_at = dict.fromkeys(self._other_shards, time.monotonic())
         self._refreshing = {peer: threading.Lock() for peer in self._other_shards}
         """Held while a shard is asked for its counts: of two answers the later one stands."""
@@ -333,14 +335,12 @@ class RunKeeper:
             self._say_farewell()
 
     def interrupt(self) -> None:
-        """The client went away before the run ended: say so in the run folder."""
+        """The client went away: unless the run has ended meanwhile, that is its end; say so in the folder."""
         with self.work:
-            if self.run_ended:
-                return
-            self.coordinator.end("client lost", RunState.INTERRUPTED)
-            self._events.ended("interrupted: client lost", time.time())
-            self._notify()
-        self._report()
+            if not self.run_ended:
+                self.coordinator.end("client lost", RunState.INTERRUPTED)
+                self._notify()
+        self.tell_end()
 
     def tell_end(self) -> bool:
         """Have the run folder say that the run is over, unless it does already; return whether it does.
@@ -427,7 +427,9 @@ class RunKeeper:
         # Outside the lock: this takes the shard's lock of connections, under which a snapshot takes `work`.
         own_counts = self._shard.counts()
         with self.work:
-            counts = {**self._peer_counts, **own_counts}
+            counts = dict(own_counts)
+            for of_peer in self._peer_counts.values():
+                counts.update(of_peer)
             points, self.coordinator.points = self.coordinator.points, []
             status = self.coordinator.status(time.monotonic(), time.time(), counts)
             self._events.take()
@@ -481,7 +483,7 @@ class RunKeeper:
             reply = self._peers.ask(peer, StatisticsRequest(), StatisticsReply)
             self._peers_seen_at[peer] = time.monotonic()
             with self.work:
-                self._peer_counts.update(reply.counts)
+                self._peer_counts[peer] = reply.counts
 
     def _obey_requests(self) -> None:
         """Carry out what is asked for; where the store cannot say, at another time."""
@@ -553,7 +555,8 @@ class RunKeeper:
                 )
             if not self._have_same_steps():
                 return False
-        except (ConnectionLostError, SupersededError) as error:
+        except (ConnectionLostError, SupersededError, AuthenticationError) as error:
+            # Who does not know the run's token is a stranger at the port of a shard that is being replaced.
             log.info("a shard is not ready to save: %s", error)
             self._shard.stopping.wait(TICK_SECONDS)
             return False

@@ -243,10 +243,10 @@ class Shard:
         if time.monotonic() - self._awake_at < FENCE_SECONDS:
             return
         with self._confirming:
-            begun_at = time.monotonic()
-            if begun_at - self._awake_at >= FENCE_SECONDS:
+            if time.monotonic() - self._awake_at >= FENCE_SECONDS:
                 self._look_up_generation()
-                self._awake_at = begun_at
+                # Not when the look began: one that took long would have every later push look again.
+                self._awake_at = time.monotonic()
 
     def _look_up_generation(self) -> None:
         try:

@@ -195,7 +195,7 @@ class Session:
 
     def _keep_trying(self, attempt: Callable[[], T]) -> T:
         give_up_at = time.monotonic() + RECONNECT_SECONDS
-        stranger_until = time.monotonic() + STRANGER_SECONDS
+        stranger_since: float | None = None
         wait_seconds = FIRST_WAIT_SECONDS
         longest = LONGEST_REMOTE_WAIT_SECONDS if self.folder.is_remote else LONGEST_WAIT_SECONDS
         while True:
@@ -203,8 +203,10 @@ class Session:
                 return attempt()
             except (ConnectionLostError, SupersededError, LimitError, AuthenticationError) as error:
                 self.check_run()
-                if isinstance(error, AuthenticationError) and time.monotonic() > stranger_until:
-                    raise
+                if isinstance(error, AuthenticationError):
+                    stranger_since = stranger_since or time.monotonic()
+                    if time.monotonic() - stranger_since > STRANGER_SECONDS:
+                        raise
                 if time.monotonic() > give_up_at:
                     raise ConnectionLostError(
                         f"gave up after {RECONNECT_SECONDS:.0f} seconds: {error}"

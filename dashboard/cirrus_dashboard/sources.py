@@ -210,7 +210,7 @@ class FolderSource:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
-        if self._readers is not None:  # behind its user, who would be told that it is closed
+        if self._readers is not None:  # its user has ended, or ends when it hears of it
             self._readers.shutdown(wait=False, cancel_futures=True)
         for _ in range(KILL_THREADS):
             self._kills.put(None)
@@ -237,6 +237,8 @@ class FolderSource:
             try:
                 self.poll()
             except Exception as error:  # noqa: BLE001 (pages that stand still, and do not say so, are worse)
+                if self._stopping.is_set():
+                    return
                 log.exception("reading %s", self._root)
                 self._tell(f"the runs could not be read ({type(error).__name__}: {error}); it is tried again")
             # Reading must not take more than half of one processor from whoever trains here.

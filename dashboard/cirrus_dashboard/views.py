@@ -274,7 +274,9 @@ def _curves(
     cache: CurveCache,
     clock: Callable[[], float],
 ) -> tuple[dict[str, Any], dict[str, list[int]], list[RunRecord]]:
-    """Draw curves, the newest run's first, for as long as one answer may take; one new one at least.
+    """Draw curves for as long as one answer may take; one new one at least.
+
+    Those that the page has nothing of come first, and of these, as of the others, the newest run's.
 
     Returns:
         What a page lacks of each, the cursors of all that it then has, and the runs that were come to.
@@ -283,7 +285,7 @@ def _curves(
     cursors: dict[str, list[int]] = {}
     drawn: list[RunRecord] = []
     end = clock() + PORTION_SECONDS
-    for record in reversed(shown):
+    for record in sorted(reversed(shown), key=lambda record: record.run_id in held):
         cursor = held.get(record.run_id)
         if new and not cache.holds(record, view) and clock() > end:
             if cursor is not None:

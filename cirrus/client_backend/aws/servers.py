@@ -11,6 +11,7 @@ might be left of the old ones.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -31,6 +32,7 @@ from cirrus.client_backend.aws.facade import (
 from cirrus.client_backend.aws.server_watch import Surroundings, Watch
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.status_cache import StatusCache
+from cirrus.errors import CirrusError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.paramserver.host_records import (
     HostReports,
@@ -273,10 +275,11 @@ class _Server:
             is_ours = found.tags.get(TAG_DEPLOYMENT) == plan.deployment and run_id not in ("", plan.run_id)
             if not is_ours or found.instance_type != plan.instance_type or found.instance_id in offered:
                 continue
-            claim = warm.claim_of(found.instance_id)
-            status = self._all.status_of(run_id) if claim is None or claim.run == run_id else None
-            if status is not None and status.state is RunState.FINISHED:
-                return True
+            with contextlib.suppress(CirrusError):  # another run's records may be damaged
+                claim = warm.claim_of(found.instance_id)
+                status = self._all.status_of(run_id) if claim is None or claim.run == run_id else None
+                if status is not None and status.state is RunState.FINISHED:
+                    return True
         return False
 
     def _launch(self, generation: int) -> str | None:

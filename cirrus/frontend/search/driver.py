@@ -177,9 +177,9 @@ class Driver:
         self._started_at = time.monotonic()
         self._live: dict[int, _Live] = {}
         self._curves: dict[int, dict[int, float]] = {}
-        self._more_to_come = source is not None
         self._was_killed = self._killed = state.state is RunState.KILLED
         """Before this driver came, which only goes on with what is asked for; and now."""
+        self._more_to_come = source is not None and not self._was_killed
         self._winding_down: str | None = "killed" if self._was_killed else None
         self._requests_seen: set[str] = set()
         self._pending: list[_Request] = []
