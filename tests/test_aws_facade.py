@@ -352,7 +352,7 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_search_hears_what_aws_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend's limit of workers is the least that any function may do; None where that is secret."""
+    """The backend's limit of functions is the least that any of them may do; None where that is secret."""
 
     def answer(request: Request) -> Answer:
         if "account-settings" in request.path:
@@ -361,10 +361,11 @@ def test_a_search_hears_what_aws_allows(monkeypatch: pytest.MonkeyPatch) -> None
 
     with answering(answer) as url:
         use_services(monkeypatch, url)
-        assert AWSBackend(make_deployment()).max_workers == 93
+        assert AWSBackend(make_deployment()).max_functions == 93
     with answering(lambda _: json_error("AccessDeniedException", 403)) as url:
         use_services(monkeypatch, url)
-        assert AWSBackend(make_deployment()).max_workers is None
+        assert AWSBackend(make_deployment()).max_functions is None
+    assert AWSBackend(make_deployment()).options == ("--home", f"s3://{make_deployment().bucket}")
 
 
 @pytest.mark.parametrize("kind", ["run", "job", "load"])

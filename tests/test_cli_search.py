@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import cirrus
 from cirrus import GridSearch, InlineBackend, LocalBackend, LogisticRegression
 from cirrus.cli.commands import app
+from cirrus.client_backend.backend import named_backend
 from cirrus.client_backend.overview import Overview
 from cirrus.client_backend.search_folder import TrialStatus
 
@@ -114,6 +115,10 @@ def test_an_interrupted_search_is_resumed_or_killed(home, svmlight):
     code, out, err = run("attach", "open")
     assert (code, out) == (1, "")
     assert err == "error: open is a search: go on with: cirrus search --resume open\n"
+    elsewhere = ("attach", "open", "--home", home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CIRRUS_HOME")
+        assert run(*elsewhere)[2].endswith(f"go on with: cirrus search --resume open --home {home}\n")
     code, out, err = run("search", "--resume", "open")
     assert code == 0, err
     assert "going on with search open" in err
@@ -123,6 +128,21 @@ def test_an_interrupted_search_is_resumed_or_killed(home, svmlight):
     again.close()
     assert run("kill", "idle")[:2] == (0, "killed idle\n")
     assert Overview(str(home)).search("idle").state.state == "killed"
+
+
+def test_a_command_line_names_its_backend_again(home, tmp_path):
+    """What is printed to go on with is what the command was begun with; what is usual is left out."""
+    ray_backend = pytest.importorskip("cirrus.client_backend.ray.backend")
+    made = (
+        ("local", None, None, ()),
+        ("local", str(tmp_path), None, ("--home", str(tmp_path))),
+        ("ray", None, None, ("--backend", "ray")),
+        ("ray", str(tmp_path), "h:1", ("--backend", "ray", "--ray-address", "h:1", "--home", str(tmp_path))),
+    )
+    for name, root, address, options in made:
+        backend = named_backend(name, root, address)
+        assert isinstance(backend, ray_backend.RayBackend) == (name == "ray")
+        assert backend.options == options
 
 
 def test_a_search_that_was_cut_short_has_nothing_at_work(home, svmlight):
@@ -135,6 +155,8 @@ def test_a_search_that_was_cut_short_has_nothing_at_work(home, svmlight):
     assert search.status.trials[0].status is TrialStatus.RUNNING
     line = next(line for line in run("runs")[1].splitlines() if line.startswith("cut"))
     assert line.split()[:4] == ["cut", "interrupted", "0/2", "0"]
+    assert [row["status"] for row in search.results_] == ["interrupted", "queued"]
+    assert "running" not in str(search.results_.to_csv())
     lines = run("runs", "--search", "cut")[1].splitlines()
     assert [line.split()[1] for line in lines[1:]] == ["interrupted", "queued"]
 

@@ -118,7 +118,7 @@ class TestWhoIsLetIn:
             "/_dash-layout",
             "/assets/dashboard.js",
         ]
-        + [f"/x{PREFIX}", f"/t//{TOKEN}/", f"/T/{TOKEN}/", "/_dash-update-component", f"/t/{TOKEN}"],
+        + [f"/x{PREFIX}", f"/t//{TOKEN}/", f"/T/{TOKEN}/", "/_dash-update-component", f"/t/{TOKEN}x"],
     )
     def test_everything_else_is_not_found(self, server, path):
         """Without the token in its place there is nothing, and nothing says what would be."""
@@ -126,6 +126,15 @@ class TestWhoIsLetIn:
             status, headers, body = request(server, method, path)
             assert (status, body) == (404, b"not found\n")
             assert "Server" not in headers
+
+    def test_the_last_slash_may_be_left_out(self, server):
+        """Whoever knows the token is sent to the page; nobody else learns that there is one."""
+        for method in ("GET", "HEAD"):
+            status, headers, body = request(server, method, f"/t/{TOKEN}?x=1")
+            assert (status, headers["Location"], body.strip()) == (302, PREFIX, b"")
+            assert headers["Referrer-Policy"] == "no-referrer"
+        assert request(server, "POST", f"/t/{TOKEN}", {}, Origin=f"http://127.0.0.1:{server.port}")[0] == 404
+        assert request(server, "GET", f"/t/{TOKEN}", Host="evil.example")[0] == 403
 
     @pytest.mark.parametrize(
         "host", ["evil.example", "evil.example:8050", "", "localhost.evil.example", "[::1"]
@@ -472,6 +481,30 @@ class TestFolders:
         server.source.answering = answering
         assert request(server, "GET", PREFIX)[0] == 200
         assert begun == ["an answer", "its end"]
+
+    def test_standing_back_is_no_work(self, tmp_path, monkeypatch):
+        """A reader that stood back for a page does not pause for as long again."""
+        monkeypatch.setattr("cirrus_dashboard.sources.GIVE_WAY_SECONDS", 0.5)
+        make_run(tmp_path, "a", state=RunState.RUNNING)
+        source = FolderSource(str(tmp_path), poll_seconds=0.01)
+        runs, give_way = source._overview.runs, source._precedence.give_way
+        begun: list[float] = []
+        stood_back: list[float] = []
+
+        def noted_runs() -> Any:
+            begun.append(time.monotonic())
+            return runs()
+
+        def noted_give_way(most_seconds: float) -> bool:
+            is_free = give_way(most_seconds)
+            stood_back.append(time.monotonic())
+            return is_free
+
+        source._overview.runs, source._precedence.give_way = noted_runs, noted_give_way
+        with source, source.answering():
+            eventually(lambda: len(begun) > 4)
+        pauses = [after - before for before, after in zip(stood_back, begun[1:], strict=False)]
+        assert min(pauses) < 0.25
 
     def test_reading_gives_way_for_a_while_only(self, tmp_path, monkeypatch):
         """Pages that ask all the time do not keep the curves from being read."""

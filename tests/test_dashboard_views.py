@@ -24,6 +24,7 @@ from cirrus_dashboard.views import PORTION_SECONDS, Cursors, CurveCache, View, c
 from dashboard_runs import config_of, points
 
 from cirrus.client_backend.metric_columns import columns_of_points
+from cirrus.config import RunConfig
 from cirrus.errors import ConfigError
 from cirrus.metrics import MetricPoint, RunEvent, RunState, RunStatus
 
@@ -167,6 +168,9 @@ class TestDelta:
         assert found is not None
         assert [trace["chosen"] for trace in found["traces"]] == ["l1 1", "l1 0"]
         assert [trace["short"] for trace in found["traces"]] == ["1", "0"]
+        trial = ask(snapshot(record("search-7:3", search="search-7", trial=3)), View())
+        assert trial is not None
+        assert [trace["name"] for trace in trial["traces"]] == ["7 trial 3"]
         assert found["titles"]["short"] == "l1"
 
     def test_another_axis_is_sent_anew(self):
@@ -340,7 +344,7 @@ class TestRecords:
     @pytest.mark.parametrize(
         ("status", "killable", "resumable"),
         [("queued", True, False), ("running", True, False), ("paused", True, False), ("pruned", False, True)]
-        + [("killed", False, True), ("finished", False, False)],
+        + [("killed", False, True), ("finished", False, False), ("interrupted", True, True)],
     )
     def test_a_trial_is_what_its_search_says(self, status, killable, resumable):
         """Of a trial, its search knows whether anything will happen to it yet."""
@@ -358,10 +362,28 @@ class TestRecords:
         assert found.memory_mb == 2 * live.config.worker_memory_mb
 
     def test_only_what_differs_is_compared(self):
-        """The difference of two configs names each field that is not the same, and its two values."""
-        first, second = config_of("a", learning_rate=0.1, l1=1.0), config_of("b", learning_rate=0.2, l1=1.0)
-        assert config_difference(first, second) == [("learning_rate", 0.1, 0.2), ("run_id", "a", "b")]
+        """Each parameter that is not the same in two configs is named once, with its two values."""
+
+        def config(run_id: str, rate: float, **fields: Any) -> RunConfig:
+            made = config_of(run_id, learning_rate=rate, l1=1.0, search="s", trial=len(run_id))
+            (table,) = made.tables
+            optimizer = dataclasses.replace(table.optimizer, learning_rate=rate)
+            tables = (dataclasses.replace(table, optimizer=optimizer),)
+            return dataclasses.replace(made, tables=tables, hyperparameters={"learning_rate": rate}, **fields)
+
+        first, second = config("a", 0.1), config("bb", 0.2, n_workers=3)
+        assert config_difference(first, second) == [
+            ("learning_rate", 0.1, 0.2),
+            ("n_workers", first.n_workers, 3),
+        ]
         assert config_difference(first, first) == []
+
+    def test_values_that_look_alike_are_told_apart(self):
+        """Values are rounded, but not to the same."""
+        text = str(panels.compare([record("a", learning_rate=0.100001), record("b", learning_rate=0.100002)]))
+        assert "0.100001" in text
+        assert "0.100002" in text
+        assert "'0.1'" in str(panels.compare([record("a", rate=0.1000001), record("b", rate=0.2)]))
 
     def test_varying_names_what_differs(self):
         """Columns are for hyperparameters that are not the same in all runs."""

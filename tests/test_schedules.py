@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirrus.client_backend.search_folder import Trial, TrialStatus
+from cirrus.client_backend.search_folder import SearchState, Trial, TrialStatus
 from cirrus.errors import ConfigError, StorageError
 from cirrus.frontend.search.results import SearchResults
 from cirrus.frontend.search.schedules import (
@@ -32,6 +32,7 @@ from cirrus.frontend.search.spaces import (
     space_in_words,
     usable_params,
 )
+from cirrus.metrics import RunState
 
 
 def simulate(
@@ -283,7 +284,7 @@ class TestResults:
 
     def test_ranks_follow_scores(self) -> None:
         """The highest score is first, whatever became of the trial; without a score it is last."""
-        results = SearchResults(self.TRIALS)
+        results = SearchResults(SearchState(state=RunState.FINISHED, trials=self.TRIALS))
         assert [row["rank"] for row in results] == [1, 3, 2, 4]
         assert [row["trial"] for row in results.top(2)] == [0, 2]
         assert len(results) == 4
@@ -292,7 +293,7 @@ class TestResults:
 
     def test_csv_is_read_back(self, tmp_path) -> None:
         """Every column is there, text quoted where it must be; a file appears whole."""
-        results = SearchResults(self.TRIALS)
+        results = SearchResults(SearchState(state=RunState.FINISHED, trials=self.TRIALS))
         path = tmp_path / "results.csv"
         assert results.to_csv(path) is None
         assert path.read_text() == results.to_csv()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import signal
 import socket
 import subprocess
@@ -264,7 +265,7 @@ class TestRoom:
         """Where a backend lets three functions work, there is room for a worker and an evaluator once."""
 
         class Narrow(InlineBackend):
-            max_workers = 3
+            max_functions = 3
 
         train, test = data
         search = GridSearch(estimator(Narrow(), epochs=FOR_EVER), {"l1": [0, 1]})
@@ -746,6 +747,20 @@ class TestOptuna:
         optuna = pytest.importorskip("optuna")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         return optuna
+
+    def test_its_log_is_its_users(self, optuna: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """A search does not have Optuna tell of a study that nobody made; its verbosity stays what it was."""
+        optuna.logging.set_verbosity(optuna.logging.INFO)
+        optuna.logging.enable_propagation()
+        caplog.set_level(logging.INFO)
+        try:
+            cirrus.OptunaSearch(estimator(), self.SPACE, n_trials=1)._source([])
+            assert caplog.messages == []
+            assert optuna.logging.get_verbosity() == optuna.logging.INFO
+            optuna.create_study()
+            assert "A new study created" in caplog.text
+        finally:
+            optuna.logging.disable_propagation()
 
     def test_a_sampler_says_what_to_try(self, optuna: Any, data: Any) -> None:
         """Every trial is asked for and told; the study knows what the search knows."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+
+
+def command(*words: str) -> str:
+    """Return a command of Cirrus' own as one types it."""
+    return shlex.join(["cirrus", *words])
 
 
 def say(text: str) -> None:

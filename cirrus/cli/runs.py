@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-
-from cirrus.cli.console import say, show, table
+from cirrus.cli.console import command, say, show, table
 from cirrus.client_backend.backend import Backend, backend_at
 from cirrus.client_backend.overview import Overview, SearchSummary
 from cirrus.client_backend.runs import Run, RunSummary, open_run
@@ -97,22 +95,27 @@ def _loss(loss: float | None) -> str:
 def attach(run: str, backend: Backend, *, killed: bool = False) -> None:
     """Go on with a run to its end, and save its model."""
     if run in search_ids(backend.root):
-        raise RunError(f"{run} is a search: go on with: cirrus search --resume {shlex.quote(run)}")
+        raise RunError(
+            f"{run} is a search: go on with: {command('search', '--resume', run, *backend.options)}"
+        )
     watched = open_run(backend.root, run)
     if watched.status.state is RunState.FINISHED:
-        _keep_model(watched, watched.status, backend.root)
+        _keep_model(watched, watched.status, backend)
         return
     with backend.attach(run, killed=killed) as attached:
         say(f"attached to run {run}")
         with LiveLine() as line:
             status = attached.wait(on_event=line.show)
-        _keep_model(attached, status, backend.root)
+        _keep_model(attached, status, backend)
 
 
-def _keep_model(run: Run, status: RunStatus, root: str) -> None:
+def _keep_model(run: Run, status: RunStatus, backend: Backend) -> None:
     # scikit-learn takes a second to import, and only here is it needed.
     from cirrus.frontend.estimators import finish_job
+    from cirrus.frontend.training import check_finished
 
+    root = backend.root
+    check_finished(run.run_id, status, backend.options)
     estimator = finish_job(run, status)
     notes = RunNotes.from_plain(run.config.model_metadata)
     _remove_scratch(notes, root)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from scipy.stats import loguniform, uniform
 
-from cirrus.cli.console import say, show, table
+from cirrus.cli.console import command, say, show, table
 from cirrus.cli.options import DEFAULT_MODEL_TYPE, FileOptions, Pruner, SearchOptions
 from cirrus.cli.parameters import fixed_parameters, pair, value_of
 from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_rows_without_classes
@@ -56,13 +55,13 @@ def search(data: str, file_options: FileOptions, options: SearchOptions) -> None
     backend.check()
     try:
         rows, held_out = _data(data, file_options, options, f"{place}/{DATA_FOLDER}")
-        say(f"search {search_id} (from another terminal: cirrus runs, cirrus kill {search_id})")
+        say(f"search {search_id} (from another terminal: {command('kill', search_id, *backend.options)})")
         made.start(rows, validation=held_out)
     except BaseException:
         if not SearchFolder(place).store.exists(CONFIG_KEY):
             remove_below(place)
         raise
-    _finish(made, search_id, options, held_out)
+    _finish(made, search_id, options, held_out, backend)
 
 
 def resume(search_id: str, options: SearchOptions) -> None:
@@ -78,17 +77,19 @@ def resume(search_id: str, options: SearchOptions) -> None:
     held_out = None
     if config.validation_url is not None and not made.status.state.ended:
         held_out = Dataset.open(config.validation_url)
-    _finish(made, search_id, options, held_out)
+    _finish(made, search_id, options, held_out, backend)
 
 
-def _finish(made: Search, search_id: str, options: SearchOptions, held_out: Dataset | None) -> None:
+def _finish(
+    made: Search, search_id: str, options: SearchOptions, held_out: Dataset | None, backend: Backend
+) -> None:
     """Wait for the end; show what came of it, and save the best model."""
     try:
         with made:
             made.wait()
     except KeyboardInterrupt:
         if made.status.state is not RunState.FINISHED:
-            say(f"go on with: cirrus search --resume {shlex.quote(search_id)}")
+            say(f"go on with: {_resume_command(search_id, options, backend)}")
         raise
     finally:
         if options.results is not None:
@@ -100,14 +101,18 @@ def _finish(made: Search, search_id: str, options: SearchOptions, held_out: Data
         say("no trial came as far as a model")
         return
     estimator = made.best_estimator_
-    url = (
-        options.model
-        or f"{named_backend(options.backend, options.home, options.ray_address).root}/models/{search_id}"
-    )
+    url = options.model or f"{backend.root}/models/{search_id}"
     estimator.save(url)
     if held_out is not None and isinstance(estimator, ScoringEstimator) and _is_there(held_out):
         show("\n".join(scores_table(score_dataset(estimator, held_out))))
     show(f"model {url}")
+
+
+def _resume_command(search_id: str, options: SearchOptions, backend: Backend) -> str:
+    """Return what goes on with a search, to the places that were named for what comes of it."""
+    places = {"--model": options.model, "--results": options.results}
+    given = [word for name, place in places.items() if place is not None for word in (name, place)]
+    return command("search", "--resume", search_id, *given, *backend.options)
 
 
 def _is_there(dataset: Dataset) -> bool:

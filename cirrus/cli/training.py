@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cirrus.chunks import DERIVED_FOLDER
-from cirrus.cli.console import count, say, show
+from cirrus.cli.console import command, count, say, show
 from cirrus.cli.options import DEFAULT_MODEL_TYPE, FileOptions, Mode, ModelType, TrainOptions
 from cirrus.cli.parameters import fixed_parameters
 from cirrus.cli.sources import (
@@ -62,7 +62,7 @@ def train(data: str, file_options: FileOptions, options: TrainOptions) -> None:
     if options.model_type is None:
         refuse_rows_without_classes(data, file_options)
     backend.check()
-    job = _Job(estimator, backend.root, options.model)
+    job = _Job(estimator, backend, options.model)
     try:
         if is_dataset(data):
             dataset = Dataset.open(data)
@@ -150,12 +150,14 @@ class _Job:
 
     Args:
         estimator: What to fit.
-        root: Where runs are kept.
-        model: Where the model goes; None: into the root.
+        backend: Where the run works.
+        model: Where the model goes; None: beside the runs.
     """
 
-    def __init__(self, estimator: Estimator, root: str, model: str | None) -> None:
+    def __init__(self, estimator: Estimator, backend: Backend, model: str | None) -> None:
+        root = backend.root
         self._estimator = estimator
+        self._options = backend.options
         self._scratch_url = new_scratch_url(root)
         self._uses_scratch = False
         self._model = f"{root}/models/{secrets.token_hex(8)}" if model is None else open_store(model).url
@@ -208,14 +210,14 @@ class _Job:
         say(f"starting {count(estimator.n_shards, 'shard')} and {count(estimator.n_workers, 'worker')}")
         scratch_url = self._scratch_url if self._uses_scratch else None
         with start_job(estimator, rows, held_out, save_url=self._model, scratch_url=scratch_url) as run:
-            say(f"run {run.run_id} (from another terminal: cirrus runs, cirrus kill {run.run_id})")
+            say(f"run {run.run_id} (from another terminal: {command('kill', run.run_id, *self._options)})")
             try:
-                check_finished(run.run_id, run.wait())
+                check_finished(run.run_id, run.wait(), self._options)
             except KeyboardInterrupt:
                 if self._uses_scratch:
                     run.kill()  # nobody can go on with it: its data goes, too
                 else:
-                    say(f"go on with: cirrus attach {run.run_id}")
+                    say(f"go on with: {command('attach', run.run_id, *self._options)}")
                 raise
         estimator.save(self._model)
         if held_out is not None:

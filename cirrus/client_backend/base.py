@@ -121,7 +121,12 @@ class Backend(ABC):
         return ()
 
     @property
-    def max_workers(self) -> int | None:
+    def options(self) -> tuple[str, ...]:
+        """What names this backend on a command line, such as ``--home`` and a folder; empty: nothing need."""
+        return "--home", self.root
+
+    @property
+    def max_functions(self) -> int | None:
         """Most workers and evaluators that can be alive here at a time, over all runs; None: any number."""
         return None
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
 from cirrus.client_backend.launcher import Launcher
-from cirrus.client_backend.local import check_backend_numbers, default_home
+from cirrus.client_backend.local import check_backend_numbers, default_home, home_options
 from cirrus.config import RunConfig
 from cirrus.errors import ConfigError
 from cirrus.run_folder import RunFolder
@@ -120,6 +120,11 @@ class InlineBackend(Backend):
 
     def __repr__(self) -> str:
         return f"InlineBackend(root={self.root!r})"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """See :attr:`Backend.options`."""
+        return home_options(self.root)
 
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what this machine costs, whatever the size of the run."""

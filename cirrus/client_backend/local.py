@@ -48,6 +48,11 @@ def default_home() -> str:
     return os.path.expanduser(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME)
 
 
+def home_options(root: str) -> tuple[str, ...]:
+    """Return what names a root on a command line; nothing where it is what is meant anyway."""
+    return () if root == LocalBackend().root else ("--home", root)
+
+
 def shard_command(run_url: str, shard: int, generation: int) -> list[str]:
     """Return the command line of a shard process."""
     return [*_python(run_url), "-m", "cirrus.paramserver", *shard_words(run_url, shard, generation)]
@@ -129,6 +134,11 @@ class LocalBackend(Backend):
 
     def __repr__(self) -> str:
         return f"LocalBackend(root={self.root!r})"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """See :attr:`Backend.options`."""
+        return home_options(self.root)
 
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what this machine costs, whatever the size of the run."""

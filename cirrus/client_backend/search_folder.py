@@ -206,6 +206,11 @@ class SearchFolder:
         self.store = open_store(url)
         self._claims = RunFolder(url)
 
+    @property
+    def is_remote(self) -> bool:
+        """True where every look costs a request over the network."""
+        return self._claims.is_remote
+
     @classmethod
     def open(cls, root: str, search_id: str) -> SearchFolder:
         """Return the folder of an existing search.

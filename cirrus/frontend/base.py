@@ -315,7 +315,7 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
     def _run_to_end(self, run: TrainingRun) -> Self:
         with run:
             status = run.wait()
-        check_finished(run.run_id, status)
+        check_finished(run.run_id, status, resolve_backend(self.backend).options)
         return self
 
     def _begin(

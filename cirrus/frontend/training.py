@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -86,15 +87,21 @@ def nonfinite_problems(
                 yield f"{beyond:,} of {values.size:,} numbers in {name} of table {table} went beyond float32"
 
 
-def check_finished(run_id: str, status: RunStatus) -> None:
+def check_finished(run_id: str, status: RunStatus, options: Sequence[str] = ()) -> None:
     """Refuse a run that ended without a model.
+
+    Args:
+        run_id: The run.
+        status: How it ended.
+        options: What names its backend on a command line (:attr:`Backend.options`).
 
     Raises:
         RunInterruptedError: Its client went away; it can be attached.
         RunError: It was killed or failed.
     """
     if status.state is RunState.INTERRUPTED:
-        raise RunInterruptedError(f"run {run_id} was interrupted; go on with: cirrus attach {run_id}")
+        attach = shlex.join(["cirrus", "attach", run_id, *options])
+        raise RunInterruptedError(f"run {run_id} was interrupted; go on with: {attach}")
     if status.state is not RunState.FINISHED:
         raise RunError(f"run {run_id} {status.state.value}" + (f": {status.error}" if status.error else ""))
 

@@ -110,7 +110,9 @@ def _register_refresh(app: Dash, source: Source) -> None:
             raise PreventUpdate
         losses = [{"value": name, "label": title} for name, title in LOSSES.items()]
         losses += [{"value": x, "label": x.removeprefix(METRIC_PREFIX).replace("_", " ")} for x in metrics]
-        grid = no_update if isinstance(held, dict) and held.get("names") == names else columns(names)
+        before = held if isinstance(held, dict) else {}
+        is_same = before.get("names") == names and bool(before.get("searches")) == bool(searches)
+        grid = no_update if is_same else columns(names, searches=bool(searches))
         return grid, names, names, losses, searches, not searches, found
 
 

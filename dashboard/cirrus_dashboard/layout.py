@@ -9,6 +9,7 @@ from dash import dcc, html
 
 from cirrus.run_folder import MAX_NOTE_CHARACTERS
 from cirrus_dashboard.accessibility import aria
+from cirrus_dashboard.styles import GRAPH_CONFIG
 from cirrus_dashboard.table import GRID_OPTIONS, columns
 from cirrus_dashboard.views import BEST_KNOWN, LOSSES, MAX_SMOOTHING, X_AXES
 
@@ -170,16 +171,12 @@ def _controls() -> html.Section:
 
 
 def _chart(name: str, title: str) -> html.Figure:
-    graph = dcc.Graph(
-        id=name,
-        responsive=True,
-        style={"height": "100%"},
-        config={
-            "displaylogo": False,
-            "modeBarButtonsToRemove": ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d"],
-            "toImageButtonOptions": {"filename": f"cirrus-{name}", "scale": 2},
-        },
-    )
+    config: Any = {
+        **GRAPH_CONFIG,
+        "modeBarButtonsToRemove": ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d"],
+        "toImageButtonOptions": {"filename": f"cirrus-{name}", "scale": 2},
+    }
+    graph = dcc.Graph(id=name, responsive=True, style={"height": "100%"}, config=config)
     return html.Figure(
         [html.Figcaption(title), html.Div(graph, className="graph")],
         className=f"card chart {name}",

@@ -25,7 +25,7 @@ from cirrus_dashboard.analysis import (
 )
 from cirrus_dashboard.curves import step_split
 from cirrus_dashboard.records import RunRecord, Totals, Value, config_difference
-from cirrus_dashboard.styles import QUALITATIVE, SEQUENTIAL
+from cirrus_dashboard.styles import GRAPH_CONFIG, QUALITATIVE, SEQUENTIAL
 from cirrus_dashboard.views import run_name, value_text
 
 #: Colours of a step's parts: fetch, pull, compute, push.
@@ -206,7 +206,7 @@ def _who(who: str) -> str:
 
 
 def _graph(figure: dict[str, Any], height: int) -> dcc.Graph:
-    config: Any = {"displaylogo": False, "displayModeBar": False, "responsive": True}
+    config: Any = {**GRAPH_CONFIG, "displayModeBar": False, "responsive": True}
     return dcc.Graph(figure=figure, config=config, style={"height": f"{height}px"})
 
 
@@ -351,11 +351,17 @@ def compare(records: Sequence[RunRecord]) -> Any:
     head = html.Thead(html.Tr([html.Th("", scope="col"), *(html.Th(x.run_id, scope="col") for x in pair)]))
     results = [("state", pair[0].state, pair[1].state), ("loss", *(_score(record) for record in pair))]
     lines = [
-        html.Tr([html.Th(name, scope="row"), html.Td(value_text(first)), html.Td(value_text(second))])
+        html.Tr([html.Th(name, scope="row"), *map(html.Td, _apart(first, second))])
         for name, first, second in [*results, *rows]
     ]
     table = html.Table([head, html.Tbody(lines)], className="pairs plain")
     return html.Div(table, className="scroll")
+
+
+def _apart(first: Value, second: Value) -> tuple[str, str]:
+    """Return two values as people write them, with all digits where they would look alike."""
+    texts = value_text(first), value_text(second)
+    return texts if texts[0] != texts[1] or first == second else (repr(first), repr(second))
 
 
 def _score(record: RunRecord) -> str:

@@ -19,8 +19,15 @@ Value = str | int | float | bool | None
 #: Parameters of estimators that say nothing of the model: where it is put, what is watched.
 _NO_HYPERPARAMETERS = frozenset({"checkpoint_seconds", "warm_start", "worker_memory_mb"})
 
-_LIVE_TRIALS = frozenset({TrialStatus.QUEUED, TrialStatus.RUNNING, TrialStatus.PAUSED})
-_RESUMABLE_TRIALS = frozenset({TrialStatus.KILLED, TrialStatus.PRUNED})
+#: Where a trial is that its search has not done with; one of a search whose driver was lost, too.
+_OPEN_TRIALS: frozenset[str] = frozenset(
+    {TrialStatus.QUEUED, TrialStatus.RUNNING, TrialStatus.PAUSED, RunState.INTERRUPTED}
+)
+_RESUMABLE_TRIALS: frozenset[str] = frozenset({TrialStatus.KILLED, TrialStatus.PRUNED, RunState.INTERRUPTED})
+
+
+#: What is different in any two runs, and says nothing.
+_IDENTITY = frozenset({"run_id", "search", "trial"})
 
 
 def trial_key(search: str, trial: int) -> str:
@@ -53,14 +60,14 @@ class RunRecord:
     search: str | None = None
     trial: int | None = None
     trial_status: str | None = None
-    """Where the search says that the trial is; None for a run of no search."""
+    """Where the search says that the trial is (``SearchState.trial_state``); None for a run of no search."""
     problem: str | None = None
     """What is wrong with the folder, or None."""
 
     @property
     def state(self) -> str:
         """Where the run is in its life, or ``broken``."""
-        if self.trial_status is not None and not (self.is_interrupted and self.trial_status == "running"):
+        if self.trial_status is not None:
             return self.trial_status
         return "broken" if self.status is None else self.status.state.value
 
@@ -85,15 +92,14 @@ class RunRecord:
     def can_be_killed(self) -> bool:
         """True unless the run has ended for good; an interrupted one could still be gone on with."""
         if self.trial_status is not None:
-            return self.trial_status in _LIVE_TRIALS
+            return self.trial_status in _OPEN_TRIALS
         return self.is_live or self.is_interrupted
 
     @property
     def can_be_resumed(self) -> bool:
         """True when nobody works on the run, and it can be gone on with."""
         if self.trial_status is not None:
-            lost = self.trial_status == TrialStatus.RUNNING and self.is_interrupted
-            return lost or self.trial_status in _RESUMABLE_TRIALS
+            return self.trial_status in _RESUMABLE_TRIALS
         return self.is_interrupted or (self.status is not None and self.status.state is RunState.KILLED)
 
     @property
@@ -191,13 +197,18 @@ def plain_config(config: RunConfig) -> dict[str, Value]:
 
 
 def config_difference(first: RunConfig, second: RunConfig) -> list[tuple[str, Value, Value]]:
-    """Return (name, first value, second value) wherever the configs of two runs differ."""
+    """Return (name, first value, second value) wherever the configs of two runs differ.
+
+    A parameter stands in a config several times: as the user gave it, and wherever it acts, such as
+    ``tables.weights.optimizer.learning_rate``. It is named once, as shortly as it can be.
+    """
     left, right = plain_config(first), plain_config(second)
-    return [
-        (name, left.get(name), right.get(name))
-        for name in sorted({*left, *right})
-        if left.get(name) != right.get(name)
-    ]
+    found: dict[tuple[str, str], str] = {}
+    for name in sorted({*left, *right} - _IDENTITY, key=lambda name: (name.count("."), name)):
+        if left.get(name) != right.get(name):
+            values = json.dumps([left.get(name), right.get(name)])
+            found.setdefault((name.rpartition(".")[2], values), name)
+    return [(name, left.get(name), right.get(name)) for name in sorted(found.values())]
 
 
 def varying(records: Iterable[RunRecord]) -> list[str]:

@@ -23,6 +23,8 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 #: Longest body of a request: a page's cursors for some thousand runs.
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
+_FOUND = "302 Found"
+
 StartResponse = Callable[..., Any]
 Application = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
@@ -110,6 +112,8 @@ class Guard:
             status, text = refusal
             body = text.encode() + b"\n"
             headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}
+            if status == _FOUND:
+                headers["Location"] = self._prefix.decode()
             start_response(status, [*headers.items(), *self._headers.items()])
             return [body]
 
@@ -126,9 +130,10 @@ class Guard:
         if host_name(host) not in self._hosts:
             return "403 Forbidden", "the dashboard does not go by this name (see --allow-host)"
         path = (str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))).encode("latin-1")
-        if not hmac.compare_digest(path[: len(self._prefix)], self._prefix):
-            return "404 Not Found", "not found"
         method = environ.get("REQUEST_METHOD")
+        if not hmac.compare_digest(path[: len(self._prefix)], self._prefix):
+            is_page = hmac.compare_digest(path + b"/", self._prefix)  # but for the last slash
+            return (_FOUND, "") if is_page and method in ("GET", "HEAD") else ("404 Not Found", "not found")
         if method in ("GET", "HEAD"):
             return None
         if method != "POST":

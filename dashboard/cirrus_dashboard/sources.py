@@ -175,7 +175,8 @@ class FolderSource:
         self._readers = ThreadPoolExecutor(READ_THREADS, "dashboard-read") if is_remote else None
         self._poll_seconds = poll_seconds or (REMOTE_POLL_SECONDS if is_remote else POLL_SECONDS)
         self._followed: dict[str, _Followed] = {}
-        self._trials: Mapping[tuple[str, int], Trial] = {}
+        self._trials: Mapping[tuple[str, int], tuple[Trial, str]] = {}
+        """Trials of searches, and where they are."""
         self._snapshot = Snapshot()
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -233,7 +234,7 @@ class FolderSource:
 
     def _follow(self) -> None:
         while not self._stopping.is_set():
-            started = time.monotonic()
+            started = time.thread_time()
             try:
                 self.poll()
             except Exception as error:  # noqa: BLE001 (pages that stand still, and do not say so, are worse)
@@ -241,9 +242,10 @@ class FolderSource:
                     return
                 log.exception("reading %s", self._root)
                 self._tell(f"the runs could not be read ({type(error).__name__}: {error}); it is tried again")
-            # Reading must not take more than half of one processor from whoever trains here.
-            taken = time.monotonic() - started
-            self._wake.wait(max(self._poll_seconds, taken))
+            # Reading must not take more than half of one processor from whoever trains here. (Standing back
+            # for a page, and waiting for a store, take nothing.)
+            busy = time.thread_time() - started
+            self._wake.wait(max(self._poll_seconds, busy))
             self._wake.clear()
 
     def _tell(self, problem: str) -> None:
@@ -290,11 +292,12 @@ class FolderSource:
         is_due = summary.status is not None and (not followed.is_read or followed.note_is_due)
         return followed if is_due else None
 
-    def _read_trials(self) -> dict[tuple[str, int], Trial]:
+    def _read_trials(self) -> dict[tuple[str, int], tuple[Trial, str]]:
         found = {}
         for search in self._overview.searches():
-            for trial in search.state.trials if search.state is not None else ():
-                found[search.search_id, trial.index] = trial
+            if (state := search.state) is not None:
+                for trial in state.trials:
+                    found[search.search_id, trial.index] = (trial, state.trial_state(trial))
         return found
 
     def _read(self, followed: _Followed) -> None:
@@ -356,7 +359,7 @@ class FolderSource:
     ) -> RunRecord:
         last = members[-1] if members else None
         summary = last.summary if last is not None else None
-        search, trial = self._search_of(key, summary)
+        search, trial, where = self._search_of(key)
         chosen = dict(hyperparameters_of(last.config)) if last is not None and last.config else {}
         if trial is not None:
             chosen |= {name: value for name, value in trial.params.items() if is_value(value)}
@@ -380,7 +383,7 @@ class FolderSource:
             note=members[0].note if members else "",
             search=search,
             trial=trial.index if trial is not None else (summary.trial if summary else None),
-            trial_status=trial.status.value if trial is not None else None,
+            trial_status=where,
             problem=next(self._problems(key, members), trial.error if trial else None),
         )
 
@@ -392,11 +395,12 @@ class FolderSource:
             if problem:
                 yield problem
 
-    def _search_of(self, key: str, summary: RunSummary | None) -> tuple[str | None, Trial | None]:
+    def _search_of(self, key: str) -> tuple[str | None, Trial | None, str | None]:
         search, _, number = key.rpartition(":")
         if not search:
-            return None, None
-        return search, self._trials.get((search, int(number)))
+            return None, None, None
+        trial, where = self._trials.get((search, int(number)), (None, None))
+        return search, trial, where
 
     def _joined(self, members: Sequence[_Followed], old: RunRecord | None) -> Columns:
         if not members:

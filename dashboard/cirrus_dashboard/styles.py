@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from cirrus_dashboard.records import RunRecord, Value
@@ -19,6 +20,10 @@ MAX_COLORED_RUNS = 10
 #: seen with any colour vision; its palest fifth is left out, as it is faint on white.
 SEQUENTIAL = ("#0D0887", "#4303A0", "#7201A8", "#9C179E", "#BD3786", "#D8576B", "#ED7953", "#FA9E3B")
 NEUTRAL = "#5B7A99"
+#: What every chart is drawn with: nothing of it offers to send runs elsewhere, as Plotly's own bar does.
+GRAPH_CONFIG: Mapping[str, Any] = MappingProxyType(
+    {"displaylogo": False, "showSendToCloud": False, "showEditInChartStudio": False, "plotlyServerURL": ""}
+)
 UNKNOWN = "#B0B8C1"
 
 

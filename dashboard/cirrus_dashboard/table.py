@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from cirrus_dashboard.views import VALUE_DIGITS
+
 NUMBER = {"type": "rightAligned", "filter": "agNumberColumnFilter"}
 _EPOCH = "params.data.epochs ? params.data.epoch + '/' + params.data.epochs : ''"
 #: Colours are those of ``assets/dashboard.css``, which knows whether the page is light or dark.
@@ -33,14 +35,18 @@ GRID_OPTIONS: dict[str, Any] = {
 }
 
 
-def columns(names: list[str]) -> list[dict[str, Any]]:
+def columns(names: list[str], *, searches: bool = False) -> list[dict[str, Any]]:
     """Return the columns of the table of runs.
 
     Args:
         names: Hyperparameters that differ between runs; each gets a column.
+        searches: Whether some of the runs are trials of a search, which is then named beside them.
     """
+    search = {"field": "search", "headerName": "Search", "width": 120, "pinned": "left"}
     fixed: list[dict[str, Any]] = [
-        {"field": "name", "headerName": "Run", "width": 222, "pinned": "left", "cellClass": "run-id"},
+        *([search] if searches else []),
+        {"field": "name", "headerName": "Run", "width": 222, "pinned": "left", "cellClass": "run-id",
+         "comparator": {"function": "byNumber"}},
         {
             "field": "state",
             "headerName": "State",
@@ -66,7 +72,7 @@ def columns(names: list[str]) -> list[dict[str, Any]]:
         _number("loss", "Train loss", ".4f", 116),
         {"field": "show", "headerName": "Show", "width": 86, "editable": True, "cellDataType": "boolean"},
         {"field": "pin", "headerName": "Pin", "width": 76, "editable": True, "cellDataType": "boolean"},
-    ]
+    ]  # fmt: skip
     chosen = [
         {
             "colId": f"p:{name}",
@@ -74,6 +80,8 @@ def columns(names: list[str]) -> list[dict[str, Any]]:
             "width": 142,
             "valueGetter": {"function": f"params.data[{json.dumps('p:' + name)}]"},
             "headerTooltip": f"hyperparameter {name}",
+            "valueFormatter": {"function": f"shownValue(params.value, {VALUE_DIGITS})"},
+            "tooltipValueGetter": {"function": "wholeValue(params.value)"},
         }
         for name in names
     ]
@@ -88,8 +96,6 @@ def columns(names: list[str]) -> list[dict[str, Any]]:
         _number("dollars_per_hour", "$/h", ".3f", 88),
         _number("workers", "Workers", ".0f", 104),
         {"field": "model", "headerName": "Model", "width": 150},
-        {"field": "search", "headerName": "Search", "width": 120},
-        {"field": "trial", "headerName": "Trial", "width": 90, **NUMBER},
         {"field": "reason", "headerName": "Ended by", "width": 122},
         {"field": "problem", "headerName": "Problem", "width": 200},
         {"field": "note", "headerName": "Note", "width": 180},

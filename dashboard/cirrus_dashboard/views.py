@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cirrus.client_backend.search_folder import SEARCH_PREFIX
 from cirrus.errors import ConfigError
 from cirrus_dashboard.curves import (
     METRIC_PREFIX,
@@ -39,6 +40,8 @@ MAX_SMOOTHING = 0.99
 MAX_GROUPS = 10
 #: One answer takes no longer than this to draw curves that are new to a page; it asks for the others at once.
 PORTION_SECONDS = 0.1
+#: Digits of a hyperparameter that are shown; CSV files have all.
+VALUE_DIGITS = 4
 #: Hyperparameters that are named with a curve, of those that differ between runs.
 MAX_NAMED = 3
 
@@ -319,8 +322,10 @@ def _trace(record: RunRecord, style: Style, view: View, names: Sequence[str]) ->
 
 
 def run_name(record: RunRecord) -> str:
-    """Return what a run is called where there is little room: its trial, or the end of its id."""
-    return record.run_id if record.trial is None else f"trial {record.trial}"
+    """Return what a run is called where there is little room: its id, or its search and its trial."""
+    if record.trial is None:
+        return record.run_id
+    return f"{(record.search or '').removeprefix(SEARCH_PREFIX)} trial {record.trial}".strip()
 
 
 def _bands(shown: Sequence[RunRecord], view: View, cache: CurveCache) -> list[dict[str, Any]]:
@@ -349,7 +354,7 @@ def value_text(value: Value) -> str:
     """Return a hyperparameter as people write it."""
     if value is None:
         return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.{VALUE_DIGITS}g}" if isinstance(value, float) else str(value)
 
 
 def row(record: RunRecord, names: Sequence[str], *, live_rate: bool) -> dict[str, Any]:
@@ -363,7 +368,7 @@ def row(record: RunRecord, names: Sequence[str], *, live_rate: bool) -> dict[str
     status = record.status
     line: dict[str, Any] = {
         "id": record.run_id,
-        "name": run_name(record),
+        "name": record.run_id if record.trial is None else f"trial {record.trial}",
         "state": record.state,
         "model": record.model,
         "search": record.search or "",

@@ -205,8 +205,8 @@ class AWSBackend(Backend):
     # Places.
 
     @property
-    def max_workers(self) -> int | None:
-        """See :attr:`Backend.max_workers`: the least that AWS lets any worker function do at a time.
+    def max_functions(self) -> int | None:
+        """See :attr:`Backend.max_functions`: the least that AWS lets any worker function do at a time.
 
         Raises:
             CloudError: AWS refuses.

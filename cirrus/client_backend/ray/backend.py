@@ -17,7 +17,7 @@ from ray import exceptions
 from cirrus.client_backend.base import Backend, begin_run
 from cirrus.client_backend.claims import new_claim
 from cirrus.client_backend.launcher import Launcher
-from cirrus.client_backend.local import check_backend_numbers, default_home, local_folder
+from cirrus.client_backend.local import check_backend_numbers, default_home, home_options, local_folder
 from cirrus.client_backend.ray.cluster import (
     HEAD_RESOURCE,
     NAMESPACE,
@@ -134,6 +134,12 @@ class RayBackend(Backend):
         return f"RayBackend({self.address!r}, root={self.root!r})"
 
     # Prices and places.
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """See :attr:`Backend.options`."""
+        address = () if self.address is None else ("--ray-address", self.address)
+        return "--backend", "ray", *address, *home_options(self.root)
 
     def check(self) -> None:
         """See :meth:`Backend.check`: this process connects to the cluster."""

@@ -387,7 +387,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
     @property
     def results_(self) -> SearchResults:
         """All trials as a table, as far as they are."""
-        return SearchResults(self._fitted_state.trials)
+        return SearchResults(self._fitted_state)
 
     def top(self, n: int) -> list[Row]:
         """Return the rows of the best ``n`` trials so far, best first."""
@@ -628,7 +628,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
     def _with_budgets(self, config: SearchConfig, backend: Backend) -> SearchConfig:
         """Return a config with the budgets of this object and the limit of its backend as it is now."""
         budgets = {name: getattr(self, name) for name in _budgets(config)}
-        return dataclasses.replace(config, **budgets, max_functions=backend.max_workers)
+        return dataclasses.replace(config, **budgets, max_functions=backend.max_functions)
 
     def _check_same(self, known: SearchConfig, mine: SearchConfig) -> None:
         """Refuse to go on with a search of this name that was another one."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cirrus.client_backend.search_folder import SearchConfig, Trial, TrialStatus
@@ -121,7 +124,11 @@ class OptunaSearch(Search):
         if sampler is None:
             sampler = optuna.samplers.TPESampler(seed=self.random_state)
         pruner = self.pruner if _is_optuna_pruner(self.pruner) else optuna.pruners.NopPruner()
-        self.study_ = optuna.create_study(sampler=sampler, pruner=pruner, direction="maximize")
+        storage = optuna.storages.InMemoryStorage()
+        with _silent(type(storage).__module__):  # it would tell of a study that its user did not make
+            self.study_ = optuna.create_study(
+                storage=storage, sampler=sampler, pruner=pruner, direction="maximize"
+            )
         return _StudySource(self.study_, self._distributions(), self.n_trials, trials)
 
     @classmethod
@@ -209,6 +216,21 @@ def _import_optuna() -> Any:
     except ImportError as error:
         raise ConfigError("optuna", 'is not installed: pip install "cirrus-ml[optuna]"') from error
     return optuna
+
+
+@contextlib.contextmanager
+def _silent(logger_name: str) -> Iterator[None]:
+    """Keep back what this thread would log there below a warning; no verbosity is changed."""
+    logger, thread = logging.getLogger(logger_name), threading.get_ident()
+
+    def is_told(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.WARNING
+
+    logger.addFilter(is_told)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_told)
 
 
 def _is_optuna_pruner(pruner: Any) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from cirrus.client_backend.search_folder import Trial
+from cirrus.client_backend.search_folder import SearchState, Trial
 from cirrus.errors import StorageError
 
 #: Columns of a result beside the hyperparameters.
@@ -40,14 +40,15 @@ class SearchResults(Sequence[Row]):
     hyperparameter.
 
     Args:
-        trials: The trials.
+        state: The search, with its trials. One that was at work when the search ended is ``interrupted``.
     """
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
+    def __init__(self, state: SearchState) -> None:
+        trials = state.trials
         ranked = sorted(trials, key=rank_key)
         ranks = {trial.index: rank for rank, trial in enumerate(ranked, start=1)}
         names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-        self._rows = [_row(trial, ranks[trial.index], names) for trial in trials]
+        self._rows = [_row(trial, state.trial_state(trial), ranks[trial.index], names) for trial in trials]
         self.columns = (*COLUMNS[:4], *(f"param_{name}" for name in names), *COLUMNS[4:])
         """All keys, in the order of a table."""
 
@@ -111,8 +112,8 @@ def rank_key(trial: Trial) -> tuple[bool, float, int]:
     return (unknown, 0.0 if score is None or unknown else -score, trial.index)
 
 
-def _row(trial: Trial, rank: int, names: Sequence[str]) -> Row:
-    row: Row = {"rank": rank, "trial": trial.index, "status": trial.status.value, "score": trial.score}
+def _row(trial: Trial, status: str, rank: int, names: Sequence[str]) -> Row:
+    row: Row = {"rank": rank, "trial": trial.index, "status": status, "score": trial.score}
     row |= {f"param_{name}": trial.params.get(name) for name in names}
     return row | {
         "loss": trial.loss,

@@ -228,6 +228,15 @@
     );
   }
 
+  // What columns of the table name as their functions: see table.py.
+  const text = (value) => (value == null ? "" : String(value));
+  window.dashAgGridFunctions = Object.assign(window.dashAgGridFunctions || {}, {
+    byNumber: (a, b) => text(a).localeCompare(text(b), undefined, { numeric: true }), // trial 10 after trial 9
+    shownValue: (value, digits) =>
+      typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(digits))) : text(value),
+    wholeValue: text,
+  });
+
   const none = () => window.dash_clientside.no_update;
   const set = (store, data) => window.dash_clientside.set_props(store, { data: data });
   const trigger = () => {
