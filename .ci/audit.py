@@ -47,6 +47,9 @@ def other_versions(pinned: dict[str, str]) -> list[str]:
 
 def audit(command: str) -> tuple[int, list[str]]:
     """Ask the database; return how many packages it knew, and what is wrong with which."""
+    if not Path(command).exists():
+        print(f"{command} could not be installed", file=sys.stderr)
+        return 0, []
     arguments = [command, "--requirement", str(CONSTRAINTS), "--no-deps", "--disable-pip", "--format", "json"]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=AUDIT_SECONDS, check=False)
     try:

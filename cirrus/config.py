@@ -12,6 +12,7 @@ import enum
 import functools
 import json
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -390,6 +391,33 @@ class RunConfig:
         except ValueError as error:
             raise ConfigError("config.json", f"is not JSON: {error}") from error
         return from_plain(cls, raw, "config.json")
+
+
+def as_whole_number(value: Any) -> int | None:
+    """Return what users and numpy call a whole number as an int, which JSON can hold; None: it is none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def whole_number(value: Any, name: str, *, least: int = 1) -> int:
+    """Return a parameter that is a whole number, of whatever integer type.
+
+    Args:
+        value: What the user gave.
+        name: What the parameter is called.
+        least: The smallest that makes sense.
+
+    Raises:
+        ConfigError: It is none, or below ``least``.
+    """
+    number = as_whole_number(value)
+    if number is None or number < least:
+        raise ConfigError(name, f"must be a whole number >= {least}, got {value!r}")
+    return number
 
 
 def check_on_client_loss(value: object) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import functools
 import importlib
 import json
@@ -42,7 +43,7 @@ class Fault:
     """One failure."""
 
     who: str
-    """Who watches: ``shard-0``, ``train-1``, ``evaluate-2``, ..."""
+    """Who watches: ``shard-0``, ``train-1``, ``evaluate-2``, ...; ``train-?``: whichever is first."""
     function: str
     """``module:Class.method``, a method that the watcher calls."""
     victim: str
@@ -156,7 +157,7 @@ class Injector:
         plan.note_pid(name)
         _jump_clock(plan)
         for number, fault in plan.faults():
-            if fault.who == name and fault.generation in (None, generation):
+            if fnmatch.fnmatchcase(name, fault.who) and fault.generation in (None, generation):
                 self._watch(number, fault)
 
     def _watch(self, number: int, fault: Fault) -> None:

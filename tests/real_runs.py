@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse
-from stand_ins import eventually
+from stand_ins import RUN_SECONDS, eventually
 
 from cirrus import Dataset, LogisticRegression, load_arrays
 from cirrus.client_backend.runs import Run, new_run_id
@@ -20,8 +20,6 @@ from cirrus.storage import open_store
 N_ROWS, N_FEATURES, BATCH_ROWS = 20_000, 1000, 50
 #: More epochs than any test waits for.
 FOR_EVER = 100_000
-#: How long a run may take to come to work.
-WORK_SECONDS = 240.0
 
 
 def make_data() -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
@@ -63,9 +61,9 @@ def plan(
     )
 
 
-def await_work(run: Run, updates: int = 50) -> None:
-    """Wait until a run has made so many updates."""
-    eventually(lambda: run.status.updates >= updates or run.status.state.ended, WORK_SECONDS)
+def await_work(run: Run, updates: int = 50, seconds: float = RUN_SECONDS) -> None:
+    """Wait until a run has made so many updates, for so many seconds at most."""
+    eventually(lambda: run.status.updates >= updates or run.status.state.ended, seconds)
     assert run.status.state is RunState.RUNNING, run.status.error
 
 
@@ -87,7 +85,19 @@ def assert_exact(config: RunConfig, status: RunStatus) -> None:
     assert status.updates >= steps
 
 
-def assert_whole(run: Run, status: RunStatus) -> None:
+class Stopped(Protocol):
+    """A run that was stopped."""
+
+    @property
+    def url(self) -> str:
+        """Its folder."""
+
+    @property
+    def config(self) -> RunConfig:
+        """What it was to do."""
+
+
+def assert_whole(run: Stopped, status: RunStatus) -> None:
     """Check that each shard of a run that was stopped applied every step of every lease in its model once."""
     ledger = read_manifest(open_store(f"{run.url}/model")).extra["coordinator"]["ledger"]
     missing = {(epoch, lease) for epoch, lease in [*ledger["todo"], *ledger["dropped"]]}

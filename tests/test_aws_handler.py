@@ -118,7 +118,7 @@ def test_the_handler_works_under_lambdas_own_runtime_client(function: Function, 
     kind, result = function.invoke(event, seconds=3.0)
     assert (kind, result["outcome"]) == ("response", "deadline")
     assert result["steps"] > 0
-    assert 0 < result["compute_seconds"] < result["seconds"] < 3.0
+    assert 0 < result["compute_seconds"] < result["seconds"]
     kind, again = function.invoke({**event, "generation": 2}, seconds=2.0)
     assert (kind, again["outcome"]) == ("response", "deadline")
     log = json.dumps(function.lines())

@@ -172,28 +172,30 @@ def test_connections_that_break_at_once_change_nothing(
             return forward(stack.lambda_url, request)
 
         monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", resources.enter_context(answering(answer)))
-        config = real_runs.plan(rows, epochs=4, n_workers=2)
-        with backend(generation_seconds=60.0).start(config) as run:
+        with backend(generation_seconds=60.0).start(real_runs.plan(rows, n_workers=2)) as run:
             eventually(lambda: len(run.status.workers) == 2)
+            real_runs.await_work(run, run.status.updates + 400)
+            run.stop()
             status = run.wait(200.0)
-    real_runs.assert_exact(config, status)
+            real_runs.assert_whole(run, status)
     assert len(events) == 2
 
 
 def test_an_instance_that_is_lost_is_replaced(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
     """Its shards come back elsewhere under new generations, and the counts are exact."""
-    config = real_runs.plan(rows, epochs=12, n_workers=2)
-    with backend().start(config) as run:
+    with backend().start(real_runs.plan(rows, n_workers=2)) as run:
         eventually(lambda: run.folder.store.list("snapshots/0") and works(run))
         (first,) = stack.hosts.living()
         boto3.session.Session().client("ec2").terminate_instances(InstanceIds=[first])
         eventually(lambda: first not in stack.hosts.living() and stack.hosts.living())
+        eventually(lambda: (found := run.folder.shard_address(0)) and found.generation >= 2)
+        done = run.status.updates
+        eventually(lambda: run.status.updates > done + 400)
+        run.stop()
         status = run.wait(200.0)
         assert any(first in text and "replaces" in text for text in run.notices), run.notices
-    address = run.folder.shard_address(0)
-    assert address is not None
-    assert address.generation >= 2
-    real_runs.assert_exact(config, status)
+        assert status.state is RunState.FINISHED
+        real_runs.assert_whole(run, status)
 
 
 CLIENT = """

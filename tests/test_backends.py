@@ -16,7 +16,15 @@ from typing import Any
 
 import pytest
 import stand_ins
-from stand_ins import PATIENCE_SECONDS, eventually, how_busy, make_backend, make_config, processes
+from stand_ins import (
+    CTRL_C_SECONDS,
+    PATIENCE_SECONDS,
+    assert_within,
+    eventually,
+    make_backend,
+    make_config,
+    processes,
+)
 
 from cirrus.client_backend.backend import resolve_backend
 from cirrus.client_backend.inline import InlineBackend
@@ -27,9 +35,6 @@ from cirrus.config import RunConfig
 from cirrus.errors import ConfigError, ConflictError, NotFoundError, RunError
 from cirrus.metrics import RunState
 from cirrus.run_folder import CLAIM_SECONDS, RunFolder
-
-#: A run ends within 3 s of Ctrl-C; the interpreter needs a little for itself.
-CTRL_C_SECONDS = 3.0
 
 
 @pytest.fixture
@@ -60,11 +65,6 @@ def end_client(client: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
     """Wait for a client's end; return what it printed."""
     out, err = client.communicate(timeout=PATIENCE_SECONDS)
     return out, err
-
-
-def assert_in_time(seconds: float) -> None:
-    """Check that an end took no longer than Ctrl-C may, on a machine with nothing else to do."""
-    assert seconds < CTRL_C_SECONDS or seconds < CTRL_C_SECONDS * how_busy()
 
 
 def test_a_run_starts_works_and_finishes(tmp_path: Path, nothing_left: Check) -> None:
@@ -99,7 +99,7 @@ def test_the_supervising_client_ends_its_run(tmp_path: Path, action: str, nothin
     getattr(run, action)()
     if action == "kill":
         assert processes(run.run_id) == []
-    assert run.wait(5.0).state is {"kill": RunState.KILLED, "stop": RunState.FINISHED}[action]
+    assert run.wait(PATIENCE_SECONDS).state is {"kill": RunState.KILLED, "stop": RunState.FINISHED}[action]
     nothing_left(run.run_id)
 
 
@@ -153,7 +153,7 @@ def test_a_shard_that_cannot_start_fails_the_run(tmp_path: Path, n_shards: int, 
     """A crash loop is bounded, and its cause is in the error, the status and the log."""
     run = make_backend(tmp_path).start(make_config(n_shards=n_shards, shard="crash"))
     with pytest.raises(RunError, match=r"(?s)shard \d ended with exit code 3.*something about the cause"):
-        run.wait(30.0)
+        run.wait(60.0)
     assert run.status.state is RunState.FAILED
     assert "something about the cause" in str(run.status.error)
     nothing_left(run.run_id)
@@ -163,7 +163,7 @@ def test_a_worker_with_a_wrong_parameter_fails_the_run_at_once(tmp_path: Path, n
     """An error that cannot heal is not tried again; shard 0 ends the run with its text."""
     run = make_backend(tmp_path).start(make_config(worker="config_error"))
     with pytest.raises(RunError, match="worker 0: l1: is wrong"):
-        run.wait(10.0)
+        run.wait(PATIENCE_SECONDS)
     assert run.supervisor is not None
     assert run.supervisor.fleet.generations == (1,)
     nothing_left(run.run_id)
@@ -206,7 +206,7 @@ def test_a_run_id_is_used_once(tmp_path: Path) -> None:
     """Starting a run over an existing one is refused and changes nothing."""
     backend = make_backend(tmp_path)
     run = backend.start(make_config(finish_after=0.0))
-    run.wait(5.0)
+    run.wait(PATIENCE_SECONDS)
     with pytest.raises(ConflictError):
         backend.start(run.config)
     assert run.status.state is RunState.FINISHED
@@ -249,7 +249,7 @@ class TestClientsEnd:
             eventually(lambda: all(run.folder.shard_address(s).generation == 2 for s in range(2)))  # type: ignore[union-attr]
             assert all(addresses)
             run.stop()
-            assert run.wait(5.0).state is RunState.FINISHED
+            assert run.wait(PATIENCE_SECONDS).state is RunState.FINISHED
         nothing_left(run_id)
 
     def test_another_client_ends_what_was_left(self, tmp_path: Path, nothing_left: Check) -> None:
@@ -267,15 +267,20 @@ class TestClientsEnd:
 
     def test_ctrl_c_ends_everything_in_time(self, tmp_path: Path) -> None:
         """Ctrl-C ends the run and the client within 3 s, and is still seen as one."""
-        run_id = new_run_id()
-        client = start_client(tmp_path, run_id, "wait")
-        start = time.monotonic()
-        client.send_signal(signal.SIGINT)
-        _, err = end_client(client)
-        assert_in_time(time.monotonic() - start)
-        assert b"KeyboardInterrupt" in err
-        assert processes(run_id) == []
-        assert open_run(str(tmp_path), run_id).status.state is RunState.INTERRUPTED
+
+        def interrupt() -> float:
+            run_id = new_run_id()
+            client = start_client(tmp_path, run_id, "wait")
+            start = time.monotonic()
+            client.send_signal(signal.SIGINT)
+            _, err = end_client(client)
+            seconds = time.monotonic() - start
+            assert b"KeyboardInterrupt" in err
+            assert processes(run_id) == []
+            assert open_run(str(tmp_path), run_id).status.state is RunState.INTERRUPTED
+            return seconds
+
+        assert_within(CTRL_C_SECONDS, interrupt)
 
     @pytest.mark.parametrize("how", ["leave", "fail"])
     def test_the_interpreters_exit_ends_everything(self, tmp_path: Path, how: str) -> None:
@@ -293,19 +298,23 @@ class TestClientsEnd:
 
     def test_children_that_heed_nothing_are_killed_in_time(self, tmp_path: Path) -> None:
         """End of file, then SIGTERM, then SIGKILL, all within the time that Ctrl-C has."""
-        config = make_config(shard="stubborn", worker="stubborn", n_shards=2)
-        run = make_backend(tmp_path).start(config)
-        eventually(lambda: run.folder.store.list("stand-ins/") and run.folder.shard_address(1))
-        start = time.monotonic()
-        run.close()
-        assert_in_time(time.monotonic() - start)
-        assert processes(run.run_id) == []
-        assert run.status.state is RunState.INTERRUPTED
+
+        def close() -> float:
+            run = make_backend(tmp_path).start(make_config(shard="stubborn", worker="stubborn", n_shards=2))
+            eventually(lambda: run.folder.store.list("stand-ins/") and run.folder.shard_address(1))
+            start = time.monotonic()
+            run.close()
+            seconds = time.monotonic() - start
+            assert processes(run.run_id) == []
+            assert run.status.state is RunState.INTERRUPTED
+            return seconds
+
+        assert_within(CTRL_C_SECONDS, close)
 
     def test_closing_twice_is_harmless(self, tmp_path: Path) -> None:
         """``close`` may be called again, also after the end."""
         run = make_backend(tmp_path).start(make_config(finish_after=0.0))
-        run.wait(5.0)
+        run.wait(PATIENCE_SECONDS)
         run.close()
         run.close()
         assert run.status.state is RunState.FINISHED
@@ -321,7 +330,7 @@ class TestClientsEnd:
                 "eventually(lambda: run.status.state == 'running');"
                 "pid = os.fork();"
                 "run.close() if pid == 0 else os.waitpid(pid, 0);"
-                "os._exit(0) if pid == 0 else print(run.wait(10).state)"
+                "os._exit(0) if pid == 0 else print(run.wait(60).state)"
             )
             here = str(Path(stand_ins.__file__).parent)
             end = subprocess.run(
@@ -357,16 +366,16 @@ class TestAttaching:
         first.folder.store.put("client.json", json.dumps(data).encode())
         second = backend.attach(first.run_id)
         assert first.supervisor is not None
-        assert first.supervisor.wait(10.0)
+        assert first.supervisor.wait(PATIENCE_SECONDS)
         eventually(lambda: second.status.state is RunState.RUNNING)
         second.stop()
-        assert second.wait(10.0).state is RunState.FINISHED
+        assert second.wait(PATIENCE_SECONDS).state is RunState.FINISHED
 
     def test_a_run_that_ended_is_refused(self, tmp_path: Path) -> None:
         """There is nothing to attach to when the run finished."""
         backend = make_backend(tmp_path)
         run = backend.start(make_config(finish_after=0.0))
-        run.wait(5.0)
+        run.wait(PATIENCE_SECONDS)
         with pytest.raises(RunError, match="finished"):
             backend.attach(run.run_id)
 

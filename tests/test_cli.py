@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from stand_ins import CTRL_C_SECONDS, PATIENCE_SECONDS, assert_within, eventually
 from typer.testing import CliRunner
 
 import cirrus
@@ -43,10 +44,6 @@ COMMANDS = [
     "destroy",
 ]
 RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
-#: Something that should happen soon has not happened when this has passed.
-PATIENCE_SECONDS = 30.0
-#: What the user is promised.
-CTRL_C_SECONDS = 3.0
 
 
 @pytest.fixture
@@ -118,6 +115,18 @@ def run_id_of(process: subprocess.Popen[str]) -> str:
     raise AssertionError("no run was begun")
 
 
+def interrupt(process: subprocess.Popen[str], home: Path) -> float:
+    """Press Ctrl-C in a command's terminal; return the seconds until it has ended."""
+    begun_at = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    seconds = time.monotonic() - begun_at
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    eventually(lambda: not processes_of(home))
+    return seconds
+
+
 def processes_of(home: Path) -> list[psutil.Process]:
     """Return the shards and workers whose runs are in a home folder."""
     found = []
@@ -125,14 +134,6 @@ def processes_of(home: Path) -> list[psutil.Process]:
         if any(str(home) in word for word in process.info["cmdline"] or ()):
             found.append(process)
     return found
-
-
-def wait_until(condition) -> None:
-    """Wait for a condition on other processes, which cannot wake us."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 # Help.
@@ -541,18 +542,13 @@ def test_the_version_is_told(home):
 
 def test_ctrl_c_while_processes_start_is_as_quick(home, svmlight, start):
     """Shards that have done nothing yet have nothing to save, and are not waited for."""
-    seconds = []
-    while not seconds or (seconds[-1] >= CTRL_C_SECONDS and len(seconds) < 3):
+
+    def begin_and_interrupt() -> float:
         process = start("train", svmlight, "--epochs", 100_000, "--tol", 0, "--shards", 3, "--workers", 3)
         run_id_of(process)
-        begun_at = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=PATIENCE_SECONDS)
-        seconds.append(time.monotonic() - begun_at)
-        assert process.returncode == 130
-        assert "Traceback" not in err
-        wait_until(lambda: not processes_of(home))
-    assert min(seconds) < CTRL_C_SECONDS
+        return interrupt(process, home)
+
+    assert_within(CTRL_C_SECONDS, begin_and_interrupt)
 
 
 def test_an_empty_home_has_no_runs(home):
@@ -576,35 +572,30 @@ def test_readers_may_go_away(home, svmlight, tmp_path, start):
 
 def test_ctrl_c_ends_within_three_seconds_and_leaves_nothing(home, svmlight, start):
     """An interrupt is exit code 130; processes and data of the run are gone, and it is listed as killed."""
-    # Other work on the machine may take the time; it is unlikely to do so three times.
-    seconds = []
-    while not seconds or (seconds[-1] >= CTRL_C_SECONDS and len(seconds) < 3):
+
+    def work_and_interrupt() -> float:
         process = start("train", svmlight, "--epochs", 100_000, "--tol", 0)
         run_id = run_id_of(process)
-        wait_until(lambda run_id=run_id: cirrus.open_run(str(home), run_id).status.updates > 0)
-        begun_at = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=PATIENCE_SECONDS)
-        seconds.append(time.monotonic() - begun_at)
-        assert process.returncode == 130
-        assert "Traceback" not in err
-        wait_until(lambda: not processes_of(home))
+        eventually(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
+        seconds = interrupt(process, home)
         assert list((home / "scratch").iterdir()) == []
         assert cirrus.open_run(str(home), run_id).status.state is cirrus.RunState.KILLED
-    assert min(seconds) < CTRL_C_SECONDS
+        return seconds
+
+    assert_within(CTRL_C_SECONDS, work_and_interrupt)
 
 
 def test_another_terminal_kills_a_run(home, svmlight, start):
     """`cirrus kill` ends a run of another terminal, whose command fails with a line that says so."""
     process = start("train", svmlight, "--epochs", 100_000, "--tol", 0)
     run_id = run_id_of(process)
-    wait_until(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
+    eventually(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
     code, out, err = run("kill", run_id)
     assert (code, out) == (0, f"killed {run_id}\n"), err
     _, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert err.strip().splitlines()[-1].startswith(f"error: run {run_id} killed")
-    wait_until(lambda: not processes_of(home))
+    eventually(lambda: not processes_of(home))
     assert "had ended already" in run("kill", run_id)[2]
 
 
@@ -613,11 +604,11 @@ def test_a_run_whose_terminal_died_is_attached_and_finished(home, svmlight, tmp_
     model = tmp_path / "model"
     process = start("train", svmlight, "--epochs", 1000, "--tol", "none", "--model", model)
     run_id = run_id_of(process)
-    wait_until(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
+    eventually(lambda: cirrus.open_run(str(home), run_id).status.updates > 0)
     process.kill()
     process.communicate()
-    wait_until(lambda: not processes_of(home))
-    wait_until(lambda: "interrupted" in run("runs")[1])
+    eventually(lambda: not processes_of(home))
+    eventually(lambda: "interrupted" in run("runs")[1])
     code, out, err = run("attach", run_id)
     assert code == 0, err
     assert out == f"model {model}\n"

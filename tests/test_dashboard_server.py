@@ -419,7 +419,10 @@ class TestFolders:
         estimator = cirrus.LogisticRegression(n_workers=1, epochs=100_000, tol=None, backend=backend)
         search = cirrus.GridSearch(estimator, {"l1": [0, 1, 2]}, search_id="sweep", max_concurrent=1)
         with search.start(rows, rows[:, 0] > 0), serve(str(tmp_path), port=0, token=TOKEN) as server:
-            eventually(lambda: len(server.source.snapshot.records) == 3)
+            # The page ends what it knows to be live.
+            eventually(
+                lambda: len(records := server.source.snapshot.records) == 3 and records["sweep:0"].is_live
+            )
             body = page_request(
                 server, "killing.data", kill_confirm=1, kill_targets=["sweep:0"], kill_every=True
             )

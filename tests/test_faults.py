@@ -17,8 +17,16 @@ from pathlib import Path
 import pytest
 import real_client
 from faults import Fault, Plan, armed
-from real_runs import accuracy, assert_exact, assert_whole, make_dataset, plan
-from stand_ins import eventually, how_busy, processes
+from real_runs import accuracy, assert_whole, make_dataset, plan
+from stand_ins import (
+    CTRL_C_SECONDS,
+    PATIENCE_SECONDS,
+    RUN_SECONDS,
+    assert_within,
+    eventually,
+    how_busy,
+    processes,
+)
 
 from cirrus import Dataset
 from cirrus.client_backend.base import GENERATIONS_PER_CLIENT
@@ -36,12 +44,8 @@ PUSH = "cirrus.worker_runtime.train:LeaseTrainer._push"
 #: Moments and victims are drawn with this seed; another one is as good.
 SEED = int(os.environ.get("CIRRUS_TEST_SEED", "1"))
 GOOD_ACCURACY = 0.97
-CTRL_C_SECONDS = 3.0
-RUN_SECONDS = 100.0
 #: From the kill of a shard to the first push that its successor applied.
 RECOVERY_SECONDS = 5.0
-#: Others may use the machine: of so many kills of a shard one must show it.
-RECOVERY_KILLS = 3
 N_WORKERS, WORKER_KILLS = 2, 20
 #: So many epochs are as good as more.
 EPOCHS = 12
@@ -60,6 +64,12 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def updates(run: Run) -> int:
     """Return how many updates the run has made, as far as it has told."""
     return run.status.updates
+
+
+def generations(run: Run) -> list[int]:
+    """Return which generation of each shard serves."""
+    found = [run.folder.shard_address(shard) for shard in range(run.config.n_shards)]
+    return [0 if address is None else address.generation for address in found]
 
 
 def deaths_in_a_step(rng: random.Random) -> list[Fault]:
@@ -122,10 +132,10 @@ def test_workers_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> N
 
 def test_shards_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> None:
     """One of two shards is killed three times: it comes back, and what it lost is done again, once."""
-    config = plan(train, epochs=15)
+    config = plan(train)
     rng = random.Random(SEED)
     armory = Plan(tmp_path / "faults")
-    # At so many steps of one worker, which does about half of all 6,000.
+    # At so many steps of one worker.
     moments = [rng.randint(first, first + 200) for first in (100, 350, 600)]
     armory.write(
         [
@@ -134,13 +144,16 @@ def test_shards_may_die_at_any_instruction(train: Dataset, tmp_path: Path) -> No
         ]
     )
     with LocalBackend(root=tmp_path, commands=armed(armory)).start(config) as run:
+        eventually(lambda: armory.struck() == [0, 1, 2] or run.status.state.ended, RUN_SECONDS)
+        eventually(lambda: sum(generations(run)) == 5 or run.status.state.ended, RUN_SECONDS)
+        eventually(lambda: run.status.epoch >= EPOCHS or run.status.state.ended, RUN_SECONDS)
+        run.stop()
         status = run.wait(RUN_SECONDS)
         assert status.state is RunState.FINISHED
         assert armory.struck() == [0, 1, 2]
-        assert_exact(config, status)
+        assert sum(generations(run)) == 5
+        assert_whole(run, status)
         assert accuracy(run) > GOOD_ACCURACY
-        addresses = [run.folder.shard_address(shard) for shard in range(2)]
-        assert sum(address.generation for address in addresses if address is not None) == 5
     assert processes(run.run_id) == []
 
 
@@ -149,10 +162,7 @@ def test_a_shard_that_was_killed_is_back_within_seconds(train: Dataset, tmp_path
     """Within 5 s of its death the next generation of a shard, the coordinator or another, trains."""
     with LocalBackend(root=tmp_path).start(plan(train)) as run:
         eventually(lambda: updates(run) > 500)
-        seconds: list[float] = []
-        while len(seconds) < RECOVERY_KILLS and min(seconds, default=RECOVERY_SECONDS) >= RECOVERY_SECONDS:
-            seconds.append(recover(run, shard))
-        assert min(seconds) < RECOVERY_SECONDS or min(seconds) < RECOVERY_SECONDS * how_busy(), seconds
+        assert_within(RECOVERY_SECONDS, lambda: recover(run, shard))
         run.kill()
 
 
@@ -181,20 +191,23 @@ def recover(run: Run, shard: int) -> float:
 
 def test_threads_recover_as_processes_do(train: Dataset) -> None:
     """An inline shard that ends like a killed process comes back too, with exact counts."""
-    config = plan(train, epochs=4, snapshot_seconds=0.1)
+    config = plan(train, snapshot_seconds=0.1)
     rng = random.Random(SEED)
-    total = config.stop.epochs * config.steps_per_epoch
     with InlineBackend().start(config) as run:
         assert run.supervisor is not None
         launcher = run.supervisor.launcher
         assert isinstance(launcher, InlineLauncher)
-        for kill in range(3):
-            moment = total * (kill + rng.random()) / 4
+        for _ in range(3):
+            moment = updates(run) + rng.randint(1, config.steps_per_epoch)
             eventually(lambda moment=moment: updates(run) >= moment)
             eventually(lambda: launcher.shards == {0, 1})
             launcher.crash_shard(rng.randrange(2))
+        eventually(lambda: sum(generations(run)) == 5)
+        eventually(lambda: run.status.epoch >= 4, RUN_SECONDS)
+        run.stop()
         status = run.wait(RUN_SECONDS)
-        assert_exact(config, status)
+        assert status.state is RunState.FINISHED
+        assert_whole(run, status)
         assert accuracy(run) > GOOD_ACCURACY - 0.02
 
 
@@ -229,7 +242,7 @@ class TestTheClientDies:
     def sigkill(self, client: subprocess.Popen[bytes], run_id: str, root: Path) -> None:
         """Kill the client; all that it started goes too, and the run is listed as interrupted."""
         client.kill()
-        client.communicate(timeout=10.0)
+        client.communicate(timeout=PATIENCE_SECONDS)
         eventually(lambda: not processes(run_id))
         (summary,) = [run for run in list_runs(str(root)) if run.run_id == run_id]
         assert summary.status is not None
@@ -265,19 +278,23 @@ class TestTheClientDies:
         """Any process that can read the run folder ends a run; the client that waits for it learns so."""
         client, run_id = self.start(train, tmp_path)
         open_run(str(tmp_path), run_id).kill()
-        client.communicate(timeout=10.0)
+        client.communicate(timeout=PATIENCE_SECONDS)
         assert client.returncode == 0
         assert processes(run_id) == []
         assert open_run(str(tmp_path), run_id).status.state is RunState.KILLED
 
     def test_ctrl_c_ends_everything_in_time(self, train: Dataset, tmp_path: Path) -> None:
         """Ctrl-C ends shards, workers and client within 3 s; the run can be attached."""
-        client, run_id = self.start(train, tmp_path)
-        start = time.monotonic()
-        client.send_signal(signal.SIGINT)
-        _, err = client.communicate(timeout=10.0)
-        seconds = time.monotonic() - start
-        assert seconds < CTRL_C_SECONDS or seconds < CTRL_C_SECONDS * how_busy()
-        assert b"KeyboardInterrupt" in err
-        assert processes(run_id) == []
-        assert open_run(str(tmp_path), run_id).status.state is RunState.INTERRUPTED
+
+        def interrupt() -> float:
+            client, run_id = self.start(train, tmp_path)
+            start = time.monotonic()
+            client.send_signal(signal.SIGINT)
+            _, err = client.communicate(timeout=PATIENCE_SECONDS)
+            seconds = time.monotonic() - start
+            assert b"KeyboardInterrupt" in err
+            assert processes(run_id) == []
+            assert open_run(str(tmp_path), run_id).status.state is RunState.INTERRUPTED
+            return seconds
+
+        assert_within(CTRL_C_SECONDS, interrupt)

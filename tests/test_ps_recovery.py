@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import random
@@ -16,6 +17,7 @@ from stand_ins import eventually
 from cirrus.config import RunConfig
 from cirrus.errors import CorruptDataError
 from cirrus.metrics import RunState
+from cirrus.paramserver import kernels
 from cirrus.paramserver.checkpoint import Part, TablePart, read_checkpoint
 from cirrus.paramserver.coordinator import Phase
 from cirrus.paramserver.protocol import Done, Evaluation, NextTask, Task
@@ -248,7 +250,10 @@ def test_a_snapshot_without_a_ledger_is_one_clear_error(tmp_path: Path, extra: d
     folder = RunFolder(create_run(tmp_path / "run", config))
     table = TablePart(name="w", first_row=0, arrays={"weights": np.zeros((1000, 1), np.float32)})
     Snapshots(folder, 0, 1).write(Part(tables=(table,), extra=extra))
-    with pytest.raises(CorruptDataError, match="snapshots/0: does not say how far the run was"):
+    with pytest.raises(
+        CorruptDataError,
+        match="snapshots/0: does not say how far the run was.*with the version of Cirrus that began it",
+    ):
         Shard(folder.url, shard=0, generation=2).start()
     assert folder.shard_address(0) is None
 
@@ -266,3 +271,24 @@ def test_a_stopped_shard_snapshots_everything(tmp_path: Path) -> None:
     with running(tmp_path / "run") as shards, Workers(shards.url):
         assert min(shards.counts("steps_applied")) > 200
         assert_exact(shards, config)
+
+
+def test_a_run_that_was_begun_before_something_was_counted_goes_on(tmp_path: Path) -> None:
+    """A snapshot of an older version has a counter less: of that there was none, the rest is as it was."""
+    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 40}, snapshot_seconds=1000.0)
+    with running(tmp_path / "run", config) as shards, Workers(shards.url, hold=True):
+        eventually(lambda: min(shards.counts("steps_applied")) > 200)
+        for shard in shards.shards.values():
+            shard.stop()
+    for number in range(2):
+        snapshots = Snapshots(RunFolder(shards.url), number, 1)
+        part = snapshots.newest()
+        assert part is not None
+        fewer = {**part.extra, "counters": part.extra["counters"][: kernels.STEPS_APPLIED + 1]}
+        assert len(fewer["counters"]) < len(part.extra["counters"])
+        snapshots.write(dataclasses.replace(part, extra=fewer))
+    with running(tmp_path / "run") as shards:
+        assert min(shards.counts("steps_applied")) > 200
+        assert shards.counts("rows_pushed") == [0, 0]
+        with Workers(shards.url):
+            assert_exact(shards, config)

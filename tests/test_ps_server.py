@@ -7,7 +7,6 @@ import json
 import select
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -274,12 +273,12 @@ def test_a_hello_in_driblets_comes_to_an_end(tmp_path: Path) -> None:
     shards = raw_shards(tmp_path / "run", hello_seconds=0.5)
     try:
         stranger = RawPeer(shards, hello=False)
-        begun = time.monotonic()
         for byte in stranger.greeting:
             stranger.send(bytes([byte]))
             if stranger.ended_within(0.1):
                 break
-        assert time.monotonic() - begun < 3.0
+        else:
+            pytest.fail("it was listened to for as long as it liked")  # half a minute
         assert stranger.read() is None
         stranger.close()
         assert_serves(shards)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,30 @@ def test_loads_and_refused_jobs_leave_no_empty_folder(tmp_path):
     with pytest.raises(cirrus.RunError, match="the function raised ValueError: no"):
         dataset.map_chunks(refuse, tmp_path / "mapped", backend="inline")
     assert not (tmp_path / "mapped").exists()
+
+
+def test_what_is_refused_leaves_the_users_own_empty_folder(tmp_path):
+    """A folder that was there before a refused load, or a job that fails, is there afterwards."""
+    table, mine = tmp_path / "rows.csv", tmp_path / "mine"
+    table.write_text("y,a\n1,2\nz,3\n")
+    mine.mkdir()
+    with pytest.raises(DataError, match="'z' is not a number"):
+        cirrus.load_csv(table, mine, label="y", numeric=["a"])
+    assert list(mine.iterdir()) == []
+    table.write_text("y,a\n1,2\n0,3\n")
+    dataset = cirrus.load_csv(table, tmp_path / "out", label="y", numeric=["a"])
+
+    def refuse(block):
+        raise ValueError("no")
+
+    with pytest.raises(cirrus.RunError, match="the function raised ValueError: no"):
+        dataset.map_chunks(refuse, mine, backend="inline")
+    assert list(mine.iterdir()) == []
+
+
+def test_a_stream_that_is_refused_leaves_no_folder(tmp_path, monkeypatch):
+    """Nor does a load that nobody could repeat, whose own files are elsewhere."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"1,2\nz,3\n")))
+    with pytest.raises(DataError, match="'z' is not a number"):
+        cirrus.load_csv("-", tmp_path / "out", numeric=[1], header=False)
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_ins import POLL_SECONDS, eventually, how_busy, make_config
+from stand_ins import PATIENCE_SECONDS, POLL_SECONDS, assert_within, eventually, make_config
 
 from cirrus.client_backend.claims import is_held, machine_name, new_claim, process_exists
 from cirrus.client_backend.inline import (
@@ -191,7 +191,7 @@ class TestInlineRuns:
         writer = MetricsWriter(run.folder)
         writer.append(point(1))
         writer.flush()
-        assert run.wait(5.0).state is RunState.FINISHED
+        assert run.wait(PATIENCE_SECONDS).state is RunState.FINISHED
         assert run.folder.store.exists("status.json")
         run.close()
         assert run.status.state is RunState.FINISHED
@@ -202,15 +202,14 @@ class TestInlineRuns:
 
     def test_starting_and_ending_costs_little(self) -> None:
         """A run that has nothing to do takes less than 50 ms: scikit-learn's checks make hundreds."""
-        config = make_config(n_workers=1, finish_after=0.0)
-        times = []
-        for _ in range(5):
+
+        def run_once() -> float:
             start = time.perf_counter()
             with InlineBackend(parts=PARTS).start(make_config(run_id=new_run_id(), finish_after=0.0)) as run:
                 run.wait()
-            times.append(time.perf_counter() - start)
-        assert config.n_workers == 1
-        assert min(times) < 0.05 or min(times) < 0.05 * how_busy()
+            return time.perf_counter() - start
+
+        assert_within(0.05, lambda: min(run_once() for _ in range(5)))
 
     def test_a_crashed_shard_comes_back(self) -> None:
         """A shard that ends without notice is started again under the next generation."""
@@ -231,7 +230,7 @@ class TestInlineRuns:
         """The run's error names who met it, and has the original error as its cause."""
         with InlineBackend(parts=PARTS).start(make_config(**behaviour)) as run:
             with pytest.raises(RunError, match=text) as caught:
-                run.wait(5.0)
+                run.wait(PATIENCE_SECONDS)
             assert run.status.state is RunState.FAILED
         cause = caught.value.__cause__
         assert cause is not None
@@ -278,7 +277,7 @@ class TestInlineRuns:
         with backend.attach(run.run_id) as again:
             eventually(lambda: (found := again.folder.shard_address(0)) and found.generation == 2)
             again.stop()
-            assert again.wait(5.0).state is RunState.FINISHED
+            assert again.wait(PATIENCE_SECONDS).state is RunState.FINISHED
 
 
 class TestWatching:

@@ -57,6 +57,8 @@ class LoadState:
     """Of the keys of its chunks."""
     created_at: float
     """Unix time."""
+    made_folder: bool = False
+    """True when there was no folder at the URL before: then a load that is refused leaves none."""
 
     def __post_init__(self) -> None:
         """Check that nothing but chunks can be below the prefix."""
@@ -111,6 +113,7 @@ class LoadJob:
         self._seed = secrets.randbits(64) if seed is None else int(seed)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._claim: _Claim | None = None
+        self._makes_folder = not store.is_made()
         self.folder: ObjectStore
         self.state: LoadState
 
@@ -137,7 +140,11 @@ class LoadJob:
 
     def _fresh_state(self) -> LoadState:
         return LoadState(
-            seed=self._seed, url=self._store.url, prefix=new_chunk_prefix(), created_at=time.time()
+            seed=self._seed,
+            url=self._store.url,
+            prefix=new_chunk_prefix(),
+            created_at=time.time(),
+            made_folder=self._makes_folder,
         )
 
     def _found_state(self) -> LoadState | None:
@@ -171,8 +178,8 @@ class LoadJob:
                 self._root.delete_prefix(f"{LOADING_FOLDER}/{self._name}")
                 if error is None:
                     self._remove_others(0.0)
-                else:
-                    self._store.remove_if_empty()
+        if error is not None and not is_lost and self.state.made_folder:
+            self._store.remove_if_empty()
 
     def _remove_others(self, older_than_seconds: float) -> None:
         """Remove what loads have left that nobody works on, and that were begun so long ago."""

@@ -13,13 +13,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import numbers
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from cirrus.chunks import DatasetSummary, Manifest, commit_dataset
 from cirrus.chunks.vocabulary import Vocabulary, store_vocabulary, union_of
@@ -66,6 +64,7 @@ from cirrus.client_backend.segments import (
 )
 from cirrus.client_backend.vw_format import VwFormat
 from cirrus.client_backend.words import find_words_format, read_words
+from cirrus.config import whole_number
 from cirrus.errors import ConfigError, DataError
 from cirrus.storage import FolderStore, MemoryStore, ObjectStore, open_store
 
@@ -123,16 +122,10 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         """Check every option."""
-        n = self.n_processes
-        if n is not None and (isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1):
-            raise ConfigError("n_processes", f"must be a whole number >= 1 or None, got {n!r}")
-        seed = self.random_state
-        if seed is not None and (
-            isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0
-        ):
-            raise ConfigError(
-                "random_state", f"must be a whole number >= 0 or None, got {self.random_state!r}"
-            )
+        if self.n_processes is not None:
+            whole_number(self.n_processes, "n_processes")
+        if self.random_state is not None:
+            whole_number(self.random_state, "random_state", least=0)
 
 
 def load_options(
@@ -152,16 +145,11 @@ def load_options(
         n_processes = 1
     return LoadOptions(
         shuffle=bool(shuffle),
-        random_state=random_state if random_state is None else _as_int(random_state),
-        n_processes=n_processes if n_processes is None else _as_int(n_processes),
+        random_state=None if random_state is None else whole_number(random_state, "random_state", least=0),
+        n_processes=None if n_processes is None else whole_number(n_processes, "n_processes"),
         progress=progress,
         backend=found,
     )
-
-
-def _as_int(value: Any) -> Any:
-    """Return numpy's whole numbers as an int, which JSON can hold; all else is for the checks to refuse."""
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 def load_svmlight_file(

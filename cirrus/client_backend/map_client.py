@@ -151,6 +151,7 @@ class JobClient:
         self._jobs = open_store(options.backend.job_root(urls)).child(JOBS_FOLDER)
         self._folder = JobFolder(self._jobs.child(self.job.job_id + mark).url)
         self._place = None if request.output_url is None else open_store(request.output_url)
+        self._makes_place = self._place is not None and not self._place.is_made()
         place_url = None if self._place is None else self._place.child(PLACE_FOLDER).url
         self._claims = RunFolder(place_url or self._folder.url)
         self._claim = new_claim()
@@ -186,7 +187,7 @@ class JobClient:
             self._remove()
         else:
             self._release_claim()
-        if is_hopeless and self._place is not None:
+        if is_hopeless and self._place is not None and self._makes_place:
             self._place.remove_if_empty()
 
     def _remove(self) -> None:

@@ -37,8 +37,9 @@ from cirrus.client_backend.loader import (
     load_options,
     load_svmlight_file,
 )
+from cirrus.config import whole_number
 from cirrus.errors import ConfigError, ConflictError
-from cirrus.frontend.load_parameters import column_list, column_of, na_list, whole_number
+from cirrus.frontend.load_parameters import column_list, column_of, na_list
 from cirrus.frontend.load_progress import LoadListener, listening_to_load
 from cirrus.frontend.mapping import ChunkOperations
 from cirrus.frontend.scratch import Scratch, memory_scratch_url

@@ -1,24 +1,11 @@
-"""Checks of the loaders' parameters: what users and numpy call a whole number becomes an int."""
+"""Checks of the loaders' parameters: columns, and what stands for a missing value."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import Any
 
+from cirrus.config import as_whole_number
 from cirrus.errors import ConfigError
-
-
-def whole_number(value: Any, name: str) -> int:
-    """Return a parameter that is a whole number from 1, of whatever integer type.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    number = _index(value)
-    if number is None or number < 1:
-        raise ConfigError(name, f"must be a whole number >= 1, got {value!r}")
-    return number
 
 
 def column_of(column: str | int, name: str) -> str | int:
@@ -27,7 +14,7 @@ def column_of(column: str | int, name: str) -> str | int:
     Raises:
         ConfigError: It is neither.
     """
-    found = column if isinstance(column, str) else _index(column)
+    found = column if isinstance(column, str) else as_whole_number(column)
     if found is None:
         raise ConfigError(name, f"must be the name or the number (from 0) of a column, got {column!r}")
     return found
@@ -57,12 +44,3 @@ def na_list(values: Sequence[str]) -> tuple[str, ...]:
     if isinstance(values, str) or not all(isinstance(value, str) for value in values):
         raise ConfigError("na_values", f"must be a list of text such as ['NA'], got {values!r}")
     return tuple(values)
-
-
-def _index(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None

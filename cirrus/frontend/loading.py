@@ -19,9 +19,10 @@ from cirrus.client_backend.loader import (
 )
 from cirrus.client_backend.ratings import RatingsFormat
 from cirrus.client_backend.vw_format import VwFormat
+from cirrus.config import whole_number
 from cirrus.errors import ConfigError
 from cirrus.frontend.datasets import Dataset
-from cirrus.frontend.load_parameters import column_list, column_of, na_list, whole_number
+from cirrus.frontend.load_parameters import column_list, column_of, na_list
 from cirrus.frontend.load_progress import LoadListener, listening_to_load
 from cirrus.storage import open_store
 

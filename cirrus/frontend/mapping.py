@@ -21,6 +21,7 @@ from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.map_client import MapOptions, MapProgress, MapRequest
 from cirrus.client_backend.map_functions import PackedFunction, pack_function
 from cirrus.client_backend.map_reduce import column_statistics, combine_results, rewrite_dataset, run_job
+from cirrus.config import whole_number
 from cirrus.errors import ConfigError
 from cirrus.frontend.progress import MapLine
 from cirrus.storage import open_store
@@ -189,7 +190,8 @@ def map_options(
     Raises:
         ConfigError: Workers there could not reach the data.
     """
-    check_whole_or_none(n_workers, "n_workers")
+    if n_workers is not None:
+        n_workers = whole_number(n_workers, "n_workers")
     in_memory = any(url.startswith("memory:") for url in urls)
     if backend is None:
         small = manifest.n_bytes < INLINE_BYTES or len(manifest.chunks) == 1
@@ -226,17 +228,6 @@ def check_progress(progress: ProgressOption) -> None:
     """
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise ConfigError("progress", f"must be None, True or a function, got {progress!r}")
-
-
-def check_whole_or_none(value: Any, name: str) -> None:
-    """Check a parameter that is a number of things, or None.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if value is not None and (not is_whole or value < 1):
-        raise ConfigError(name, f"must be a whole number >= 1 or None, got {value!r}")
 
 
 class ChunkOperations:
@@ -281,7 +272,6 @@ class ChunkOperations:
             ...     return dataclasses.replace(block, values=block.values.clip(-1, 1))
             >>> ds.map_chunks(clip, "data/clipped")  # doctest: +SKIP
         """
-        check_whole_or_none(n_features, "n_features")
         return self._rewrite(
             MapRequest(
                 kind="rewrite",
@@ -289,7 +279,7 @@ class ChunkOperations:
                 input_url=self.url,
                 manifest=self.manifest,
                 output_url=self._output(url),
-                n_features=None if n_features is None else int(n_features),
+                n_features=None if n_features is None else whole_number(n_features, "n_features"),
             ),
             dict(self.manifest.encoding),
             backend,

@@ -22,11 +22,10 @@ from sklearn.utils.validation import check_is_fitted
 from cirrus.client_backend.backend import Backend
 from cirrus.client_backend.map_client import MapRequest
 from cirrus.client_backend.map_functions import PackedFunction
-from cirrus.config import parse_json
+from cirrus.config import parse_json, whole_number
 from cirrus.errors import ConfigError, CorruptDataError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.intake import refuse_path
-from cirrus.frontend.load_parameters import whole_number
 from cirrus.frontend.mapping import ProgressOption
 from cirrus.frontend.preprocessing_steps import Step
 from cirrus.storage import open_store

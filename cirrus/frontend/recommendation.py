@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted
 
 from cirrus.chunks.vocabulary import Vocabulary
-from cirrus.config import ModelConfig
+from cirrus.config import ModelConfig, whole_number
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.base import Array, SgdEstimator, SgdParams
 from cirrus.frontend.datasets import Dataset
@@ -337,8 +337,7 @@ class MatrixFactorization(SgdEstimator):
             DataError: An id is missing, or no whole number or text.
         """
         check_is_fitted(self)
-        if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
-            raise ConfigError("n", f"must be a whole number >= 1, got {n!r}")
+        whole_number(n, "n")
         items = np.arange(len(self.items_))
         if isinstance(exclude, (str, bytes)) or not isinstance(exclude, Iterable):
             raise ConfigError("exclude", f"must be a list of items' ids, got {exclude!r:.80}")

@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from cirrus.chunks.vocabulary import Vocabulary
-from cirrus.config import ModelConfig
+from cirrus.config import ModelConfig, whole_number
 from cirrus.errors import ConfigError, DataError
 from cirrus.frontend.base import Array, Estimator, RunParams, SgdParams
 from cirrus.frontend.intake import TrainingData, Wanted
@@ -89,8 +89,7 @@ class LatentDirichletAllocation(TransformerMixin, Estimator):  # type: ignore[mi
         return Wanted(kind="nothing", non_negative=True)
 
     def _priors(self) -> tuple[float, float]:
-        if isinstance(self.n_topics, bool) or not hasattr(self.n_topics, "__index__") or self.n_topics < 1:
-            raise ConfigError("n_topics", f"must be a whole number >= 1, got {self.n_topics!r}")
+        whole_number(self.n_topics, "n_topics")
         found = []
         for name in ("doc_topic_prior", "topic_word_prior"):
             value = getattr(self, name)
@@ -204,8 +203,7 @@ class LatentDirichletAllocation(TransformerMixin, Estimator):  # type: ignore[mi
             ConfigError: ``n`` is no number of words.
         """
         check_is_fitted(self)
-        if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
-            raise ConfigError("n", f"must be a whole number >= 1, got {n!r}")
+        whole_number(n, "n")
         names = vocabulary.ids() if isinstance(vocabulary, Vocabulary) else list(vocabulary)
         if len(names) != self.n_features_in_:
             raise DataError(f"the vocabulary has {len(names)} words, the model {self.n_features_in_}")

@@ -28,9 +28,13 @@ from cirrus.storage import ObjectStore, open_store
 Floats = NDArray[np.float32]
 
 MANIFEST_KEY = "checkpoint.json"
+#: Of the checkpoints in a folder it names the newest.
+LATEST_KEY = "latest"
 FORMAT_VERSION = 1
 _MAGIC = b"CRPART01"
 _HEAD = struct.Struct("<8sI")
+#: What checkpoints that shard 0 cuts are called: by the steps in them, so that names sort by age.
+_STEPS_NAME = re.compile(r"step-[0-9]{12,20}")
 #: What a checkpoint may be called in a folder of them.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: The JSON head of a part is small; a longer one is not ours.
@@ -162,9 +166,18 @@ def write_part(store: ObjectStore, key: str, part: Part) -> PartInfo:
     return PartInfo(key=key, n_bytes=len(data), crc32=zlib.crc32(data))
 
 
-def write_part_info(store: ObjectStore, shard: int, info: PartInfo) -> None:
-    """Leave a part's checksum for shard 0, which writes the manifest."""
-    store.put(f"part-{shard}.json", json.dumps(asdict(info)).encode())
+def write_shard_part(store: ObjectStore, shard: int, part: Part) -> None:
+    """Write a shard's part, and leave its checksum for shard 0, which writes the manifest."""
+    info = write_part(store, _part_key(shard), part)
+    store.put(_info_key(shard), json.dumps(asdict(info)).encode())
+
+
+def _part_key(shard: int) -> str:
+    return f"part-{shard}.bin"
+
+
+def _info_key(shard: int) -> str:
+    return f"part-{shard}.json"
 
 
 def read_part_infos(store: ObjectStore, n_shards: int) -> list[PartInfo]:
@@ -176,7 +189,7 @@ def read_part_infos(store: ObjectStore, n_shards: int) -> list[PartInfo]:
     """
     infos = []
     for shard in range(n_shards):
-        key = f"part-{shard}.json"
+        key = _info_key(shard)
         data = store.get(key)
         try:
             infos.append(from_plain(PartInfo, json.loads(data), f"{store.url}/{key}"))
@@ -186,9 +199,19 @@ def read_part_infos(store: ObjectStore, n_shards: int) -> list[PartInfo]:
     return infos
 
 
+def name_of_steps(n_steps: int) -> str:
+    """Return what the checkpoint after so many steps is called in a folder of checkpoints."""
+    return f"step-{n_steps:012d}"
+
+
+def is_name_of_steps(name: str) -> bool:
+    """Tell whether :func:`name_of_steps` could have made a name."""
+    return _STEPS_NAME.fullmatch(name) is not None
+
+
 def write_latest(store: ObjectStore, name: str) -> None:
     """Note which of the checkpoints in a folder is the newest."""
-    store.put("latest", name.encode())
+    store.put(LATEST_KEY, name.encode())
 
 
 def resolve(url: str) -> str:
@@ -202,11 +225,11 @@ def resolve(url: str) -> str:
     if store.exists(MANIFEST_KEY):
         return url
     try:
-        name = store.get("latest").decode("ascii", "replace")
+        name = store.get(LATEST_KEY).decode("ascii", "replace")
     except NotFoundError as error:
-        raise NotFoundError(f"{url}: there is no checkpoint ({MANIFEST_KEY} or latest)") from error
+        raise NotFoundError(f"{url}: there is no checkpoint ({MANIFEST_KEY} or {LATEST_KEY})") from error
     if not _NAME.fullmatch(name):
-        raise CorruptDataError(f"{url}/latest: names no checkpoint of this folder: {name[:80]!r}")
+        raise CorruptDataError(f"{url}/{LATEST_KEY}: names no checkpoint of this folder: {name[:80]!r}")
     return f"{url.rstrip('/')}/{name}"
 
 
@@ -292,5 +315,5 @@ def write_checkpoint(store: ObjectStore, checkpoint: Checkpoint) -> None:
     parts = tuple(
         TablePart(name=name, first_row=0, arrays=arrays) for name, arrays in checkpoint.tables.items()
     )
-    info = write_part(store, "part-0.bin", Part(tables=parts))
+    info = write_part(store, _part_key(0), Part(tables=parts))
     write_manifest(store, [info], checkpoint.extra)

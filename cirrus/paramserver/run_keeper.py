@@ -661,7 +661,7 @@ class RunKeeper:
     def _try_checkpoint(self) -> bool:
         base = self._folder.checkpoints_url(self._config)
         asked = set(self._snapshots_asked)
-        name = f"step-{self.coordinator.updates:012d}"
+        name = checkpoint.name_of_steps(self.coordinator.updates)
         if not self._write_everywhere(f"{base}/{name}"):
             return False
         checkpoint.write_latest(open_store(base), name)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import resource
 import socket
 import sys
@@ -85,8 +84,6 @@ ACCEPT_RETRY_SECONDS = 0.05
 OTHER_FILES = 64
 #: A snapshot that could not be written is tried again this soon, if not sooner.
 SNAPSHOT_RETRY_SECONDS = 5.0
-#: What :meth:`RunKeeper._try_checkpoint` calls checkpoints.
-_CHECKPOINT = re.compile(r"step-[0-9]{12,20}")
 #: Counters that the status shows, in the order of the kernels' array.
 _COUNTERS = {
     "steps_applied": kernels.STEPS_APPLIED,
@@ -577,15 +574,14 @@ class Shard:
             ProtocolError: That is elsewhere.
         """
         folder, _, name = url.rpartition("/")
-        is_checkpoint = folder == self.folder.checkpoints_url(self.config) and _CHECKPOINT.fullmatch(name)
+        in_their_folder = folder == self.folder.checkpoints_url(self.config)
+        is_checkpoint = in_their_folder and checkpoint.is_name_of_steps(name)
         if url != self.folder.model_url and not is_checkpoint:
             raise ProtocolError(f"{url!r} is no place for a checkpoint of this run")
 
     def write_part(self, url: str) -> None:
         """Write this shard's part of a checkpoint."""
-        store = open_store(url)
-        info = checkpoint.write_part(store, f"part-{self.shard}.bin", self._copy())
-        checkpoint.write_part_info(store, self.shard, info)
+        checkpoint.write_shard_part(open_store(url), self.shard, self._copy())
 
     def _restore(self) -> None:
         part = self._snapshots.newest()
@@ -659,7 +655,10 @@ def _damaged(where: str) -> Iterator[None]:
     except CirrusError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CorruptDataError(f"{where}: does not say how far the run was: {error!r}") from error
+        raise CorruptDataError(
+            f"{where}: does not say how far the run was ({error!r}): it was damaged, or written by another "
+            "version of Cirrus; go on with the version of Cirrus that began it, or begin anew"
+        ) from error
 
 
 def _files_left() -> int:

@@ -139,6 +139,10 @@ class ObjectStore(abc.ABC):
             ConfigError: The prefix is empty: that could be a folder with much else in it.
         """
 
+    def is_made(self) -> bool:
+        """Return whether the store is there already without any object in it, as a folder may be."""
+        return True
+
     def remove_if_empty(self) -> None:  # noqa: B027 - most stores have nothing where there are no objects
         """Remove what is left of a store without any object, such as an empty folder."""
 

@@ -183,6 +183,10 @@ class FolderStore(ObjectStore):
                 os.rmdir(folder)
                 folder = os.path.dirname(folder)
 
+    def is_made(self) -> bool:
+        """See :meth:`ObjectStore.is_made`."""
+        return os.path.isdir(self._root)
+
     def remove_if_empty(self) -> None:
         """See :meth:`ObjectStore.remove_if_empty`."""
         with contextlib.suppress(OSError):

@@ -34,6 +34,7 @@ from cirrus.client_backend.search_folder import (
     new_search_id,
     search_url,
 )
+from cirrus.config import as_whole_number, whole_number
 from cirrus.errors import CirrusError, ConfigError, ConflictError, DataError, RunError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset, load_arrays
@@ -559,8 +560,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             value = getattr(self, name)
             if value is None and name == "max_workers":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(name, f"must be a whole number >= 1, got {value!r}")
+            whole_number(value, name)
         for name in ("max_seconds", "max_cost"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
@@ -627,7 +627,11 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
 
     def _with_budgets(self, config: SearchConfig, backend: Backend) -> SearchConfig:
         """Return a config with the budgets of this object and the limit of its backend as it is now."""
-        budgets = {name: getattr(self, name) for name in _budgets(config)}
+        budgets: dict[str, Any] = {}
+        for name in _budgets(config):
+            value = getattr(self, name)
+            whole = as_whole_number(value)  # numpy's too, which JSON cannot hold
+            budgets[name] = value if whole is None else whole
         return dataclasses.replace(config, **budgets, max_functions=backend.max_functions)
 
     def _check_same(self, known: SearchConfig, mine: SearchConfig) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cirrus.client_backend.search_folder import SearchConfig, Trial, TrialStatus
+from cirrus.config import whole_number
 from cirrus.errors import ConfigError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.search.base import Search
@@ -97,8 +98,7 @@ class OptunaSearch(Search):
     def check(self) -> None:
         """See :meth:`Search.check`."""
         _import_optuna()
-        if isinstance(self.n_trials, bool) or not isinstance(self.n_trials, int) or self.n_trials < 1:
-            raise ConfigError("n_trials", f"must be a whole number >= 1, got {self.n_trials!r}")
+        whole_number(self.n_trials, "n_trials")
         self._distributions()
         super().check()
 

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from cirrus.client_backend.search_folder import Trial, TrialStatus
+from cirrus.config import whole_number
 from cirrus.errors import ConfigError
 
 #: Loss at the end of each epoch, by epoch.
@@ -92,11 +93,8 @@ class MedianPruner(WholeSchedule):
     needs_curves = True
 
     def __init__(self, *, min_epochs: int = 1, min_trials: int = 3) -> None:
-        for name, value in (("min_epochs", min_epochs), ("min_trials", min_trials)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(name, f"must be a whole number >= 1, got {value!r}")
-        self.min_epochs = min_epochs
-        self.min_trials = min_trials
+        self.min_epochs = whole_number(min_epochs, "min_epochs")
+        self.min_trials = whole_number(min_trials, "min_trials")
 
     def __repr__(self) -> str:
         return f"MedianPruner(min_epochs={self.min_epochs}, min_trials={self.min_trials})"
@@ -135,12 +133,7 @@ class AshaPruner(Schedule):
     """
 
     def __init__(self, *, reduction_factor: int = 3, min_fraction: float = 1 / 27) -> None:
-        if (
-            isinstance(reduction_factor, bool)
-            or not isinstance(reduction_factor, int)
-            or reduction_factor < 2
-        ):
-            raise ConfigError("reduction_factor", f"must be a whole number >= 2, got {reduction_factor!r}")
+        reduction_factor = whole_number(reduction_factor, "reduction_factor", least=2)
         if not isinstance(min_fraction, (int, float)) or not 0 < min_fraction < 1:
             raise ConfigError("min_fraction", f"must be above 0 and below 1, got {min_fraction!r}")
         self.reduction_factor = reduction_factor

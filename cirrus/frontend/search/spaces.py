@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import ParameterGrid, ParameterSampler
 
+from cirrus.config import whole_number
 from cirrus.errors import ConfigError
 
 Params = dict[str, Any]
@@ -46,8 +47,7 @@ def random_candidates(distributions: Any, n_iter: int, random_state: Any) -> lis
     Raises:
         ConfigError: They cannot be drawn from.
     """
-    if isinstance(n_iter, bool) or not isinstance(n_iter, int) or n_iter < 1:
-        raise ConfigError("n_iter", f"must be a whole number >= 1, got {n_iter!r}")
+    n_iter = whole_number(n_iter, "n_iter")
     try:
         found = list(ParameterSampler(distributions, n_iter, random_state=random_state))
     except (TypeError, ValueError) as error:
