@@ -166,6 +166,28 @@ def test_a_run_that_ended_while_its_client_was_lost_is_told(tmp_path: Path) -> N
         assert status.state is RunState.FINISHED
 
 
+def test_a_shard_that_is_gone_once_its_part_is_written_has_been_counted(tmp_path: Path) -> None:
+    """The status of a finished run has the final counts of all shards, whoever ends with the client then."""
+    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 3}, snapshot_seconds=1000.0)
+    with running(tmp_path / "run", config) as shards:
+        other = shards.shards[1]
+        write_part = other.write_part
+
+        def write_and_be_gone(url: str) -> None:
+            def gone() -> dict[str, int]:
+                raise ConnectionLostError("the shard is gone")
+
+            write_part(url)
+            other.counts = gone  # type: ignore[method-assign]
+
+        other.write_part = write_and_be_gone  # type: ignore[method-assign]
+        with Workers(shards.url):
+            status = shards.wait()
+        assert status.state is RunState.FINISHED
+        applied = [status.counts[f"shard{shard}.steps_applied"] for shard in range(2)]
+        assert applied == [3 * config.steps_per_epoch] * 2
+
+
 def test_requests_that_mean_nothing_are_put_away(tmp_path: Path) -> None:
     """An unknown action is no reason to end a run, nor to stay in the folder."""
     with running(tmp_path / "run", make_config()) as shards:

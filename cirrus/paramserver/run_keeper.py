@@ -483,7 +483,8 @@ class RunKeeper:
             reply = self._peers.ask(peer, StatisticsRequest(), StatisticsReply)
             self._peers_seen_at[peer] = time.monotonic()
             with self.work:
-                self._peer_counts[peer] = reply.counts
+                if not self.run_ended:  # what was counted then is final
+                    self._peer_counts[peer] = reply.counts
 
     def _obey_requests(self) -> None:
         """Carry out what is asked for; where the store cannot say, at another time."""
@@ -623,7 +624,8 @@ class RunKeeper:
 
     def _save_model(self) -> None:
         try:
-            saved = self._write_everywhere(self._folder.model_url)
+            counts = self._final_counts()
+            saved = counts is not None and self._write_everywhere(self._folder.model_url)
         except StorageError as error:
             log.warning("the model cannot be saved: %s", error)
             now = time.monotonic()
@@ -633,11 +635,27 @@ class RunKeeper:
             self._shard.stopping.wait(STATUS_SECONDS)
             return
         if saved:
-            # Who has died since then comes back with nothing to do, and what it said before stands.
-            at_once(self._refresh_counts, self._other_shards)
             with self.work:
+                if counts is not None:
+                    self._peer_counts = counts
                 self.coordinator.saved()
                 self._notify()
+
+    def _final_counts(self) -> dict[int, Mapping[str, int]] | None:
+        """Return what the other shards count when nothing is left to do; None when one is not ready.
+
+        They are asked before they write their parts: who has written may be gone, or back from an older
+        snapshot, and with nothing to do. One that has lost steps is found out, and all are asked again.
+        """
+        for peer, reply in at_once(self._refresh_counts, self._other_shards).items():
+            if isinstance(reply, StorageError):
+                raise reply
+            if isinstance(reply, CirrusError):
+                log.info("shard %d is not ready to save: %s", peer, reply)
+                self._shard.stopping.wait(TICK_SECONDS)
+                return None
+        with self.work:
+            return dict(self._peer_counts)
 
     def _cut_checkpoint(self) -> bool:
         """Cut a checkpoint; False when a shard is not ready. One that fails is told of, and tried again.
