@@ -11,6 +11,7 @@ import argparse
 import collections
 import hashlib
 import inspect
+import logging
 import random
 import resource
 import signal
@@ -148,6 +149,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of chance (the time)")
     parser.add_argument("--engine", choices=("chance", "atheris"), default="chance")
     options = parser.parse_args()
+    # What is told of a refused input would be all that one sees.
+    logging.getLogger("cirrus").addHandler(logging.NullHandler())
     known = dict(targets())
     shard = ShardTarget()
     known["shard"] = Target(shard, shard_seeds())
