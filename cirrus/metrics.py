@@ -68,6 +68,8 @@ class RunStatus:
     train_loss: float | None = None
     validation_loss: float | None = None
     cost: float = 0.0
+    worker_cost: float = 0.0
+    """The part of ``cost`` that is the workers' time and invocations."""
     n_workers: int = 0
     workers: dict[str, int] = dataclasses.field(default_factory=dict)
     """The generation of every worker (and evaluator) that is registered, by its id: who is here lives."""

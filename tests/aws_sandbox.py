@@ -38,6 +38,7 @@ class SandboxInstance:
         user_data: The script.
         tags: The instance's tags.
         environment: Where the emulated AWS is.
+        instance_type: Its type; a client claims a warm server of its own type alone.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class SandboxInstance:
         user_data: bytes,
         tags: Mapping[str, str],
         environment: Mapping[str, str],
+        instance_type: str = "c7gn.large",
     ) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.root = folder / "root"
         self.instance = instance
-        self.metadata = FakeMetadata(
-            instance_values(instance, tags.get("cirrus:run", ""), tags.get("cirrus:shards", ""))
-        )
+        values = instance_values(instance, tags.get("cirrus:run", ""), tags.get("cirrus:shards", ""))
+        self.metadata = FakeMetadata({**values, "instance-type": instance_type})
         self.metadata.__enter__()
         self._seed_kernels()
         kept = {k: v for k, v in os.environ.items() if k in ("HOME", "LANG", "TMPDIR")}
@@ -127,6 +128,14 @@ class SandboxInstance:
                 if process.environ().get("SANDBOX") == str(self.folder):
                     found.append(process)
         return found
+
+    def host_program(self) -> psutil.Process:
+        """Return the main process of the unit that user data has installed."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if "cirrus.client_backend.aws.host" in process.cmdline():
+                    return process
+        raise AssertionError(f"{self.instance} has no host program:\n{self.journal}")
 
     def power_off(self) -> None:
         """End it as an operating system does: SIGTERM to the service, then everything that is left."""
@@ -223,4 +232,5 @@ class Operator:
         assert re.match(rb"#!/bin/bash\n", user_data), user_data[:100]
         tags = {tag["Key"]: tag["Value"] for tag in raw.get("Tags", ())}
         folder = self._folder / instance_id
-        return SandboxInstance(folder, instance_id, user_data, tags, self._environment)
+        kind = raw["InstanceType"]
+        return SandboxInstance(folder, instance_id, user_data, tags, self._environment, kind)

@@ -2,11 +2,13 @@
 
 Each call is noted in ``calls.jsonl`` of the sandbox (environment variable ``SANDBOX``). ``dnf`` installs a
 Python under the name that was asked for; ``systemctl start`` runs the unit's program as systemd would;
-``shutdown -h now`` notes the end, which the sandbox carries out; ``aws s3 cp`` copies.
+``shutdown -h now`` notes the end, which the sandbox carries out; ``aws s3 cp`` copies. Each start of a unit's
+program is noted as ``start-unit``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,11 +20,15 @@ import time
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 SANDBOX = Path(os.environ["SANDBOX"])
 TOOLS = ("shutdown", "dnf", "systemctl", "aws")
 #: Written when the machine is to be powered off.
 DOWN = "down"
 SYSTEMD_PID = "systemd.pid"
+#: In the environment of every process of the unit: its control group.
+GROUP = "SANDBOX_GROUP"
 
 
 def install_tools() -> None:
@@ -156,8 +162,12 @@ def run_unit(arguments: list[str]) -> None:
         starts.append(now)
         # A machine's services inherit little of whoever set it up.
         inherited = {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "SANDBOX", "PATH"))}
-        process = subprocess.Popen(unit.command, env={**inherited, **unit.environment})
-        if process.wait() == 0:
+        note("start-unit", arguments)
+        process = subprocess.Popen(unit.command, env={**inherited, **unit.environment, GROUP: str(SANDBOX)})
+        code = process.wait()
+        assert unit.get("KillMode") == "mixed"
+        kill_group()
+        if code == 0:
             action = unit.get("SuccessAction")
             break
         assert unit.get("Restart") == "on-failure"
@@ -167,11 +177,24 @@ def run_unit(arguments: list[str]) -> None:
         (SANDBOX / DOWN).touch()
 
 
+def kill_group() -> None:
+    """Kill what a unit's main process has left behind."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(GROUP) == str(SANDBOX):
+                process.kill()
+
+
+def note(tool: str, arguments: list[str]) -> None:
+    """Note a call."""
+    with (SANDBOX / "calls.jsonl").open("a") as calls:
+        calls.write(json.dumps([tool, *arguments]) + "\n")
+
+
 def main() -> None:
     """Do what was called, and note it."""
     tool, arguments = sys.argv[1], sys.argv[2:]
-    with (SANDBOX / "calls.jsonl").open("a") as calls:
-        calls.write(json.dumps([tool, *arguments]) + "\n")
+    note(tool, arguments)
     tools = {"shutdown": shutdown, "dnf": dnf, "aws": aws, "systemctl": systemctl, "run-unit": run_unit}
     tools[tool](arguments)
 

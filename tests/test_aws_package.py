@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -94,7 +96,7 @@ def test_the_default_zip_is_for_lambda(tmp_path):
         check_shared_object(name, data, ARM_2_34)
     assert said[0] == "fetching wheels for Python 3.13 on arm64"
     if sys.version_info[:2] != (3, 13):
-        assert any("cold starts take 0.3 s longer" in text for text in said)
+        assert any("cold starts take 0.2 s longer; 'uv python install 3.13'" in text for text in said)
 
 
 def test_the_zip_holds_what_workers_import_and_no_more(worker):
@@ -141,6 +143,22 @@ def test_a_stand_in_for_a_python_is_not_used(tmp_path, monkeypatch):
     program.rename(kept)
     program.write_text("#!/bin/sh\nexit 127\n")
     program.chmod(0o755)
+    assert find_python(version) == str(kept)
+
+
+def test_uv_is_asked_for_a_python(tmp_path, monkeypatch):
+    """Where neither the path nor a version manager has one, uv may know of one; what it says is tried."""
+    version = "3.12" if sys.version_info[:2] != (3, 12) else "3.13"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable, *_ in VERSION_MANAGERS:
+        monkeypatch.delenv(variable, raising=False)
+    kept, uv = tmp_path / "elsewhere", tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\n[ "$*" = "python find --system --no-project {version}" ] && echo {kept}\n')
+    uv.chmod(0o755)
+    assert find_python(version) is None
+    kept.write_text(f"#!/bin/sh\necho cpython-{version.replace('.', '')}\n")
+    kept.chmod(0o755)
     assert find_python(version) == str(kept)
 
 
@@ -230,24 +248,58 @@ def test_all_that_functions_do_works_with_the_zip_alone(unzipped, tmp_path):
     assert est.history_
 
 
-def test_importing_the_handler_is_quick(unzipped):
-    """A cold start spends at most 0.4 s on imports.
+def processor_seconds(folder, statement):
+    """Return what an import takes of a processor in a fresh interpreter that has nothing but a folder.
 
-    As on Lambda, nothing that is compiled can be kept for the next start. It is the best of five of the
-    processor's seconds: this machine has other work.
+    As on Lambda, nothing that is compiled can be kept for the next start.
     """
     program = (
-        f"import sys, time; sys.path.insert(0, {str(unzipped)!r})\n"
+        f"import sys, time; sys.path.insert(0, {str(folder)!r})\n"
         "begin = time.process_time()\n"
-        "import cirrus_lambda\n"
+        f"{statement}\n"
         "print(time.process_time() - begin)"
     )
     command = [sys.executable, "-B", "-I", "-S", "-c", program]
-    seconds = [
-        float(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout) for _ in range(5)
-    ]
-    print(f"importing the handler takes {min(seconds):.2f} s of a processor")
-    assert min(seconds) <= IMPORT_SECONDS
+    return float(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+
+
+@pytest.mark.parametrize(("compiled", "times_numpy"), [(True, 2.5), (False, 4.5)])
+def test_importing_the_handler_is_quick(unzipped, tmp_path, compiled, times_numpy):
+    """A cold start spends at most 0.4 s of a processor on imports, with compiled files and without.
+
+    It is the best of five. Processors differ, and have other work: so a multiple of what numpy alone takes
+    there with compiled files, measured between, is allowed as well.
+    """
+    folder, handler, numpy = unzipped, [], []
+    if not compiled:
+        folder = tmp_path / "task"
+        shutil.copytree(unzipped, folder, copy_function=os.link, ignore=shutil.ignore_patterns("__pycache__"))
+    for _ in range(5):
+        handler.append(processor_seconds(folder, "import cirrus_lambda"))
+        numpy.append(processor_seconds(unzipped, "import numpy"))
+    told = f"{min(handler):.2f} s of a processor, numpy alone {min(numpy):.2f} s"
+    print(f"importing the handler takes {told} (compiled beforehand: {compiled})")
+    assert min(handler) <= max(IMPORT_SECONDS, times_numpy * min(numpy)), told
+
+
+def test_importing_the_handler_imports_what_every_worker_needs_and_no_more(unzipped):
+    """What one role, one place of the data or the log needs comes with it."""
+    program = f"import sys; sys.path.insert(0, {str(unzipped)!r})\nimport cirrus_lambda\nprint(*sys.modules)"
+    command = [sys.executable, "-I", "-S", "-c", program]
+    loaded = set(subprocess.run(command, capture_output=True, check=True, text=True).stdout.split())
+    assert {"numpy", "cirrus.worker_runtime.trainer", "cirrus.models.logistic"} <= loaded
+    assert not loaded & {
+        "aws_lambda_powertools",
+        "cirrus.storage.folder",
+        "cirrus.worker_runtime.averaging",
+        "cirrus.worker_runtime.evaluate",
+        "cirrus.worker_runtime.map_tasks",
+        "cloudpickle",
+        "concurrent.futures",
+        "ctypes.util",
+        "ssl",
+        "urllib.request",
+    }
 
 
 def test_a_shared_object_for_another_processor_is_refused(a_shared_object):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import os
 import threading
 import time
 import uuid
 
 import pytest
 from aws_sandbox import SandboxInstance
-from real_runs import assert_exact, make_dataset, plan
-from stand_ins import eventually
+from real_runs import assert_exact, assert_whole, await_work, make_dataset, plan
+from stand_ins import eventually, how_busy
 
+import cirrus
 from cirrus.client_backend.aws.deploy import destroy
 from cirrus.client_backend.aws.deployment import bucket_deployment, local_deployment
 from cirrus.client_backend.aws.facade import AwsFacade
@@ -28,10 +28,9 @@ from cirrus.worker_runtime.handler import handler
 
 #: An instance that installs everything on a machine with other work.
 BOOT_SECONDS = 240.0
-#: From the claim on a warm server to the first step.
+#: From the call of a second fit to its first step, and how often that is tried.
 WARM_START_SECONDS = 5.0
-#: On a machine that has much else to do.
-BUSY_WARM_START_SECONDS = 30.0
+WARM_TRIES = 3
 
 
 @pytest.fixture
@@ -193,7 +192,7 @@ def test_the_network_leads_to_s3_alone(on_aws):
 
 
 def test_an_instance_runs_its_user_data_and_serves(on_aws, facade):
-    """From RunInstances to the end of a run, and on to a second one on the warm server in five seconds."""
+    """From RunInstances to the end of a run, and on to a second one on the warm server."""
     root = on_aws.deployment.root
     train = make_dataset(f"{root}/data-{uuid.uuid4().hex}")
     config = plan(train, epochs=2, n_workers=1)
@@ -206,7 +205,7 @@ def test_an_instance_runs_its_user_data_and_serves(on_aws, facade):
         tools = [call[0] for call in instance.calls]
         assert instance.calls[0] == ["shutdown", "-h", "+1440"]
         assert ["dnf", "install", "--assumeyes", "--quiet", "python3.13", "python3.13-pip"] in instance.calls
-        assert tools[-3:] == ["systemctl", "systemctl", "run-unit"]
+        assert tools[-4:] == ["systemctl", "systemctl", "run-unit", "start-unit"]
         said = (instance.folder / "user_data").read_text() + instance.journal
         assert client.folder.token() not in said
         assert config.run_id not in (instance.folder / "user_data").read_text()
@@ -216,20 +215,66 @@ def test_an_instance_runs_its_user_data_and_serves(on_aws, facade):
         assert HostReports(client.folder.store).read(name).phase is HostPhase.ENDED
     second = plan(train, epochs=1, n_workers=1)
     with Client(root, second) as client:
-        start = time.monotonic()
-        working = threading.Thread(target=client.work, daemon=True)
-        working.start()
         assert servers.claim(name, ServerClaim(run=second.run_id, shards=(0, 1)))
-        eventually(lambda: (found := client.folder.status()) is not None and found.updates > 0)
-        seconds = time.monotonic() - start
-        print(f"the first step of a second run comes {seconds:.1f} s after the claim on its warm server")
-        working.join(BOOT_SECONDS)
+        assert client.work()["outcome"] == "finished"
         assert_exact(second, client.finished())
     facade.terminate([name])
     eventually(lambda: name in on_aws.operator.gone, 30.0)
     assert on_aws.operator.gone[name].processes() == []
-    idle = os.getloadavg()[0] <= 2 * (os.cpu_count() or 1)
-    assert seconds <= (WARM_START_SECONDS if idle else BUSY_WARM_START_SECONDS)
+
+
+def seconds_to_first_step(est, train):
+    """Fit; return how long after the call the progress told of a step."""
+    told = []
+    est.set_params(progress=lambda status: told.append(time.monotonic()) if status.updates else None)
+    called_at = time.monotonic()
+    est.fit(train)
+    return told[0] - called_at
+
+
+def test_a_second_fit_begins_within_five_seconds(on_aws):
+    """As a user sees it: two fits in a row, and the second has taken a step within 5 s of its call.
+
+    This machine does the work of all of AWS, and has other work, too: of three tries one must succeed, and
+    they have as much more time as starting a process takes now.
+    """
+    root = on_aws.deployment.root
+    train = make_dataset(f"{root}/data-{uuid.uuid4().hex}")
+    est = cirrus.LogisticRegression(
+        backend=cirrus.AWSBackend(on_aws.deployment.bucket), n_workers=1, n_shards=2, epochs=2, tol=None
+    )
+    print(f"a first fit takes its first step after {seconds_to_first_step(est, train):.1f} s")
+    servers = set(on_aws.operator.living)
+    tries = []
+    while len(tries) < WARM_TRIES and not any(tries):
+        busy = how_busy()
+        seconds = seconds_to_first_step(est, train)
+        busy = max(busy, how_busy())
+        print(f"the next one after {seconds:.1f} s (processes take {busy:.1f} x longer to start)")
+        tries.append(seconds <= WARM_START_SECONDS * busy)
+    assert set(on_aws.operator.living) == servers
+    assert any(tries)
+
+
+def test_a_host_program_that_crashes_is_started_again(on_aws):
+    """The unit that user data installs starts it again on the same instance; the run goes on, exactly."""
+    config = plan(make_dataset(f"{on_aws.deployment.root}/data-{uuid.uuid4().hex}"), n_workers=1)
+    with cirrus.AWSBackend(on_aws.deployment.bucket).start(config) as run:
+        await_work(run)
+        (name,) = (key.rpartition("/")[2].removesuffix(".json") for key in run.folder.store.list("hosts/"))
+        instance = on_aws.operator.living[name]
+        starts = instance.calls.count(["start-unit", "cirrus-host.service"])
+        instance.host_program().kill()
+        eventually(lambda: run.folder.shard_address(1).generation >= 2, BOOT_SECONDS)
+        done = run.status.updates
+        await_work(run, done + 2 * config.steps_per_epoch)
+        run.stop()
+        status = run.wait(BOOT_SECONDS)
+    assert status.state is RunState.FINISHED
+    assert_whole(run, status)
+    assert instance.calls.count(["start-unit", "cirrus-host.service"]) == starts + 1
+    assert name in on_aws.operator.living
+    assert not run.notices
 
 
 def test_an_instance_whose_client_dies_ends_itself(on_aws, facade):

@@ -28,6 +28,7 @@ from stand_ins import (
 
 from cirrus.client_backend.backend import resolve_backend
 from cirrus.client_backend.inline import InlineBackend
+from cirrus.client_backend.launcher import CostCorrection
 from cirrus.client_backend.local import LocalBackend, LocalLauncher
 from cirrus.client_backend.processes import child_environment
 from cirrus.client_backend.runs import new_run_id, open_run
@@ -397,11 +398,11 @@ class TestAttaching:
 class Reckoning(LocalLauncher):
     """Knows of costs that shard 0 does not."""
 
-    correction = 0.25
+    correction = CostCorrection(workers=0.05, servers=0.2)
     phase = "waiting for a machine"
     notices = ("fewer workers than wanted",)
 
-    def cost_correction(self) -> float:
+    def cost_correction(self) -> CostCorrection:
         """Return them."""
         return self.correction
 
@@ -422,9 +423,10 @@ def test_the_launcher_puts_the_costs_right_and_says_what_it_waits_for(tmp_path: 
     details: list[str] = []
     status = run.wait(on_event=lambda status: details.append(status.detail))
     assert set(details) <= {"waiting for a machine", ""}
-    assert (status.state, status.cost) == (RunState.FINISHED, 0.25)
+    assert (status.state, status.cost, status.worker_cost) == (RunState.FINISHED, 0.25, 0.05)
     run.close()
     assert run.status.cost == 0.25
+    assert (run.cost.workers.measured, run.cost.servers.measured) == (0.05, 0.2)
 
 
 def test_a_backend_that_cannot_run_a_config_leaves_no_run(tmp_path: Path) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from cirrus.cli.console import command, say, show, table
 from cirrus.client_backend.backend import Backend, backend_at
 from cirrus.client_backend.overview import Overview, SearchSummary
+from cirrus.client_backend.run_cost import CostModel, RunCost
 from cirrus.client_backend.runs import Run, RunSummary, open_run
 from cirrus.client_backend.search_folder import TrialStatus, search_ids
 from cirrus.errors import CirrusError, ConfigError, RunError
 from cirrus.frontend.model_files import RunNotes, may_hold_model
-from cirrus.frontend.progress import LiveLine, clock_time
+from cirrus.frontend.progress import LiveLine, clock_time, cost_line, difference_text, dollars_text
 from cirrus.frontend.scratch import is_scratch_url, remove_below
 from cirrus.frontend.search.progress import params_text, trial_cells
 from cirrus.metrics import RunState, RunStatus
 
 _SEARCH_HEAD = ["SEARCH", "STATE", "ENDED", "AT WORK", "BEST", "TIME", "COST", ""]
 _SEARCH_NUMBERS = frozenset(range(2, 7))
-_HEAD = ["RUN", "STATE", "EPOCH", "LOSS", "VALIDATION", "WORKERS", "TIME", "COST", ""]
+_HEAD = ["RUN", "STATE", "EPOCH", "LOSS", "VALIDATION", "WORKERS", "TIME", "COST", "MODELLED", ""]
+_MODELLED = _HEAD.index("MODELLED")
 
 
 def list_all(home: str | None, search: str | None = None) -> None:
@@ -33,13 +35,20 @@ def list_all(home: str | None, search: str | None = None) -> None:
         say("no runs yet; begin with: cirrus train DATA")
         return
     if found:
-        show(table([_HEAD, *(_cells(summary) for summary in found)], right=frozenset(range(2, 8))))
+        show(_runs_table(found))
     if searches:
         show(
             ("\n" if found else "")
             + table([_SEARCH_HEAD, *map(_search_cells, searches)], right=_SEARCH_NUMBERS)
         )
         say("trials of a search: cirrus runs --search SEARCH")
+
+
+def _runs_table(found: list[RunSummary]) -> str:
+    rows = [_HEAD, *(_cells(summary) for summary in found)]
+    if not any(row[_MODELLED] for row in rows[1:]):  # nothing here is priced
+        rows = [[*row[:_MODELLED], *row[_MODELLED + 1 :]] for row in rows]
+    return table(rows, right=frozenset(range(2, len(rows[0]) - 1)))
 
 
 def _list_trials(overview: Overview, search_id: str) -> None:
@@ -73,7 +82,7 @@ def _search_cells(summary: SearchSummary) -> list[str]:
 def _cells(summary: RunSummary) -> list[str]:
     status = summary.status
     if status is None:
-        return [summary.run_id, "broken", *[""] * 6, summary.problem or ""]
+        return [summary.run_id, "broken", *[""] * 7, summary.problem or ""]
     return [
         summary.run_id,
         status.state.value,
@@ -82,10 +91,24 @@ def _cells(summary: RunSummary) -> list[str]:
         _loss(status.validation_loss),
         str(status.n_workers),
         clock_time(status.seconds),
-        f"${status.cost:.2f}",
+        dollars_text(status.cost),
+        _modelled(summary.cost_model.compare(status)),
         status.error
         or "; ".join(text for text in (status.stop_reason, status.warning, status.detail) if text),
     ]
+
+
+def _modelled(cost: RunCost) -> str:
+    """Return what a run should have cost, and how far off that is where it is far off."""
+    if not cost.modelled:
+        return ""
+    return dollars_text(cost.modelled) + (f" ({difference_text(cost)})" if cost.differs else "")
+
+
+def say_cost(cost: RunCost) -> None:
+    """Say what a run has cost, if anything, beside what it should have cost."""
+    if cost.modelled:
+        say(cost_line(cost))
 
 
 def _loss(loss: float | None) -> str:
@@ -104,8 +127,9 @@ def attach(run: str, backend: Backend, *, killed: bool = False) -> None:
         return
     with backend.attach(run, killed=killed) as attached:
         say(f"attached to run {run}")
-        with LiveLine() as line:
+        with LiveLine(cost_model=CostModel.of(attached.config)) as line:
             status = attached.wait(on_event=line.show)
+        say_cost(attached.cost)
         _keep_model(attached, status, backend)
 
 

@@ -15,6 +15,7 @@ from cirrus.chunks import DERIVED_FOLDER
 from cirrus.cli.console import command, count, say, show
 from cirrus.cli.options import DEFAULT_MODEL_TYPE, FileOptions, Mode, ModelType, TrainOptions
 from cirrus.cli.parameters import fixed_parameters
+from cirrus.cli.runs import say_cost
 from cirrus.cli.sources import (
     is_dataset,
     load_file,
@@ -212,12 +213,15 @@ class _Job:
         with start_job(estimator, rows, held_out, save_url=self._model, scratch_url=scratch_url) as run:
             say(f"run {run.run_id} (from another terminal: {command('kill', run.run_id, *self._options)})")
             try:
-                check_finished(run.run_id, run.wait(), self._options)
+                status = run.wait()
+                say_cost(run.cost)
+                check_finished(run.run_id, status, self._options)
             except KeyboardInterrupt:
                 if self._uses_scratch:
                     run.kill()  # nobody can go on with it: its data goes, too
                 else:
                     say(f"go on with: {command('attach', run.run_id, *self._options)}")
+                say_cost(run.cost)
                 raise
         estimator.save(self._model)
         if held_out is not None:

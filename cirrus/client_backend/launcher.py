@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from cirrus.client_backend.fleet import WorkerEvent, WorkerResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostCorrection:
+    """Dollars to be added to what shard 0 has counted."""
+
+    workers: float = 0.0
+    servers: float = 0.0
 
 
 class Launcher(ABC):
@@ -32,9 +41,9 @@ class Launcher(ABC):
         """What the start-up is waiting for, in words; may be empty."""
         return ""
 
-    def cost_correction(self) -> float:
+    def cost_correction(self) -> CostCorrection:
         """Return the dollars that shard 0 could not know of, or has counted too much (below 0)."""
-        return 0.0
+        return CostCorrection()
 
     @abstractmethod
     def run_shard(self, shard: int, generation: int) -> None:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 INDEX_NAME = "index.sqlite"
 #: Raised whenever the tables, or what their rows mean, change.
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 #: How long to wait for somebody who writes at this moment.
 BUSY_SECONDS = 2.0
 #: File systems over a network, on which the shared memory of SQLite's write-ahead log does not work.

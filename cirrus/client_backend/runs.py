@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from cirrus.client_backend.claims import is_held, new_claim, take_claim
+from cirrus.client_backend.run_cost import CostModel, RunCost
 from cirrus.client_backend.supervision import Supervision
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConflictError, NotFoundError, RunError, RunInterruptedError
@@ -166,6 +167,15 @@ class Run:
         if status.state is RunState.STARTING and self._supervisor is not None:
             status = dataclasses.replace(status, detail=self._supervisor.phase)
         return status
+
+    @property
+    def cost(self) -> RunCost:
+        """What the run has cost so far, measured and by the model.
+
+        Raises:
+            StorageError: The run folder cannot be read.
+        """
+        return CostModel.of(self._config).compare(self.status)
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -365,6 +375,8 @@ class RunSummary:
     n_shards: int = 0
     dollars_per_hour: float = 0.0
     """What the run costs while it works, but for its workers' own time."""
+    cost_model: CostModel = dataclasses.field(default_factory=CostModel)
+    """What its size should cost."""
     search: str | None = None
     """The search that it belongs to."""
     trial: int | None = None
@@ -425,6 +437,7 @@ def summarise_run(root: str, run_id: str) -> RunSummary:
         n_workers=config.n_workers,
         n_shards=config.n_shards,
         dollars_per_hour=config.dollars_per_hour,
+        cost_model=CostModel.of(config),
         search=config.search,
         trial=config.trial,
         hyperparameters=config.hyperparameters,

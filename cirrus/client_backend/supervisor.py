@@ -398,21 +398,23 @@ class Supervisor:
     def _settle_status(self) -> None:
         """Write how the run ended where shard 0 could not, and what it cost where shard 0 could not know."""
         status = self._status.read_now() or RunStatus(state=RunState.STARTING, started_at=time.time())
-        cost = max(0.0, status.cost + self._launcher.cost_correction())
+        correction = self._launcher.cost_correction()
+        worker_cost = max(0.0, status.worker_cost + correction.workers)
+        cost = max(worker_cost, status.cost + correction.workers + correction.servers)
+        priced = dataclasses.replace(status, cost=cost, worker_cost=worker_cost)
         if status.state.ended and status.state is not RunState.INTERRUPTED:
-            if cost != status.cost:
-                self._folder.write_status(dataclasses.replace(status, cost=cost))
+            if priced != status:
+                self._folder.write_status(priced)
             return
         failed = self._failure is not None
         self._folder.write_status(
             dataclasses.replace(
-                status,
+                priced,
                 state=RunState.FAILED if failed else RunState.INTERRUPTED,
                 error=str(self._failure) if failed else status.error,
                 stop_reason="failed" if failed else "interrupted",
                 n_workers=0,
                 workers={},
-                cost=cost,
                 heartbeat_at=time.time(),
             )
         )

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cirrus.client_backend.map_client import MapProgress
+from cirrus.client_backend.run_cost import CostModel, RunCost
 from cirrus.errors import ConfigError
 from cirrus.metrics import RunStatus
 
@@ -22,6 +23,8 @@ RATE_SECONDS = 3.0
 #: Where the output is not a terminal, a line is printed this often, and after an epoch at most this often.
 PLAIN_SECONDS = 5.0
 PLAIN_EPOCH_SECONDS = 1.0
+#: From here on, how far measured and modelled cost are apart is told as a factor.
+LARGE_RATIO = 2.0
 
 Listener = Callable[[RunStatus], None]
 
@@ -65,11 +68,18 @@ class LiveLine:
     Args:
         out: Where to; standard error by default, so that output can be piped.
         clock: Seconds, monotonic.
+        cost_model: What the run should cost, to be shown beside what it does.
     """
 
-    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cost_model: CostModel | None = None,
+    ) -> None:
         self._console = Console(file=out if out is not None else sys.stderr, highlight=False)
         self._clock = clock
+        self._cost_model = cost_model
         self._meter = RateMeter()
         self._live: Live | None = None
         self._last: RunStatus | None = None
@@ -110,11 +120,11 @@ class LiveLine:
         self._console.print(self._line(status), soft_wrap=True)
 
     def _line(self, status: RunStatus) -> str:
-        return status_line(status, self._meter)
+        return status_line(status, self._meter, self._cost_model)
 
 
-def status_line(status: RunStatus, meter: RateMeter) -> str:
-    """Return one line about a run: progress, loss, speed, workers, time, cost."""
+def status_line(status: RunStatus, meter: RateMeter, cost_model: CostModel | None = None) -> str:
+    """Return one line about a run: progress, loss, speed, workers, time, cost (and by the model)."""
     parts = [_progress(status)]
     if status.train_loss is not None:
         parts.append(f"loss {status.train_loss:.4f}")
@@ -124,10 +134,44 @@ def status_line(status: RunStatus, meter: RateMeter) -> str:
     parts.append(f"{short_number(meter.updates_per_second)} updates/s")
     parts.append(f"{status.n_workers} worker{'' if status.n_workers == 1 else 's'}")
     parts.append(clock_time(status.seconds))
-    parts.append(f"${status.cost:.2f}" if status.cost >= 0.01 or not status.cost else f"${status.cost:.4f}")
+    modelled = 0.0 if cost_model is None else cost_model.compare(status).modelled
+    beside = f" (model {dollars_text(modelled)})" if modelled else ""
+    parts.append(dollars_text(status.cost) + beside)
     if status.warning is not None:
         parts.append(f"warning: {status.warning}")
     return "  ".join(parts)
+
+
+def cost_line(cost: RunCost) -> str:
+    """Return what a run has cost beside what the model says; item by item where they are far apart."""
+    text = f"cost {_exact_dollars(cost.measured)}; the model says {_exact_dollars(cost.modelled)}"
+    if not cost.differs:
+        return text
+    items = [(cost.workers, "workers"), (cost.servers, "servers and requests")]
+    parts = [
+        f"{name} {_exact_dollars(item.measured)} (model {_exact_dollars(item.modelled)})"
+        for item, name in items
+        if item.measured or item.modelled
+    ]
+    return f"{text}, {difference_text(cost)}: {', '.join(parts)}"
+
+
+def difference_text(cost: RunCost) -> str:
+    """Return how far measure and model are apart: ``+40 %``, ``-30 %``, ``3.2 x``; empty without a model."""
+    if cost.ratio is None:
+        return ""
+    return (
+        f"{cost.ratio:.1f} x" if cost.ratio >= LARGE_RATIO else f"{cost.ratio - 1.0:+.0%}".replace("%", " %")
+    )
+
+
+def _exact_dollars(dollars: float) -> str:
+    return f"${dollars:.4f}" if dollars < 1 else f"${dollars:.2f}"
+
+
+def dollars_text(dollars: float) -> str:
+    """Return an amount to the cent, and small ones to a hundredth of it."""
+    return f"${dollars:.2f}" if dollars >= 0.01 or not dollars else f"${dollars:.4f}"
 
 
 def _progress(status: RunStatus) -> str:
@@ -204,13 +248,14 @@ class Progress:
 
     Args:
         progress: None or False: silent. True: a live line. Else a function of :class:`RunStatus`.
+        cost_model: What the run should cost, for a live line.
 
     Raises:
         ConfigError: It is none of these.
     """
 
-    def __init__(self, progress: bool | Listener | None) -> None:
-        self._line = LiveLine() if progress is True else None
+    def __init__(self, progress: bool | Listener | None, cost_model: CostModel | None = None) -> None:
+        self._line = LiveLine(cost_model=cost_model) if progress is True else None
         if self._line is not None:
             self.listener: Listener | None = self._line.show
         elif progress is None or progress is False:

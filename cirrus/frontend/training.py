@@ -11,6 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
+from cirrus.client_backend.run_cost import CostModel, RunCost
 from cirrus.client_backend.runs import Run
 from cirrus.config import RunConfig
 from cirrus.errors import RunError, RunInterruptedError
@@ -161,6 +162,11 @@ class TrainingRun:
         """How far the run is."""
         return self._run.status if self._final is None else self._final
 
+    @property
+    def cost(self) -> RunCost:
+        """What the run has cost so far, measured and by the model."""
+        return CostModel.of(self.config).compare(self.status)
+
     def metrics(self) -> list[MetricPoint]:
         """Return all points of the run's curves so far."""
         return self._run.metrics() if self._points is None else list(self._points)
@@ -194,7 +200,7 @@ class TrainingRun:
         if self._final is not None:
             return self._final
         try:
-            with Progress(self._progress) as progress:
+            with Progress(self._progress, CostModel.of(self.config)) as progress:
                 status = self._run.wait(timeout, progress.listener)
             if status.state.ended:
                 self._finish(status)

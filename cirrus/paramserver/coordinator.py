@@ -511,7 +511,10 @@ class Coordinator:
     def cost(self, now: float) -> float:
         """Return what the run has cost so far, in dollars."""
         fixed = self.lifetime(now) / 3600.0 * self.config.dollars_per_hour
-        return fixed + self._times.dollars(self.config.worker_prices, now)
+        return fixed + self._worker_cost(now)
+
+    def _worker_cost(self, now: float) -> float:
+        return self._times.dollars(self.config.worker_prices, now)
 
     def tick(self, now: float, mark_of: Callable[[LeaseKey], int]) -> None:
         """Look at the clock: expired leases, limits, curve points.
@@ -689,6 +692,7 @@ class Coordinator:
             train_loss=progress.train_loss,
             validation_loss=progress.validation_loss,
             cost=self.cost(now),
+            worker_cost=self._worker_cost(now),
             n_workers=self.n_workers,
             workers={str(worker.worker): worker.generation for worker in self._workers.values()},
             worker_seconds=self._times.seconds(now),

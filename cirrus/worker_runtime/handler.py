@@ -14,8 +14,6 @@ from typing import Any, Protocol
 
 from cirrus.config import from_plain
 from cirrus.errors import ConfigError, RegistrationError
-from cirrus.worker_runtime.evaluate import Evaluator
-from cirrus.worker_runtime.map_tasks import MapWorker
 from cirrus.worker_runtime.session import Clock, DeadlineError, Identity, RunOverError, Session
 from cirrus.worker_runtime.train import Totals
 from cirrus.worker_runtime.trainer import Trainer
@@ -79,7 +77,10 @@ def handler(event: Mapping[str, Any], context: Context | None = None) -> dict[st
     if parsed.role not in ("train", "evaluate", "map"):
         raise ConfigError("role", f"must be train, evaluate or map, got {parsed.role!r}")
     clock = Clock(_remaining(parsed, context))
+    # What a role needs is imported for that role: a cold start waits for nothing else.
     if parsed.role == "map":
+        from cirrus.worker_runtime.map_tasks import MapWorker
+
         mapper = MapWorker(parsed.run_url, parsed.worker_id, parsed.generation, clock)
         outcome = mapper.run()
         return asdict(Result(outcome=outcome, steps=mapper.chunks, rows=mapper.rows, seconds=clock.seconds))
@@ -88,6 +89,8 @@ def handler(event: Mapping[str, Any], context: Context | None = None) -> dict[st
     totals = Totals()
     try:
         if parsed.role == "evaluate":
+            from cirrus.worker_runtime.evaluate import Evaluator
+
             evaluator = Evaluator(session)
             try:
                 evaluator.run()

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from cirrus.errors import ConnectionLostError, LeaseLostError, SupersededError
 from cirrus.paramserver.client import ParameterClient
-from cirrus.worker_runtime.averaging import AveragingTrainer
 from cirrus.worker_runtime.fetch import FetchedLease, LeaseFetcher
 from cirrus.worker_runtime.session import DeadlineError, Session
 from cirrus.worker_runtime.train import LeaseTrainer, Totals
@@ -83,5 +82,10 @@ class Trainer:
             return client
 
     def _lease_trainer(self, client: ParameterClient, lease: FetchedLease) -> LeaseTrainer:
-        kind = AveragingTrainer if self.session.config.mode == "average" else LeaseTrainer
+        kind = LeaseTrainer
+        if self.session.config.mode == "average":
+            # Imported here: a worker of the other mode starts without it.
+            from cirrus.worker_runtime.averaging import AveragingTrainer
+
+            kind = AveragingTrainer
         return kind(self.session, client, lease)

@@ -1,6 +1,6 @@
 """Compiles a function's Python files beforehand.
 
-A function's files cannot be written to, so without this every cold start compiles numpy again: a quarter of a
+A function's files cannot be written to, so without this every cold start compiles numpy again: a fifth of a
 second on a processor of today.
 """
 
@@ -27,6 +27,8 @@ VERSION_MANAGERS = (
     ("UV_PYTHON_INSTALL_DIR", "~/.local/share/uv/python", "cpython-{}.*"),
     ("MISE_DATA_DIR", "~/.local/share/mise", "installs/python/{}*"),
     ("ASDF_DATA_DIR", "~/.asdf", "installs/python/{}.*"),
+    ("MAMBA_ROOT_PREFIX", "~/miniforge3", "envs/*"),
+    ("CONDA_ROOT", "~/miniconda3", "envs/*"),
 )
 _ERROR_LINES = 5
 #: Compiles every file below a folder, in order. Nobody asks whether a source is newer: both come in one zip.
@@ -43,7 +45,7 @@ for path in sorted(folder.rglob("*.py")):
 def find_python(version: str) -> str | None:
     """Return an interpreter of this version, such as ``3.13``, or None where none works on this machine.
 
-    It is looked for on the path, and where version managers keep those that they do not put there.
+    It is looked for on the path, where version managers keep those that they do not put there, and by uv.
     """
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
@@ -62,22 +64,25 @@ def _programs(version: str) -> Iterator[str]:
             continue
         pattern = f"{folder.format(version)}/bin/python{version}"
         yield from sorted(map(str, root.glob(pattern)), reverse=True)
+    # uv knows of some more; it fetches nothing when it is asked to find.
+    uv = shutil.which("uv")
+    if uv is not None and (found := _answer([uv, "python", "find", "--system", "--no-project", version])):
+        yield found
 
 
 def _is_python(program: str, version: str) -> bool:
     """Return whether a program is an interpreter of a version, and no stand-in of a version manager."""
     question = "import sys; print(sys.implementation.cache_tag)"
+    return _answer([program, "-I", "-S", "-c", question]) == f"cpython-{version.replace('.', '')}"
+
+
+def _answer(command: list[str]) -> str | None:
+    """Return what a program prints, or None where it fails."""
     try:
-        done = subprocess.run(
-            [program, "-I", "-S", "-c", question],
-            capture_output=True,
-            text=True,
-            timeout=QUESTION_SECONDS,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=QUESTION_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0 and done.stdout.strip() == f"cpython-{version.replace('.', '')}"
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def compile_members(members: Mapping[str, bytes], python: str) -> dict[str, bytes]:

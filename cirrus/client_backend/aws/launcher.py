@@ -9,7 +9,7 @@ from cirrus.client_backend.aws.facade import AwsFacade
 from cirrus.client_backend.aws.invocations import BilledTime, Invoker
 from cirrus.client_backend.aws.servers import Servers
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
-from cirrus.client_backend.launcher import Launcher
+from cirrus.client_backend.launcher import CostCorrection, Launcher
 from cirrus.errors import CirrusError
 
 log = logging.getLogger(__name__)
@@ -88,11 +88,13 @@ class AwsLauncher(Launcher):
         """What the reports of the invocations say."""
         return self._invoker.billed
 
-    def cost_correction(self) -> float:
+    def cost_correction(self) -> CostCorrection:
         """See :meth:`Launcher.cost_correction`."""
-        workers = self._invoker.billed.correction_seconds * self._worker_dollars_per_second
         boots = 0.0 if self._servers is None else self._servers.uncounted_seconds
-        return workers + boots * self._server_dollars_per_second
+        return CostCorrection(
+            workers=self._invoker.billed.correction_seconds * self._worker_dollars_per_second,
+            servers=boots * self._server_dollars_per_second,
+        )
 
     def run_shard(self, shard: int, generation: int) -> None:
         """See :meth:`Launcher.run_shard`; the host program decides the generation that the shard gets."""

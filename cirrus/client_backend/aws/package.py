@@ -85,7 +85,10 @@ def build_worker_package(path: Path, target: Target, progress: Progress | None =
         say("compiling")
         members |= compile_members(members, python)
     else:
-        say(f"there is no Python {target.python} here to compile with: cold starts take 0.3 s longer")
+        say(
+            f"there is no Python {target.python} here to compile with: cold starts take 0.2 s longer;"
+            f" 'uv python install {target.python}' would bring one"
+        )
     say("packing")
     data = pack_zip(members)
     unzipped = sum(map(len, members.values()))

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cirrus.client_backend.search_folder import SearchState, Trial, TrialStatus
 from cirrus.errors import ConfigError
-from cirrus.frontend.progress import PLAIN_SECONDS, clock_time
+from cirrus.frontend.progress import PLAIN_SECONDS, clock_time, dollars_text
 from cirrus.frontend.search.results import rank_key
 from cirrus.metrics import RunState
 
@@ -79,7 +79,7 @@ def search_line(state: SearchState) -> str:
     if best is not None and best.score is not None:
         parts.append(f"best {best.score:.4f} ({params_text(best.params)})")
     parts.append(clock_time(state.seconds))
-    parts.append(f"${state.cost:.2f}" if state.cost >= 0.01 or not state.cost else f"${state.cost:.4f}")
+    parts.append(dollars_text(state.cost))
     return "  ".join(part for part in parts if part)
 
 
