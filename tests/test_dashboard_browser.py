@@ -145,6 +145,11 @@ def test_a_search_is_watched_and_ended(browser, search, tmp_path, screenshots):
         page, problems = open_page(browser, server)
         wait_for_traces(page, 2)
         first, second = (trace["id"] for trace in traces(page))
+        name = page.locator(f".ag-pinned-left-cols-container [row-id='{first}'] [col-id=name]")
+        expect(name).to_contain_text(f"{search.search_id_.removeprefix('search-')} #")
+        buttons = page.locator("#chart-loss .modebar-btn")
+        titles = buttons.evaluate_all("found => found.map(button => button.dataset.title)")
+        assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Autoscale", "Reset axes"]
         before = {trace["id"]: trace["end"] for trace in traces(page)}
         page.wait_for_function(
             """([id, end]) => document.querySelector('#chart-loss .js-plotly-plot').data
@@ -257,7 +262,7 @@ def ended(tmp_path: Path) -> Iterator[DashboardServer]:
     """A dashboard of twelve runs that ended."""
     for n in range(12):
         losses = 0.7 - 0.2 * (1 - np.exp(-np.arange(1, 400) * (n + 1) / 600))
-        rate = 0.01 * 2**n
+        rate = 0.0101538 * 2**n
         make_run(tmp_path, f"run-{n:02d}", losses, learning_rate=rate, optimizer=("ftrl", "adam")[n % 2])
     with serve(str(tmp_path), port=0) as server:
         yield server
@@ -268,6 +273,9 @@ def test_every_panel_draws(browser, ended, screenshots):
     page, problems = open_page(browser, ended)
     wait_for_traces(page, 12)
     expect(page.locator("#legend")).to_contain_text("learning_rate (log)")
+    rate = row(page, "run-03").locator("[col-id='p:learning_rate']")
+    expect(rate).to_have_text("0.08123")
+    assert rate.bounding_box()["width"] < 180
     row(page, "run-03").locator("[col-id=show] input").click()
     wait_for_traces(page, 11)
     page.get_by_role("button", name="Show all").click()

@@ -302,7 +302,8 @@ class TestFolders:
         make_run(tmp_path, "b", (0.5, 0.4), search="search-1", trial=0)
         make_run(tmp_path, "c", search="gone", trial=3)
         folder = SearchFolder(f"{tmp_path}/searches/search-1")
-        folder.create(SearchConfig(search_id="search-1", estimator="LogisticRegression", method="grid"))
+        config = SearchConfig(search_id="search-1", estimator="LogisticRegression", method="grid")
+        folder.create(dataclasses.replace(config, created_at=1e9))
         trials = (
             Trial(index=0, params={"l1": 0.5}, status=TrialStatus.PRUNED, runs=("a", "b")),
             Trial(index=1, params={"l1": 0.7}),
@@ -313,6 +314,7 @@ class TestFolders:
         first, waiting = found["search-1:0"], found["search-1:1"]
         assert (first.state, first.runs, first.hyperparameters["l1"]) == ("pruned", ("a", "b"), 0.5)
         assert first.columns["seconds"].tolist() == [1.0, 2.0, 3.0, 4.0]
+        assert first.begun == "20010909-014640"
         assert first.status is not None
         assert first.status.cost == 0.5
         assert (waiting.state, waiting.hyperparameters["l1"]) == ("queued", 0.7)

@@ -20,7 +20,7 @@ from cirrus_dashboard.exports import curves_csv, runs_csv
 from cirrus_dashboard.records import RunRecord, Totals, config_difference, hyperparameters_of, varying
 from cirrus_dashboard.sources import Snapshot
 from cirrus_dashboard.styles import MAX_COLORED_RUNS, QUALITATIVE, styles_of
-from cirrus_dashboard.views import PORTION_SECONDS, Cursors, CurveCache, View, choose, delta
+from cirrus_dashboard.views import PORTION_SECONDS, Cursors, CurveCache, View, choose, delta, most_telling
 from dashboard_runs import config_of, points
 
 from cirrus.client_backend.metric_columns import columns_of_points
@@ -34,7 +34,9 @@ def record(
 ) -> RunRecord:
     """Return a run as the source would."""
     fields = {
-        name: params.pop(name) for name in ("search", "trial", "trial_status", "note") if name in params
+        name: params.pop(name)
+        for name in ("search", "trial", "trial_status", "note", "begun")
+        if name in params
     }
     config = config_of(run_id, **params)
     return RunRecord(
@@ -141,6 +143,19 @@ class TestDelta:
         assert found is not None
         assert found["row_order"] == ["3-run", "search-2:0", "search-2:9", "search-2:10", "1-run"]
 
+    def test_a_search_with_a_name_has_its_place_by_its_age(self):
+        """A name says nothing of when the search began; its trials stay together."""
+        named = [record(f"a:{n}", search="a", trial=n, begun="2") for n in (0, 1)]
+        named += [record("b:0", search="b", trial=0, begun="2")]
+        found = ask(snapshot(record("3-run"), *named, record("1-run")), View())
+        assert found is not None
+        assert found["row_order"] == ["3-run", "b:0", "a:0", "a:1", "1-run"]
+
+    def test_curves_are_named_by_what_tells_most(self):
+        """Of many hyperparameters that differ, those with the most values are in the legend."""
+        runs = [record(str(n), a=n > 1, b=n > 2, c=n, d=n > 3, e=n / 2, f=n // 2) for n in range(5)]
+        assert most_telling(runs, varying(runs)) == ["c", "e", "f"]
+
     def test_a_page_that_is_up_to_date_gets_nothing(self):
         """The same version and view: no answer at all."""
         held = snapshot(record("a"))
@@ -170,7 +185,7 @@ class TestDelta:
         assert [trace["short"] for trace in found["traces"]] == ["1", "0"]
         trial = ask(snapshot(record("search-7:3", search="search-7", trial=3)), View())
         assert trial is not None
-        assert [trace["name"] for trace in trial["traces"]] == ["7 trial 3"]
+        assert [trace["name"] for trace in trial["traces"]] == ["7 #3"]
         assert found["titles"]["short"] == "l1"
 
     def test_another_axis_is_sent_anew(self):

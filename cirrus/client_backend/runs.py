@@ -39,10 +39,20 @@ KILL_SECONDS = 5.0
 #: stale.
 FOREIGN_KILL_SECONDS = 20.0
 
+_ID_TIME = "%Y%m%d-%H%M%S"
+
 
 def new_run_id(now: datetime | None = None) -> str:
     """Return a run id that no other run has; ids sort by time (UTC)."""
-    return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return f"{now or datetime.now(UTC):{_ID_TIME}}-{secrets.token_hex(3)}"
+
+
+def run_id_time(unix: float) -> str:
+    """Return what the ids of runs of a time (Unix seconds) begin with; empty if it cannot have been."""
+    try:
+        return f"{datetime.fromtimestamp(unix, UTC):{_ID_TIME}}" if unix > 0 else ""
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def run_url(root: str, run_id: str) -> str:

@@ -110,9 +110,7 @@ def _register_refresh(app: Dash, source: Source) -> None:
             raise PreventUpdate
         losses = [{"value": name, "label": title} for name, title in LOSSES.items()]
         losses += [{"value": x, "label": x.removeprefix(METRIC_PREFIX).replace("_", " ")} for x in metrics]
-        before = held if isinstance(held, dict) else {}
-        is_same = before.get("names") == names and bool(before.get("searches")) == bool(searches)
-        grid = no_update if is_same else columns(names, searches=bool(searches))
+        grid = no_update if isinstance(held, dict) and held.get("names") == names else columns(names)
         return grid, names, names, losses, searches, not searches, found
 
 
@@ -135,7 +133,7 @@ def _register_drawing(app: Dash) -> None:
     )
     # These set what other callbacks listen to: as outputs they would close a circle.
     app.clientside_callback(ClientsideFunction("cirrus", "again"), Input("cursors", "data"))
-    app.clientside_callback(ClientsideFunction("cirrus", "watchTicks"), Input("grid", "id"))
+    app.clientside_callback(ClientsideFunction("cirrus", "watchTable"), Input("grid", "id"))
     app.clientside_callback(
         ClientsideFunction("cirrus", "choose"),
         Output("selected-run", "data"),

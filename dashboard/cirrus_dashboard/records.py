@@ -58,6 +58,8 @@ class RunRecord:
     hyperparameters: Mapping[str, Value] = field(default_factory=dict)
     note: str = ""
     search: str | None = None
+    begun: str = ""
+    """When its search was begun, as ids of runs say it; empty where that is not known."""
     trial: int | None = None
     trial_status: str | None = None
     """Where the search says that the trial is (``SearchState.trial_state``); None for a run of no search."""
@@ -72,11 +74,16 @@ class RunRecord:
         return "broken" if self.status is None else self.status.state.value
 
     @property
-    def place(self) -> tuple[str, int]:
-        """What runs are sorted by: age, as ids begin with a time; and trials by their number."""
+    def age(self) -> tuple[str, str]:
+        """What runs are sorted by, the oldest first; trials of a search are of one age."""
         if self.search is None or self.trial is None:
-            return self.run_id, 0
-        return self.search.removeprefix(SEARCH_PREFIX), self.trial
+            return self.run_id, ""  # ids begin with a time
+        return self.begun or self.search.removeprefix(SEARCH_PREFIX), self.search
+
+    @property
+    def place(self) -> tuple[tuple[str, str], int]:
+        """What runs are sorted by where trials of a search have their numbers' order."""
+        return self.age, self.trial or 0
 
     @property
     def is_live(self) -> bool:
@@ -203,12 +210,14 @@ def config_difference(first: RunConfig, second: RunConfig) -> list[tuple[str, Va
     ``tables.weights.optimizer.learning_rate``. It is named once, as shortly as it can be.
     """
     left, right = plain_config(first), plain_config(second)
-    found: dict[tuple[str, str], str] = {}
+    found: dict[str, tuple[Value, Value]] = {}
     for name in sorted({*left, *right} - _IDENTITY, key=lambda name: (name.count("."), name)):
-        if left.get(name) != right.get(name):
-            values = json.dumps([left.get(name), right.get(name)])
-            found.setdefault((name.rpartition(".")[2], values), name)
-    return [(name, left.get(name), right.get(name)) for name in sorted(found.values())]
+        values = left.get(name), right.get(name)
+        parts = name.split(".")
+        is_known = any(found[other] == values and other.rpartition(".")[2] in parts for other in found)
+        if values[0] != values[1] and not is_known:
+            found[name] = values
+    return [(name, *found[name]) for name in sorted(found)]
 
 
 def varying(records: Iterable[RunRecord]) -> list[str]:

@@ -9,15 +9,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
 
-from cirrus.client_backend.overview import Overview
-from cirrus.client_backend.runs import RunSummary, open_run, run_url
+from cirrus.client_backend.overview import Overview, SearchSummary
+from cirrus.client_backend.runs import RunSummary, open_run, run_id_time, run_url
 from cirrus.client_backend.search_folder import Trial
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, NotFoundError, RunError
@@ -177,6 +177,8 @@ class FolderSource:
         self._followed: dict[str, _Followed] = {}
         self._trials: Mapping[tuple[str, int], tuple[Trial, str]] = {}
         """Trials of searches, and where they are."""
+        self._begun: Mapping[str, str] = {}
+        """When searches were begun, as ids of runs say it."""
         self._snapshot = Snapshot()
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -259,7 +261,9 @@ class FolderSource:
         problem = None
         try:
             summaries = self._overview.runs()
-            self._trials = self._read_trials()
+            searches = self._overview.searches()
+            self._trials = _trials_of(searches)
+            self._begun = {search.search_id: _time_of(search) for search in searches}
         except CirrusError as error:
             problem = str(error)
             summaries = [followed.summary for followed in self._followed.values()]
@@ -291,14 +295,6 @@ class FolderSource:
             followed.is_read = False
         is_due = summary.status is not None and (not followed.is_read or followed.note_is_due)
         return followed if is_due else None
-
-    def _read_trials(self) -> dict[tuple[str, int], tuple[Trial, str]]:
-        found = {}
-        for search in self._overview.searches():
-            if (state := search.state) is not None:
-                for trial in state.trials:
-                    found[search.search_id, trial.index] = (trial, state.trial_state(trial))
-        return found
 
     def _read(self, followed: _Followed) -> None:
         """Read what is new of a run, when no page waits for an answer."""
@@ -382,6 +378,7 @@ class FolderSource:
             hyperparameters=chosen,
             note=members[0].note if members else "",
             search=search,
+            begun=self._begun.get(search or "", ""),
             trial=trial.index if trial is not None else (summary.trial if summary else None),
             trial_status=where,
             problem=next(self._problems(key, members), trial.error if trial else None),
@@ -527,6 +524,20 @@ class FolderSource:
         record = self._snapshot.records.get(run_id)
         runs = record.runs if record is not None else ()
         return [event for name in runs for event in read_events(RunFolder(run_url(self._root, name)))]
+
+
+def _trials_of(searches: Iterable[SearchSummary]) -> dict[tuple[str, int], tuple[Trial, str]]:
+    """Return the trials of searches and where they are, by search and number."""
+    found = {}
+    for search in searches:
+        if (state := search.state) is not None:
+            for trial in state.trials:
+                found[search.search_id, trial.index] = (trial, state.trial_state(trial))
+    return found
+
+
+def _time_of(search: SearchSummary) -> str:
+    return "" if search.config is None else run_id_time(search.config.created_at)
 
 
 def _model_name(followed: _Followed | None) -> str:

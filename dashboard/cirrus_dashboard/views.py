@@ -236,6 +236,7 @@ def delta(
     names = varying(records)
     shown = choose(records, view)
     styles = styles_of(shown, view.color_by, names)
+    named = most_telling(shown, names)
     curves, curve_cursors, drawn = _curves(shown, view, held_curves, cache, clock)
     more = len(drawn) < len(shown)
     rows = {
@@ -246,13 +247,13 @@ def delta(
     return {
         "keep": bool(held_curves),
         "curves": curves,
-        "traces": [_trace(record, styles.by_run[record.run_id], view, names) for record in shown],
+        "traces": [_trace(record, styles.by_run[record.run_id], view, named) for record in shown],
         "bands": _bands(drawn, view, cache) if view.group_by else [],
         "more": more,
         "legend": styles.legend,
         "rows": rows,
         "row_order": [record.run_id for record in _newest_first(records)],
-        "titles": {"loss": view.loss_title, "x": X_AXES[view.x], "short": ", ".join(names[:MAX_NAMED])},
+        "titles": {"loss": view.loss_title, "x": X_AXES[view.x], "short": ", ".join(named)},
         "cursors": {
             "source": source,
             "version": -1 if more else snapshot.version,
@@ -266,8 +267,8 @@ def delta(
 
 def _newest_first(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return runs as the table lists them: the newest first, but the trials of a search by number."""
-    by_trial = sorted(records, key=lambda record: record.place[1])
-    return sorted(by_trial, key=lambda record: record.place[0], reverse=True)
+    by_trial = sorted(records, key=lambda record: record.trial or 0)
+    return sorted(by_trial, key=lambda record: record.age, reverse=True)
 
 
 def _curves(
@@ -308,12 +309,12 @@ def _curves(
 
 
 def _trace(record: RunRecord, style: Style, view: View, names: Sequence[str]) -> dict[str, Any]:
-    chosen = [f"{name} {value_text(record.hyperparameters.get(name))}" for name in names[:MAX_NAMED]]
+    chosen = [f"{name} {value_text(record.hyperparameters.get(name))}" for name in names]
     return {
         "id": record.run_id,
         "name": run_name(record),
         "chosen": ", ".join(chosen),
-        "short": ", ".join(value_text(record.hyperparameters.get(name)) for name in names[:MAX_NAMED]),
+        "short": ", ".join(value_text(record.hyperparameters.get(name)) for name in names),
         "color": style.color,
         "dash": style.dash,
         "live": record.is_live,
@@ -321,11 +322,18 @@ def _trace(record: RunRecord, style: Style, view: View, names: Sequence[str]) ->
     }
 
 
+def most_telling(shown: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
+    """Return the few hyperparameters that have the most values among the runs that are drawn."""
+    counts = {name: len({value_text(record.hyperparameters.get(name)) for record in shown}) for name in names}
+    chosen = sorted(names, key=lambda name: -counts[name])[:MAX_NAMED]
+    return [name for name in names if name in chosen]
+
+
 def run_name(record: RunRecord) -> str:
     """Return what a run is called where there is little room: its id, or its search and its trial."""
     if record.trial is None:
         return record.run_id
-    return f"{(record.search or '').removeprefix(SEARCH_PREFIX)} trial {record.trial}".strip()
+    return f"{(record.search or '').removeprefix(SEARCH_PREFIX)} #{record.trial}".strip()
 
 
 def _bands(shown: Sequence[RunRecord], view: View, cache: CurveCache) -> list[dict[str, Any]]:
@@ -368,7 +376,7 @@ def row(record: RunRecord, names: Sequence[str], *, live_rate: bool) -> dict[str
     status = record.status
     line: dict[str, Any] = {
         "id": record.run_id,
-        "name": record.run_id if record.trial is None else f"trial {record.trial}",
+        "name": run_name(record),
         "state": record.state,
         "model": record.model,
         "search": record.search or "",

@@ -141,7 +141,9 @@
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 12, color: "#33414e" },
       xaxis: Object.assign({ title: { text: xTitle, standoff: 6 }, type: options.logX ? "log" : "linear" }, axis, {
-        nticks: phone ? 5 : 9,
+        nticks: phone || !options.wide ? 5 : 9,
+        tickangle: 0,
+        automargin: false, // one axis that makes room changes the ticks of the other, which makes room anew
       }),
       yaxis: Object.assign({ title: { text: yTitle, standoff: 6 }, type: options.logY ? "log" : "linear" }, axis),
       hovermode: "closest",
@@ -202,7 +204,7 @@
     const key = held.key;
     const main = grouped ? bands(delta.bands) : each("loss", 0, 1, x, loss);
     return [
-      figure("chart-loss", main, x, loss, `${key}${logX}${logY}`, { logX, logY, legend, names: grouped ? "" : delta.titles.short }),
+      figure("chart-loss", main, x, loss, `${key}${logX}${logY}`, { wide: true, logX, logY, legend, names: grouped ? "" : delta.titles.short }),
       figure("chart-rate", each("rate", 0, 1, x, "updates/s"), x, "updates/s", `${key}${logX}`, { logX, legend: false }),
       figure("chart-loss-cost", each("loss", 2, 1, "cost ($)", loss), "cost ($)", loss, `${key}${logY}`, { logY, legend: false }),
       figure("chart-cost-time", each("rate", 3, 2, "time (s)", "cost ($)"), "time (s)", "cost ($)", "cost", { legend: false }),
@@ -226,6 +228,16 @@
         state: killing && killing[row.id] && row.killable && !held.over.has(row.id) && !row.problem ? "killing" : row.state,
       })
     );
+  }
+
+  // Columns are as wide as what is in them, once; from then on as their user likes them.
+  const WIDEST = 220; // pixels
+  const AS_THEY_ARE = ["show", "pin", "problem", "note"];
+  function fitColumns(grid) {
+    const columns = grid.getColumns().filter((column) => !AS_THEY_ARE.includes(column.getColId()));
+    grid.autoSizeColumns(columns);
+    const wide = columns.filter((column) => column.getActualWidth() > WIDEST);
+    grid.setColumnWidths(wide.map((column) => ({ key: column, newWidth: WIDEST })));
   }
 
   // What columns of the table name as their functions: see table.py.
@@ -264,14 +276,17 @@
       if (held.delta && held.delta.more) set("again", ++held.portions);
     },
 
-    // Keep which runs are ticked by their ids. AG Grid does so by itself, whatever becomes of the rows. But
+    // Look after the table. Keep which runs are ticked by their ids. AG Grid does so by itself, whatever becomes of the rows. But
     // Dash's component puts back what it last heard of whenever rows change, and so takes away a tick that
     // came just before: it must not.
-    watchTicks: async function () {
+    watchTable: async function () {
       const grid = await window.dash_ag_grid.getApiAsync("grid");
       grid.deselectAll = grid.setNodesSelected = () => {};
       const tell = () => set("ticked", grid.getSelectedNodes().map((node) => node.id));
       grid.addEventListener("selectionChanged", tell);
+      const fit = () => requestAnimationFrame(() => fitColumns(grid));
+      grid.addEventListener("newColumnsLoaded", fit);
+      grid.addEventListener("firstDataRendered", fit);
     },
 
     // Which run a click chooses.
