@@ -429,18 +429,18 @@ class TestKilling:
             asked.append(threading.Thread(target=call))
             asked[0].start()
             # The driver's thread is the one that waits here: it finds the request at the end of this step.
-            eventually(lambda: not search._driver._mailbox.empty())
+            eventually(lambda: not search._driver._requests.is_heard)
 
         def hook(job: Job | None) -> Job | None:
             if asked:
                 return job
             if moment == "run just ended":
-                work = search._driver._live.get(0)
-                if work is not None:
-                    eventually(lambda: work.live.run.supervisor.ended)
+                if 0 in search._driver._at_work:
+                    live = search._driver._at_work[0]
+                    eventually(lambda: live.run.supervisor.ended)
                     ask()
             elif job is not None and job.rung == 1:
-                assert search._driver._trials[0].status is TrialStatus.PAUSED
+                assert search._driver._ledger.trials[0].status is TrialStatus.PAUSED
                 ask()
                 return job if moment == "chosen for promotion" else None
             return job
@@ -520,7 +520,7 @@ class TestFailures:
 
     def test_the_dashboard_has_to_be_installed(self, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where no package offers one, the error says what to install."""
-        monkeypatch.setattr("cirrus.frontend.search.base.DASHBOARD_ENTRY_POINTS", "cirrus.no-dashboard")
+        monkeypatch.setattr("cirrus.frontend.search.answers.DASHBOARD_ENTRY_POINTS", "cirrus.no-dashboard")
         search = GridSearch(estimator(epochs=1), {"l1": [0]}).fit(data[0])
         with pytest.raises(ConfigError, match="dashboard"):
             search.serve_dashboard()
@@ -686,7 +686,7 @@ class TestAStoreThatFails:
             return call
 
         begun = search.start(data[0], validation=data[1])
-        store = begun._driver._folder.store
+        store = begun._driver._ledger.folder.store
         for name in ("put", "get", "list", "get_versioned", "exists"):
             setattr(store, name, failing(getattr(store, name)))
         search.wait()
@@ -703,7 +703,7 @@ class TestAStoreThatFails:
         def away(*_: Any, **__: Any) -> Any:
             raise StorageError("the store is away")
 
-        search._driver._folder.store.list = away
+        search._driver._ledger.folder.store.list = away
         with pytest.raises(RunError, match="the store is away"):
             search.wait()
         assert search.status.state is RunState.FAILED
@@ -713,7 +713,7 @@ class TestAStoreThatFails:
         search = GridSearch(estimator(epochs=FOR_EVER), {"l1": [0]}).start(data[0])
         with search:
             eventually(lambda: at_work(search, 0))
-            store = search._driver._folder.store
+            store = search._driver._ledger.folder.store
             put, lost = store.put, threading.Event()
 
             def losing(key: str, *arguments: Any, **options: Any) -> Any:

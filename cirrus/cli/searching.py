@@ -13,14 +13,20 @@ from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_row
 from cirrus.cli.training import ESTIMATORS, WITHOUT_LABELS, number_or_auto
 from cirrus.client_backend.backend import Backend, named_backend
 from cirrus.client_backend.overview import Overview
-from cirrus.client_backend.search_folder import CONFIG_KEY, SearchFolder, new_search_id, search_url
+from cirrus.client_backend.search_folder import (
+    CONFIG_KEY,
+    DATA_FOLDER,
+    SearchFolder,
+    new_search_id,
+    search_url,
+)
 from cirrus.errors import ConfigError, ConflictError, NotFoundError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.model_files import may_hold_model
 from cirrus.frontend.prediction import ScoringEstimator
 from cirrus.frontend.scoring import score_dataset, scores_table
 from cirrus.frontend.scratch import remove_below
-from cirrus.frontend.search.base import DATA_FOLDER, Search
+from cirrus.frontend.search.base import Search
 from cirrus.frontend.search.grid import GridSearch, RandomSearch
 from cirrus.frontend.search.progress import trial_cells
 from cirrus.frontend.search.results import rank_key

@@ -41,6 +41,7 @@ SEARCHES_FOLDER = "searches"
 SEARCH_PREFIX = "search-"
 CONFIG_KEY = "search.json"
 STATE_KEY = "state.json"
+DATA_FOLDER = "data"
 
 
 class TrialStatus(enum.StrEnum):

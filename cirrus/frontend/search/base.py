@@ -6,7 +6,6 @@ import abc
 import dataclasses
 import json
 import math
-import re
 import time
 import warnings
 import weakref
@@ -14,53 +13,41 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-import numpy as np
-from sklearn.base import BaseEstimator, MetaEstimatorMixin
-from sklearn.utils import check_array, column_or_1d
-
-from cirrus.chunks import MANIFEST_KEY, read_manifest
 from cirrus.client_backend.backend import Backend, resolve_backend
 from cirrus.client_backend.claims import new_claim
-from cirrus.client_backend.overview import Overview
-from cirrus.client_backend.runs import run_url
 from cirrus.client_backend.search_folder import (
     CONFIG_KEY,
     SearchConfig,
     SearchFolder,
-    SearchRequest,
     SearchState,
     Trial,
     TrialStatus,
     new_search_id,
     search_url,
 )
-from cirrus.config import as_whole_number, whole_number
-from cirrus.errors import CirrusError, ConfigError, ConflictError, DataError, RunError
+from cirrus.config import as_whole_number
+from cirrus.errors import ConfigError, ConflictError, RunError
 from cirrus.frontend.base import Estimator
-from cirrus.frontend.datasets import Dataset, load_arrays
+from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import estimator_class
 from cirrus.frontend.intake import refuse_path
 from cirrus.frontend.model_files import portable_params, restored_params
 from cirrus.frontend.planning import check_params
-from cirrus.frontend.scratch import remove_below
-from cirrus.frontend.search.driver import Driver, TrialSource
+from cirrus.frontend.search.answers import SearchAnswers
+from cirrus.frontend.search.driver import Driver
+from cirrus.frontend.search.endings import Farewell, let_go
 from cirrus.frontend.search.jobs import TrainingJobs
 from cirrus.frontend.search.progress import SearchListener, SearchProgress
-from cirrus.frontend.search.results import Row, SearchResults
+from cirrus.frontend.search.roles import TrialSource
 from cirrus.frontend.search.schedules import Schedule, resolve_pruner, schedule_from_plain
 from cirrus.frontend.search.scorers import resolve_scorer, scoring_name
+from cirrus.frontend.search.search_data import open_data, take_data
+from cirrus.frontend.search.settings import CHANGEABLE, check_estimator, check_limits, check_searched
 from cirrus.frontend.search.spaces import Params, usable_params
 from cirrus.metrics import RunState
-from cirrus.storage import open_store
 
-DASHBOARD_ENTRY_POINTS = "cirrus.dashboard"
-DATA_FOLDER = "data"
 #: How often :meth:`Search.wait` calls back.
 POLL_SECONDS = 0.25
-#: Parameters of the estimator that the search sets itself, for each trial.
-_OWN_PARAMS = ("backend", "progress", "resume_from", "checkpoint_url")
-_SEARCH_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_DTYPES = ["float64", "float32"]
 
 S = TypeVar("S", bound="Search")
 
@@ -76,7 +63,7 @@ class _Resume:
         return owner.reopen if search is None else search.resume_trial
 
 
-class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn has no types
+class Search(SearchAnswers, abc.ABC):
     """Tries hyperparameters, each set of them as a run; subclasses say which.
 
     Args:
@@ -108,7 +95,6 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
 
     #: How the subclass calls itself in ``search.json``.
     _method = ""
-    _best_held: tuple[str, Estimator] | None = None
     resume = _Resume()
     """On the class, ``resume(search_id)``: see :meth:`reopen`. On a search, ``resume(i)``: see
     :meth:`resume_trial`."""
@@ -214,13 +200,14 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         folder = SearchFolder(search_url(backend.root, search_id))
         claim = folder.take_claim(new_claim())
         try:
-            rows, held_out = self._take_data(folder, backend, train, y, sample_weight, validation)
-            config = self._config(search_id, backend, rows, held_out)
+            data = take_data(folder, backend, train, y, sample_weight, validation)
+            self._feature_names = data.feature_names
+            config = self._config(search_id, backend, data.train, data.validation)
             if folder.store.exists(CONFIG_KEY):
                 self._check_same(folder.config(), config)
             else:
                 folder.create(config)
-            self._drive(folder, claim, config, backend, rows, held_out)
+            self._drive(folder, claim, config, backend, data.train, data.validation)
         except BaseException:
             folder.renew_claim(dataclasses.replace(claim, released=True))
             backend.close_shared()
@@ -254,11 +241,12 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
         trials = () if found is None else found[0].trials
         estimator = kind(**restored_params(config.params), backend=backend)
         search = cls._reopened(estimator, config, trials)
-        allowed = ("max_concurrent", "max_workers", "max_seconds", "max_cost", "progress")
+        allowed = (*CHANGEABLE, "progress")
         for name in params:
             if name not in allowed:
                 raise ConfigError(name, f"cannot be changed; {', '.join(allowed)} can")
-        search.set_params(**{**_budgets(config), **params}, search_id=search_id)
+        limits = {name: getattr(config, name) for name in CHANGEABLE}
+        search.set_params(**{**limits, **params}, search_id=search_id)
         search._check_settings()  # and not the trials: what is impossible about them they have told
         search._go_on(folder, config)
         return search
@@ -271,8 +259,8 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             rows = held_out = None
             is_left = state is None or any(not trial.status.ended for trial in state[0].trials)
             if is_left or folder.requests():  # such as to go on with a trial that was killed
-                rows = _open_data(config.train_url, config.train_fingerprint)
-                held_out = _open_data(config.validation_url) if config.validation_url else None
+                rows = open_data(config.train_url, config.train_fingerprint)
+                held_out = open_data(config.validation_url) if config.validation_url else None
             self._drive(folder, claim, self._with_budgets(config, backend), backend, rows, held_out)
         except BaseException:
             folder.renew_claim(dataclasses.replace(claim, released=True))
@@ -308,13 +296,13 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
             state,
             etag,
             source=self._source(state.trials),
-            on_end=_Farewell(folder, backend),
+            on_end=Farewell(folder, backend),
         )
         self._forget()
         self._driver, self._jobs, self._root = driver, jobs, backend.root
         self.search_id_ = config.search_id
         remove = self._was_temporary
-        self._finalizer = weakref.finalize(self, _let_go, driver, folder if remove else None, backend.root)
+        self._finalizer = weakref.finalize(self, let_go, driver, folder if remove else None, backend.root)
         driver.start()
 
     def wait(self, timeout: float | None = None) -> Self:
@@ -373,168 +361,6 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
     ) -> None:
         self.close()
 
-    # While it works, and after.
-
-    @property
-    def status(self) -> SearchState:
-        """Where the search is, with all its trials."""
-        return self._work.state
-
-    @property
-    def cost(self) -> float:
-        """Dollars so far, over all trials."""
-        return self._work.state.cost
-
-    @property
-    def results_(self) -> SearchResults:
-        """All trials as a table, as far as they are."""
-        return SearchResults(self._fitted_state)
-
-    def top(self, n: int) -> list[Row]:
-        """Return the rows of the best ``n`` trials so far, best first."""
-        return self.results_.top(n)
-
-    def kill(self, trial: int) -> None:
-        """End a trial now; returns when its workers are gone. The others go on.
-
-        Args:
-            trial: Its index, as in ``results_``.
-
-        Raises:
-            RunError: There is no such trial, or the search is not at work.
-        """
-        self._work.ask(SearchRequest(action="kill", trial=trial))
-
-    def kill_all(self) -> None:
-        """End all trials now, those that wait too; returns when their workers are gone.
-
-        Raises:
-            RunError: The search is not at work.
-        """
-        self._work.ask(SearchRequest(action="kill_all"))
-
-    def stop(self) -> None:
-        """Begin nothing more, and have the trials at work finish where they are; :meth:`wait` for that.
-
-        Raises:
-            RunError: The search is not at work.
-        """
-        self._work.ask(SearchRequest(action="stop"))
-
-    def resume_trial(self, trial: int) -> None:
-        """Go on with a trial that was killed or pruned, from its newest snapshot, to its end.
-
-        Args:
-            trial: Its index.
-
-        Raises:
-            RunError: It was not cut short, or the search is not at work.
-        """
-        self._work.ask(SearchRequest(action="resume", trial=trial))
-
-    def curve(self, trial: int) -> list[Any]:
-        """Return the points (:class:`cirrus.MetricPoint`) of a trial, over all its runs.
-
-        Args:
-            trial: Its index.
-        """
-        return Overview(self._root).trial_points(self._fitted_state.trials[trial])
-
-    def serve_dashboard(self, port: int = 8050) -> Any:
-        """Serve the dashboard on loopback, in the background; needs the extra ``dashboard``.
-
-        It shows this search and all else below the same root.
-
-        Args:
-            port: Where to listen.
-
-        Raises:
-            ConfigError: No dashboard is installed.
-        """
-        from importlib.metadata import entry_points
-
-        for entry in entry_points(group=DASHBOARD_ENTRY_POINTS, name="serve"):
-            return entry.load()(self._root, port=port)
-        raise ConfigError("dashboard", 'is not installed: pip install "cirrus-ml[dashboard]"')
-
-    @property
-    def best_index_(self) -> int:
-        """The best trial's index."""
-        return self._best.index
-
-    @property
-    def best_params_(self) -> Params:
-        """The best trial's hyperparameters."""
-        return usable_params(self._best.params)
-
-    @property
-    def best_score_(self) -> float:
-        """The best trial's score, higher is better."""
-        assert self._best.score is not None
-        return self._best.score
-
-    @property
-    def best_estimator_(self) -> Estimator:
-        """The best trial's fitted estimator."""
-        if not self.refit:
-            raise AttributeError("best_estimator_: the search has refit=False")
-        best = self._best
-        assert best.best_run is not None
-        held = self._best_held
-        if held is None or held[0] != best.best_run:
-            estimator = self._jobs.fitted(best.best_run)
-            params = self._jobs.estimator(best).get_params(deep=False)
-            estimator.set_params(**{name: params[name] for name in ("backend", "random_state", "progress")})
-            if (names := getattr(self, "_feature_names", None)) is not None:
-                estimator.feature_names_in_ = names
-            held = (best.best_run, estimator)
-            self._best_held = held
-        return held[1]
-
-    def predict(self, X: Any) -> Any:
-        """Return the best estimator's predictions."""
-        return self.best_estimator_.predict(X)
-
-    def predict_proba(self, X: Any) -> Any:
-        """Return the best estimator's probabilities."""
-        return self.best_estimator_.predict_proba(X)
-
-    def decision_function(self, X: Any) -> Any:
-        """Return the best estimator's decisions."""
-        return self.best_estimator_.decision_function(X)
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """Return the best estimator's own score."""
-        return float(self.best_estimator_.score(X, y))
-
-    # Helpers.
-
-    @property
-    def _work(self) -> Driver:
-        if not hasattr(self, "_driver"):
-            raise RunError("the search has not been started: call fit or start")
-        return self._driver
-
-    @property
-    def _is_at_work(self) -> bool:
-        return hasattr(self, "_driver") and not self._driver.ended
-
-    @property
-    def _fitted_state(self) -> SearchState:
-        if not hasattr(self, "_driver"):
-            raise AttributeError("the search has not been started: call fit or start")
-        return self._driver.state
-
-    @property
-    def _best(self) -> Trial:
-        best = self._fitted_state.best
-        if best is None or not best.status.ended:
-            raise AttributeError("no trial has ended with a model yet")
-        return best
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_driver") and self._driver.state.best is not None
-
     def _forget(self) -> None:
         finalizer = getattr(self, "_finalizer", None)
         if finalizer is not None:
@@ -554,37 +380,11 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
 
     def _check_settings(self) -> None:
         """Check everything but the values to try."""
-        if not isinstance(self.estimator, Estimator):
-            raise ConfigError("estimator", f"must be one of cirrus' estimators, got {self.estimator!r}")
-        for name in ("max_concurrent", "max_workers"):
-            value = getattr(self, name)
-            if value is None and name == "max_workers":
-                continue
-            whole_number(value, name)
-        for name in ("max_seconds", "max_cost"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise ConfigError(name, f"must be a positive number or None, got {value!r}")
-        if self.search_id is not None and not _SEARCH_ID.fullmatch(str(self.search_id)):
-            raise ConfigError(
-                "search_id", f"must be letters, figures, '.', '_' and '-' only, got {self.search_id!r}"
-            )
-        params = self.estimator.get_params(deep=False)
-        for name in ("resume_from", "checkpoint_url"):
-            if params.get(name) is not None:
-                raise ConfigError(name, "must be None in a search: its trials would share it")
+        check_estimator(self.estimator)
+        check_limits({name: getattr(self, name) for name in CHANGEABLE}, self.search_id)
         self._own_schedule()
         resolve_scorer(self.scoring, self.estimator)
-        self._check_params(params)
-
-    def _check_params(self, params: Mapping[str, Any]) -> None:
-        for name in sorted(self._names()):
-            if name not in params:
-                known = ", ".join(sorted(set(params) - set(_OWN_PARAMS)))
-                raise ConfigError(name, f"is no parameter of {type(self.estimator).__name__}; it has {known}")
-            if name in _OWN_PARAMS:
-                raise ConfigError(name, "cannot be searched over: the search sets it itself")
-        check_params(params)
+        check_searched(self._names(), self.estimator)
 
     def _check_room(self, n_workers: int) -> None:
         # What the backend allows is no reason to refuse: a trial alone goes on with what it gets.
@@ -628,7 +428,7 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
     def _with_budgets(self, config: SearchConfig, backend: Backend) -> SearchConfig:
         """Return a config with the budgets of this object and the limit of its backend as it is now."""
         budgets: dict[str, Any] = {}
-        for name in _budgets(config):
+        for name in CHANGEABLE:
             value = getattr(self, name)
             whole = as_whole_number(value)  # numpy's too, which JSON cannot hold
             budgets[name] = value if whole is None else whole
@@ -644,109 +444,6 @@ class Search(MetaEstimatorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc] 
                     f"{known.search_id} is there already, with another {what}: give this one another name",
                 )
 
-    def _take_data(
-        self,
-        folder: SearchFolder,
-        backend: Backend,
-        train: Any,
-        y: Any,
-        sample_weight: Any,
-        validation: Any,
-    ) -> tuple[Dataset, Dataset | None]:
-        """Return datasets that workers can read, whatever users hand over."""
-        base = f"{folder.url}/{DATA_FOLDER}"
-        self._feature_names: Any = None
-        if isinstance(train, Dataset):
-            for name, value in (("y", y), ("sample_weight", sample_weight)):
-                if value is not None:
-                    raise ConfigError(name, "must be None: a Dataset holds its own")
-            rows = _reachable(train, backend, f"{base}/train")
-        else:
-            names = list(getattr(train, "columns", ()))
-            if names and all(isinstance(name, str) for name in names):
-                self._feature_names = np.array(names, dtype=object)
-            rows = _stored(train, y, f"{base}/train", sample_weight)
-        if validation is None or isinstance(validation, Dataset):
-            held_out = validation and _reachable(validation, backend, f"{base}/validation")
-        elif isinstance(validation, (tuple, list)) and len(validation) == 2:
-            held_out = _stored(validation[0], validation[1], f"{base}/validation", None)
-        else:
-            raise ConfigError("validation", "must be a Dataset or a pair (X, y)")
-        return rows, held_out
-
-
-class _Farewell:
-    """What is to do when a driver has ended: this holds on to neither the search nor its data.
-
-    Args:
-        folder: The search folder.
-        backend: Whose shared processes end.
-    """
-
-    def __init__(self, folder: SearchFolder, backend: Backend) -> None:
-        self._folder = folder
-        self._backend = backend
-
-    def __call__(self) -> None:
-        self._backend.close_shared()
-        found = self._folder.read_state()
-        if found is None or found[0].state is not RunState.FINISHED:
-            return
-        # A trial that somebody killed may be gone on with.
-        if not any(trial.status is TrialStatus.KILLED for trial in found[0].trials):
-            self._folder.store.delete_prefix(DATA_FOLDER)
-
-
-def _let_go(driver: Driver, folder: SearchFolder | None, root: str) -> None:
-    """End a search that nobody holds any more, and remove one whose folders are temporary."""
-    if folder is None:
-        driver.close_soon()
-        return
-    driver.close()
-    for trial in driver.state.trials:
-        for run_id in trial.runs:
-            remove_below(run_url(root, run_id))
-    remove_below(folder.url)
-
-
-def _budgets(config: SearchConfig) -> dict[str, Any]:
-    """Return what may change when a search goes on."""
-    return {
-        "max_concurrent": config.max_concurrent,
-        "max_workers": config.max_workers,
-        "max_seconds": config.max_seconds,
-        "max_cost": config.max_cost,
-    }
-
 
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
-
-
-def _open_data(url: str, fingerprint: str | None = None) -> Dataset:
-    try:
-        dataset = Dataset.open(url)
-    except CirrusError as error:
-        raise DataError(f"{url}: the data of the search cannot be read: {error}") from error
-    if fingerprint is not None and dataset.manifest.fingerprint != fingerprint:
-        raise DataError(f"{url}: holds other rows than the search began with")
-    return dataset
-
-
-def _stored(X: Any, y: Any, url: str, sample_weight: Any) -> Dataset:
-    """Store arrays, the same rows in the same order each time."""
-    if y is None:
-        raise ConfigError("y", "must be given with arrays")
-    X = check_array(X, accept_sparse="csr", dtype=_DTYPES)
-    return load_arrays(X, column_or_1d(y), url, sample_weight=sample_weight, random_state=0)
-
-
-def _reachable(dataset: Dataset, backend: Backend, url: str) -> Dataset:
-    """Return a dataset that workers can read: this one, or a copy of one that is out of their reach."""
-    if backend.reaches(dataset.url):
-        return dataset
-    source, target = open_store(dataset.url), open_store(url)
-    manifest = read_manifest(source)
-    for key in [*(chunk.key for chunk in manifest.chunks), MANIFEST_KEY]:
-        target.put(key, source.get(key))
-    return Dataset(target.url, manifest)

@@ -15,7 +15,7 @@ from cirrus.errors import NotFoundError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import finish_job
-from cirrus.frontend.search.driver import LiveRun
+from cirrus.frontend.search.roles import LiveRun
 from cirrus.frontend.search.schedules import Job
 from cirrus.frontend.search.spaces import usable_params
 from cirrus.frontend.training import MODEL_PREFIX
@@ -73,7 +73,7 @@ class TrainingJobs:
         return self._kind(**{**self._params, **usable_params(trial.params), **params})
 
     def start(self, trial: Trial, run_id: str, job: Job, resume_url: str | None) -> LiveRun:
-        """See :class:`~cirrus.frontend.search.driver.Jobs`."""
+        """See :class:`~cirrus.frontend.search.roles.Jobs`."""
 
         def revise(config: RunConfig) -> RunConfig:
             return dataclasses.replace(
@@ -89,29 +89,29 @@ class TrainingJobs:
         return estimator.start(self._train, validation=self._validation)
 
     def attach(self, run_id: str) -> LiveRun:
-        """See :class:`~cirrus.frontend.search.driver.Jobs`."""
+        """See :class:`~cirrus.frontend.search.roles.Jobs`."""
         return _Attached(self._backend.attach(run_id, killed=True))
 
     def find(self, run_id: str) -> RunStatus | None:
-        """See :class:`~cirrus.frontend.search.driver.Jobs`."""
+        """See :class:`~cirrus.frontend.search.roles.Jobs`."""
         try:
             return open_run(self._backend.root, run_id).status
         except NotFoundError:
             return None
 
     def model_url(self, run_id: str) -> str:
-        """See :class:`~cirrus.frontend.search.driver.Jobs`."""
+        """See :class:`~cirrus.frontend.search.roles.Jobs`."""
         return f"{run_url(self._backend.root, run_id)}/{MODEL_PREFIX}"
 
     def points(self, run_id: str) -> list[MetricPoint]:
-        """See :class:`~cirrus.frontend.search.driver.Jobs`."""
+        """See :class:`~cirrus.frontend.search.roles.Jobs`."""
         try:
             return MetricsReader(open_run(self._backend.root, run_id).folder).read()
         except NotFoundError:
             return []
 
     def n_workers(self, trial: Trial) -> int:
-        """See :class:`~cirrus.frontend.search.driver.Jobs`."""
+        """See :class:`~cirrus.frontend.search.roles.Jobs`."""
         n_workers = self.estimator(trial).get_params(deep=False)["n_workers"]
         return n_workers if isinstance(n_workers, int) else 1
 
@@ -126,7 +126,7 @@ class TrainingJobs:
         return finish_job(run, run.status)
 
     def score(self, run_id: str, status: RunStatus, loss: float | None) -> float | None:
-        """See :class:`~cirrus.frontend.search.driver.Jobs`."""
+        """See :class:`~cirrus.frontend.search.roles.Jobs`."""
         if self._scorer is None or self._validation is None:
             return None if loss is None or math.isnan(loss) else -loss
         return self._scorer(self.fitted(run_id), self._validation)

@@ -14,7 +14,7 @@ from cirrus.config import whole_number
 from cirrus.errors import ConfigError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.search.base import Search
-from cirrus.frontend.search.driver import TrialSource
+from cirrus.frontend.search.roles import TrialSource
 from cirrus.frontend.search.schedules import Schedule, WholeSchedule
 from cirrus.frontend.search.spaces import Params, plain_params, usable_params
 
@@ -171,7 +171,7 @@ class _StudySource:
             self.tell(trial)
 
     def ask(self, index: int) -> dict[str, Any] | None:
-        """See :class:`~cirrus.frontend.search.driver.TrialSource`."""
+        """See :class:`~cirrus.frontend.search.roles.TrialSource`."""
         if index >= self._n_trials or self._is_exhausted:
             return None
         asked = self._study.ask(self._distributions)
@@ -179,7 +179,7 @@ class _StudySource:
         return plain_params(asked.params)
 
     def report(self, index: int, epoch: int, loss: float) -> bool:
-        """See :class:`~cirrus.frontend.search.driver.TrialSource`."""
+        """See :class:`~cirrus.frontend.search.roles.TrialSource`."""
         asked = self._asked.get(index)
         if asked is None or epoch <= self._epochs.get(index, 0) or not math.isfinite(loss):
             return False
@@ -188,7 +188,7 @@ class _StudySource:
         return bool(asked.should_prune())
 
     def tell(self, trial: Trial) -> None:
-        """See :class:`~cirrus.frontend.search.driver.TrialSource`."""
+        """See :class:`~cirrus.frontend.search.roles.TrialSource`."""
         from optuna.trial import TrialState
 
         asked = self._asked.pop(trial.index, None)
