@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 from cirrus_dashboard import DashboardServer, serve
+from cirrus_dashboard.actions import KILL_THREADS
 from cirrus_dashboard.security import allowed_hosts
-from cirrus_dashboard.sources import KILL_THREADS, FolderSource
+from cirrus_dashboard.sources import FolderSource
 from dashboard_runs import make_run, points, write_status
 from stand_ins import eventually
 from typer.testing import CliRunner

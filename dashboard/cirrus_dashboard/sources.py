@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-import queue
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -23,6 +19,7 @@ from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, NotFoundError, RunError
 from cirrus.metrics import RunEvent
 from cirrus.run_folder import MetricsCursor, RunFolder, read_events
+from cirrus_dashboard.actions import Actions, attach_process, search_process
 from cirrus_dashboard.curves import Columns
 from cirrus_dashboard.precedence import Precedence
 from cirrus_dashboard.records import RunRecord, hyperparameters_of, is_value, trial_key
@@ -41,8 +38,6 @@ READ_THREADS = 8
 GIVE_WAY_SECONDS = 0.5
 #: A store that does not answer keeps the end of the dashboard waiting for no longer.
 CLOSE_SECONDS = 2.0
-#: Requests to end runs that are under way at a time.
-KILL_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -100,52 +95,6 @@ class _Followed:
     problem: str | None = None
 
 
-@dataclass(frozen=True)
-class _Kill:
-    """What is to be ended."""
-
-    records: tuple[RunRecord, ...]
-    """What is ended, and shows why when it could not be."""
-    search: str | None = None
-    """The whole search that they are trials of; None: there is one record, which is ended alone."""
-
-
-def attach_process(root: str, run_id: str) -> str | None:
-    """Go on with a run in a process of its own, which outlives this one.
-
-    Args:
-        root: Object-store URL that holds ``runs/``.
-        run_id: A run that is interrupted, or was killed.
-
-    Returns:
-        When the run has ended: None, or why it could not be gone on with.
-    """
-    return _run_cirrus("attach", run_id, "--killed", "--home", root)
-
-
-def search_process(root: str, search_id: str) -> str | None:
-    """Go on with a search that nobody drives, as :func:`attach_process` does with a run."""
-    return _run_cirrus("search", "--resume", search_id, "--home", root)
-
-
-def _run_cirrus(*arguments: str) -> str | None:
-    """Run a command to its end; return None, or what went wrong."""
-    # No pipe: that would end with this process, and break what the other writes.
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cirrus", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,
-        )
-        if process.wait() == 0:
-            return None
-        errors.seek(0)
-        lines = errors.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"cirrus {arguments[0]} ended with exit code {process.returncode}"
-
-
 class FolderSource:
     """Follows the runs and searches below a root in a thread of its own; use it as a context manager.
 
@@ -168,8 +117,6 @@ class FolderSource:
     ) -> None:
         self._root = root.rstrip("/")
         self._overview = Overview(self._root)
-        self._resume = resume
-        self._resume_search = resume_search
         is_remote = "://" in self._root and not self._root.startswith(("memory:", "file:"))
         # Over the network a reader waits most of the time; on this machine more than one would only compete.
         self._readers = ThreadPoolExecutor(READ_THREADS, "dashboard-read") if is_remote else None
@@ -184,21 +131,13 @@ class FolderSource:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._precedence = Precedence()
-        self._resume_problems: dict[str, str] = {}
-        """Why runs could not be gone on with."""
-        self._kill_problems: dict[str, str] = {}
-        """Why runs could not be ended, by what pages call them."""
-        self._kills: queue.SimpleQueue[_Kill | None] = queue.SimpleQueue()
+        self._actions = Actions(self._overview, resume, resume_search, self._wake.set)
 
     def start(self) -> None:
         """Begin to follow."""
         self._thread = threading.Thread(target=self._follow, name="dashboard-source", daemon=True)
         self._thread.start()
-        # Ending a run may take its time, and nobody waits for these: the requests lie in the folders.
-        for number in range(KILL_THREADS):
-            threading.Thread(
-                target=self._carry_out_kills, name=f"dashboard-kill-{number}", daemon=True
-            ).start()
+        self._actions.start()
 
     def __enter__(self) -> FolderSource:
         self.start()
@@ -215,8 +154,7 @@ class FolderSource:
             self._thread.join(CLOSE_SECONDS)
         if self._readers is not None:  # its user has ended, or ends when it hears of it
             self._readers.shutdown(wait=False, cancel_futures=True)
-        for _ in range(KILL_THREADS):
-            self._kills.put(None)
+        self._actions.close()
 
     @property
     def root(self) -> str:
@@ -331,7 +269,7 @@ class FolderSource:
             old = before.records.get(key)
             record = self._record(key, members, 0 if old is None else old.version, old)
             if not record.can_be_killed:
-                self._kill_problems.pop(key, None)
+                self._actions.forget_kill(key)
             if old is None or record != old:
                 record = replace(record, version=1 if old is None else old.version + 1)
             records[key] = record
@@ -381,16 +319,13 @@ class FolderSource:
             begun=self._begun.get(search or "", ""),
             trial=trial.index if trial is not None else (summary.trial if summary else None),
             trial_status=where,
-            problem=next(self._problems(key, members), trial.error if trial else None),
+            problem=self._problem(key, members) or (trial.error if trial else None),
         )
 
-    def _problems(self, key: str, members: Sequence[_Followed]) -> Iterator[str]:
-        if (problem := self._kill_problems.get(key)) is not None:
-            yield problem
-        for member in members:
-            problem = member.problem or self._resume_problems.get(member.summary.run_id)
-            if problem:
-                yield problem
+    def _problem(self, key: str, members: Sequence[_Followed]) -> str | None:
+        """Return what is wrong with a run: what was asked for in vain, else what could not be read."""
+        asked = self._actions.problem(key, [member.summary.run_id for member in members])
+        return asked or next((member.problem for member in members if member.problem), None)
 
     def _search_of(self, key: str) -> tuple[str | None, Trial | None, str | None]:
         search, _, number = key.rpartition(":")
@@ -418,53 +353,12 @@ class FolderSource:
         """
         record = self._snapshot.records.get(run_id)
         if record is not None:
-            self._begin_kill(_Kill((record,)))
+            self._actions.kill(record)
 
     def kill_all(self, run_ids: Sequence[str]) -> None:
-        """See :meth:`Source.kill_all`: returns at once, as :meth:`kill` does.
-
-        A search is asked once, as a whole: were its trials ended one by one, each would make room in which
-        another begins or is promoted.
-        """
+        """See :meth:`Source.kill_all`: returns at once, as :meth:`kill` does."""
         records = self._snapshot.records
-        searches: dict[str, list[RunRecord]] = {}
-        for record in (records[run_id] for run_id in run_ids if run_id in records):
-            if record.search is None or record.trial_status is None:
-                self._begin_kill(_Kill((record,)))
-            else:
-                searches.setdefault(record.search, []).append(record)
-        for search, trials in searches.items():
-            self._begin_kill(_Kill(tuple(trials), search))
-
-    def _begin_kill(self, kill: _Kill) -> None:
-        for record in kill.records:
-            self._kill_problems.pop(record.run_id, None)
-        self._kills.put(kill)
-
-    def _carry_out_kills(self) -> None:
-        while (kill := self._kills.get()) is not None:
-            self._kill_now(kill)
-
-    def _kill_now(self, kill: _Kill) -> None:
-        record = kill.records[0]
-        problem = None
-        try:
-            if kill.search is not None:
-                self._overview.kill_search(kill.search)
-            elif record.search is not None and record.trial_status is not None and record.trial is not None:
-                self._overview.kill_trial(record.search, record.trial)
-            else:
-                for run_id in record.runs[-1:]:
-                    self._overview.kill_run(run_id)
-        except CirrusError as error:
-            log.warning("cannot end %s: %s", kill.search or record.run_id, error)
-            problem = f"could not be ended: {error}"
-        except Exception as error:  # noqa: BLE001 (the next request still needs this thread)
-            log.exception("cannot end %s", kill.search or record.run_id)
-            problem = f"could not be ended: {type(error).__name__}: {error}"
-        if problem is not None:
-            self._kill_problems |= dict.fromkeys((found.run_id for found in kill.records), problem)
-        self._wake.set()
+        self._actions.kill_all([records[run_id] for run_id in run_ids if run_id in records])
 
     def resume(self, run_id: str) -> None:
         """See :meth:`Source.resume`.
@@ -475,29 +369,7 @@ class FolderSource:
         record = self._snapshot.records.get(run_id)
         if record is None or not record.can_be_resumed:
             raise RunError(f"run {run_id} works, or has finished: there is nothing to go on with")
-        if record.search is None or record.trial is None:
-            self._in_background(self._resume, record.runs[-1], [record.runs[-1]])
-        elif self._overview.is_driven(record.search):
-            self._overview.resume_trial(record.search, record.trial)
-        else:
-            self._overview.queue_trial(record.search, record.trial)
-            self._in_background(self._resume_search, record.search, record.runs[-1:])
-        self._wake.set()
-
-    def _in_background(
-        self, resume: Callable[[str, str], str | None], name: str, shown_at: Sequence[str]
-    ) -> None:
-        """Go on with a run or a search; what goes wrong is shown with some runs."""
-
-        def work() -> None:
-            for run_id in shown_at:
-                self._resume_problems.pop(run_id, None)
-            problem = resume(self._root, name)
-            if problem is not None:
-                self._resume_problems |= dict.fromkeys(shown_at, problem)
-                self._wake.set()
-
-        threading.Thread(target=work, name=f"resume-{name}", daemon=True).start()
+        self._actions.resume(record)
 
     def set_note(self, run_id: str, text: str) -> None:
         """See :meth:`Source.set_note`.
