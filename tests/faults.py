@@ -31,6 +31,8 @@ from cirrus.client_backend.local import LocalBackend, LocalCommands
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError
 
+#: What a worker calls at each of its steps.
+PUSH = "cirrus.worker_runtime.train:LeaseTrainer._push"
 #: A process that was killed is gone after this long.
 DEAD_SECONDS = 10.0
 DEAD_POLL_SECONDS = 0.002

@@ -42,6 +42,10 @@ def make_leases(*n_steps: int) -> tuple[LeaseRange, ...]:
     )
 
 
+#: Leases of unlike lengths.
+SOME_LEASES = make_leases(5, 3, 8, 1, 6, 4)
+
+
 def make_table(
     name: str = "w",
     *,

@@ -34,6 +34,8 @@ from cirrus.run_folder import RunFolder, ShardAddress
 
 POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 20.0
+#: More epochs than any test waits for.
+FOR_EVER = 100_000
 #: A run from its start to its end, however busy the machine: a test has 120 seconds.
 RUN_SECONDS = 100.0
 #: A run and its client end this soon after Ctrl-C.

@@ -261,9 +261,9 @@ def test_a_store_that_takes_no_more_and_the_same_command_again(tmp_path: Path) -
 
 def test_the_line_says_what_was_parsed_before(capsys: pytest.CaptureFixture[str]) -> None:
     """The progress line of a load that goes on tells the rows that an earlier one had parsed."""
-    line = LoadingLine()
-    line._shown_at -= 60
-    with line:
+    now = [0.0]
+    with LoadingLine(clock=lambda: now[0]) as line:
+        now[0] = 60.0
         line.show(LoadProgress(bytes_done=5, bytes_total=10, rows=1000, rows_found=400))
-    assert "50%  1,000 rows" in (text := capsys.readouterr().err)
+    assert "50%  1,000 rows  10 rows/s" in (text := capsys.readouterr().err)
     assert "(400 of them parsed before)" in text

@@ -16,9 +16,9 @@ from pathlib import Path
 import faults
 import numpy as np
 import pytest
-from faults import Fault, Plan, armed
-from real_runs import FOR_EVER, assert_exact, make_data, make_dataset, plan
-from stand_ins import RUN_SECONDS, eventually, processes
+from faults import PUSH, Fault, Plan, armed
+from real_runs import LOSS_NOISE, assert_exact, make_data, make_dataset, plan
+from stand_ins import FOR_EVER, RUN_SECONDS, eventually, processes
 
 from cirrus import Dataset
 from cirrus.client_backend.local import LocalBackend
@@ -35,13 +35,11 @@ EPOCHS = 5
 #: 0.28211 and 0.28251. A redone step is computed from weights of another moment, as is all that one worker
 #: does while the other is away.
 LOSS = 0.2823
-LOSS_NOISE = 0.002
 
 EVALUATOR = "evaluate-2"
 VICTIMS = ("shard-0", "shard-1", "train-0", EVALUATOR, "client")
 #: Of all the steps one of two workers does half, at the least.
 ANY_WORKER = "train-?"
-_PUSH = "cirrus.worker_runtime.train:LeaseTrainer._push"
 _SHARD = "cirrus.paramserver.server:Shard"
 _COORDINATOR = "cirrus.paramserver.coordinator:Coordinator"
 _KEEPER = "cirrus.paramserver.run_keeper:RunKeeper"
@@ -62,7 +60,7 @@ def _starting(victim: str) -> list[Fault]:
 def _restoring(victim: str) -> list[Fault]:
     # A shard that was lost comes back, and is about to serve.
     watcher = victim if victim.startswith("shard") else "shard-1"
-    first = Fault(who=ANY_WORKER, function=_PUSH, call=300, victim=watcher)
+    first = Fault(who=ANY_WORKER, function=PUSH, call=300, victim=watcher)
     return [
         first,
         Fault(who=watcher, function=f"{_SHARD}._restore", when="after", generation=2, victim=victim),
@@ -80,7 +78,7 @@ STATES = {
     "starting": _starting,
     "restoring": _restoring,
     "first lease": _at("shard-0", f"{_SHARD}.attach", when="after"),
-    "mid-epoch": _at(ANY_WORKER, _PUSH, call=500),
+    "mid-epoch": _at(ANY_WORKER, PUSH, call=500),
     "epoch's end": _at("shard-0", f"{_COORDINATOR}._count_epoch", call=3),
     "evaluating": _at(EVALUATOR, "cirrus.worker_runtime.evaluate:Evaluator._pull", call=7),
     "checkpointing": _at("shard-0", f"{_SHARD}.write_part", when="after", saying="/checkpoints/"),

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import real_client
-from faults import Fault, Plan, armed
-from real_runs import accuracy, assert_whole, make_dataset, plan
+from faults import PUSH, Fault, Plan, armed
+from real_runs import GOOD_ACCURACY, accuracy, assert_whole, make_dataset, plan
 from stand_ins import (
     CTRL_C_SECONDS,
     PATIENCE_SECONDS,
@@ -40,10 +40,8 @@ from cirrus.paramserver.client import Channel
 from cirrus.paramserver.protocol import StatisticsReply, StatisticsRequest
 from cirrus.run_folder import ShardAddress, read_events
 
-PUSH = "cirrus.worker_runtime.train:LeaseTrainer._push"
 #: Moments and victims are drawn with this seed; another one is as good.
 SEED = int(os.environ.get("CIRRUS_TEST_SEED", "1"))
-GOOD_ACCURACY = 0.97
 #: From the kill of a shard to the first push that its successor applied.
 RECOVERY_SECONDS = 5.0
 N_WORKERS, WORKER_KILLS = 2, 20

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ps_runs import create_run, make_config, make_leases
-from real_runs import accuracy, assert_whole, make_dataset, plan
+from real_runs import GOOD_ACCURACY, accuracy, assert_whole, make_dataset, plan
 from stand_ins import RUN_SECONDS, eventually, processes
 
 from cirrus.client_backend.local import LocalBackend, LocalLauncher, shard_command, worker_command
@@ -26,8 +26,6 @@ from cirrus.paramserver.client import Channel, ParameterClient
 from cirrus.paramserver.protocol import NextTask, Register, Registered, Task
 from cirrus.paramserver.server import FENCE_SECONDS
 from cirrus.run_folder import ControlRequest, RunFolder, ShardAddress
-
-GOOD_ACCURACY = 0.97
 
 
 @contextlib.contextmanager

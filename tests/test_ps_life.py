@@ -11,9 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ps_runs import Shards, complete, greet_like_a_shard, make_config, make_leases, make_table, running
+from ps_runs import (
+    SOME_LEASES,
+    Shards,
+    complete,
+    greet_like_a_shard,
+    make_config,
+    make_leases,
+    make_table,
+    running,
+)
 from ps_workers import Worker, Workers, expected_weights
-from stand_ins import eventually
+from stand_ins import FOR_EVER, eventually
 
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConnectionLostError, SupersededError
@@ -27,9 +36,6 @@ from cirrus.paramserver.server import Shard
 from cirrus.run_folder import ControlRequest, MetricsReader, ShardAddress
 from cirrus.storage import open_store
 
-LEASES = make_leases(5, 3, 8, 1, 6, 4)
-FOR_EVER = 100_000
-
 
 def model_of(shards: Shards) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the saved model's weights."""
@@ -42,7 +48,7 @@ def model_of(shards: Shards) -> np.ndarray[Any, np.dtype[np.float32]]:
 def test_a_run_ends_with_its_model_in_the_folder(tmp_path: Path, n_shards: int, optimizer: str) -> None:
     """Every step counts once on every shard; the saved model is what the shards held, states too."""
     table = make_table(optimizer=optimizer, n_shards=n_shards, initial_scale=0.5 * (optimizer == "adam"))
-    config = make_config(n_shards=n_shards, leases=LEASES, stop={"epochs": 3}, tables=[table])
+    config = make_config(n_shards=n_shards, leases=SOME_LEASES, stop={"epochs": 3}, tables=[table])
     with running(tmp_path / "run", config) as shards, Workers(shards.url) as workers:
         status = shards.wait()
         eventually(lambda: all(worker.ended for worker in workers.threads))
@@ -64,7 +70,7 @@ def test_a_run_ends_with_its_model_in_the_folder(tmp_path: Path, n_shards: int, 
 
 def test_shards_wait_for_each_other(tmp_path: Path) -> None:
     """They may start in any order; work begins when all are there."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 1})
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 1})
     with running(tmp_path / "run", config) as shards:
         worker = shards.worker()
         eventually(lambda: worker.ask(NextTask(wait_seconds=0), Task).action == "train")
@@ -84,7 +90,7 @@ def test_shards_wait_for_each_other(tmp_path: Path) -> None:
 
 def test_a_stop_keeps_the_model(tmp_path: Path) -> None:
     """Leases that are begun are finished, no more begun, and the model saved."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": FOR_EVER})
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": FOR_EVER})
     with running(tmp_path / "run", config) as shards, Workers(shards.url):
         eventually(lambda: shards.counts("steps_applied")[0] > 100)
         key = shards.folder.request(ControlRequest(action="stop"))
@@ -101,7 +107,7 @@ def test_a_stop_keeps_the_model(tmp_path: Path) -> None:
 )
 def test_a_killed_run_saves_nothing(tmp_path: Path, action: str, state: RunState) -> None:
     """Workers are sent home, shards end, and the reason stands in the status."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": FOR_EVER})
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": FOR_EVER})
     with running(tmp_path / "run", config) as shards, Workers(shards.url) as workers:
         eventually(lambda: shards.counts("steps_applied")[0] > 100)
         shards.folder.request(ControlRequest(action=action, reason="because"))
@@ -114,7 +120,7 @@ def test_a_killed_run_saves_nothing(tmp_path: Path, action: str, state: RunState
 
 def test_a_kill_is_heard_while_the_model_cannot_be_saved(tmp_path: Path) -> None:
     """A shard that is gone for good does not keep the run from being killed, nor its status from ageing."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 1})
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 1})
     with running(tmp_path / "run", config) as shards:
         keeper = shards.shards[0]._keeper
         assert keeper is not None
@@ -134,7 +140,7 @@ def test_a_kill_is_heard_while_the_model_cannot_be_saved(tmp_path: Path) -> None
 
 def test_a_run_that_is_over_is_told_before_its_snapshots_go(tmp_path: Path) -> None:
     """Also where shard 0 is stopped between the last thing to do and the word of it: nobody does it again."""
-    config = make_config(leases=LEASES, stop={"epochs": 1})
+    config = make_config(leases=SOME_LEASES, stop={"epochs": 1})
     with running(tmp_path / "run", config) as shards:
         shard = shards.shards[0]
         keeper = shard._keeper
@@ -152,7 +158,7 @@ def test_a_run_that_is_over_is_told_before_its_snapshots_go(tmp_path: Path) -> N
 
 def test_a_run_that_ended_while_its_client_was_lost_is_told(tmp_path: Path) -> None:
     """Where the model was saved while shard 0 wrote its last snapshot, the run has finished, and says so."""
-    config = make_config(leases=LEASES, stop={"epochs": 1})
+    config = make_config(leases=SOME_LEASES, stop={"epochs": 1})
     with running(tmp_path / "run", config) as shards:
         keeper = shards.shards[0]._keeper
         assert keeper is not None
@@ -168,7 +174,7 @@ def test_a_run_that_ended_while_its_client_was_lost_is_told(tmp_path: Path) -> N
 
 def test_a_shard_that_is_gone_once_its_part_is_written_has_been_counted(tmp_path: Path) -> None:
     """The status of a finished run has the final counts of all shards, whoever ends with the client then."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 3}, snapshot_seconds=1000.0)
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 3}, snapshot_seconds=1000.0)
     with running(tmp_path / "run", config) as shards:
         other = shards.shards[1]
         write_part = other.write_part
@@ -288,7 +294,7 @@ def test_a_question_to_one_shard_holds_up_no_other(tmp_path: Path) -> None:
 
 def test_checkpoints_without_a_pause_do_not_stop_the_run(tmp_path: Path) -> None:
     """However often they are wanted, workers get on between two."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": FOR_EVER}, checkpoint_seconds=1e-6)
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": FOR_EVER}, checkpoint_seconds=1e-6)
     with running(tmp_path / "run", config) as shards, Workers(shards.url):
         store = open_store(f"{shards.url}/checkpoints")
         # Each is called by the steps in it: there were some between any two.
@@ -323,7 +329,10 @@ def finish(path: Path, config: RunConfig) -> tuple[Mapping[str, int], np.ndarray
 def test_a_checkpoint_is_one_moment_of_all_shards(tmp_path: Path, n_before: int, n_after: int) -> None:
     """Cut while workers are at it, and restored to another number of shards, it lacks and doubles no step."""
     config = make_config(
-        n_shards=n_before, leases=LEASES, stop={"epochs": FOR_EVER}, checkpoint_url=str(tmp_path / "kept")
+        n_shards=n_before,
+        leases=SOME_LEASES,
+        stop={"epochs": FOR_EVER},
+        checkpoint_url=str(tmp_path / "kept"),
     )
     with running(tmp_path / "run", config) as shards, Workers(shards.url):
         eventually(lambda: min(shards.counts("steps_applied")) > 100)
@@ -349,7 +358,7 @@ def test_a_checkpoint_is_one_moment_of_all_shards(tmp_path: Path, n_before: int,
 
 def test_checkpoints_are_cut_by_the_clock(tmp_path: Path) -> None:
     """Every checkpoint_seconds one is cut, each whole, and training goes on in between."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": FOR_EVER}, checkpoint_seconds=0.1)
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": FOR_EVER}, checkpoint_seconds=0.1)
     with running(tmp_path / "run", config) as shards, Workers(shards.url):
         store = open_store(f"{shards.url}/checkpoints")
         names = eventually(lambda: len(n := _checkpoints(store.list())) >= 3 and n)
@@ -388,9 +397,9 @@ def test_a_stopped_run_is_resumed_from_its_model(tmp_path: Path) -> None:
 
 def test_weights_may_be_taken_without_the_schedule(tmp_path: Path) -> None:
     """A warm start takes the tables and begins at epoch 0."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 1})
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 1})
     finish(tmp_path / "run", config)
-    warm = make_config(leases=LEASES, stop={"epochs": 2}, resume_url=str(tmp_path / "run" / "model"))
+    warm = make_config(leases=SOME_LEASES, stop={"epochs": 2}, resume_url=str(tmp_path / "run" / "model"))
     counts, model = finish(tmp_path / "again", warm)
     assert counts["shard0.steps_applied"] == 2 * config.steps_per_epoch
     np.testing.assert_array_equal(model, expected_weights(config, 3))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ps_runs import create_run, make_config, make_leases
+from ps_runs import SOME_LEASES, create_run, make_config
 from ps_workers import Workers, expected_weights
 from stand_ins import eventually
 
@@ -24,7 +24,6 @@ from cirrus.run_folder import RunFolder
 from cirrus.storage import open_store
 
 END_SECONDS = 20.0
-LEASES = make_leases(5, 3, 8, 1, 6, 4)
 
 
 class ShardProcess:
@@ -92,7 +91,7 @@ def make_run(
 ) -> tuple[str, RunConfig]:
     """Create the folder of a run."""
     config = make_config(
-        n_shards=n_shards, leases=LEASES, stop={"epochs": epochs}, snapshot_seconds=snapshot_seconds
+        n_shards=n_shards, leases=SOME_LEASES, stop={"epochs": epochs}, snapshot_seconds=snapshot_seconds
     )
     return create_run(path / "run", config), config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ps_runs import Shards, create_run, make_config, make_leases, make_table, running
+from ps_runs import SOME_LEASES, Shards, create_run, make_config, make_table, running
 from ps_workers import THIRD_ROWS, Workers, expected_weights
 from stand_ins import eventually
 
@@ -26,7 +26,6 @@ from cirrus.paramserver.snapshots import Snapshots
 from cirrus.run_folder import ControlRequest, MetricsReader, RunFolder
 from cirrus.storage import open_store
 
-LEASES = make_leases(5, 3, 8, 1, 6, 4)
 #: Victims and moments are drawn with this seed; another one is as good.
 SEED = int(os.environ.get("CIRRUS_TEST_SEED", "1"))
 
@@ -47,7 +46,7 @@ def assert_exact(shards: Shards, config: RunConfig) -> None:
 @pytest.mark.parametrize(("n_shards", "victims"), [(1, "first"), (2, "first"), (2, "last"), (3, "any")])
 def test_shards_may_die_at_any_moment(tmp_path: Path, n_shards: int, victims: str) -> None:
     """Killed four times while two workers push: what it lost is done again, and nothing else changes."""
-    config = make_config(n_shards=n_shards, leases=LEASES, stop={"epochs": 40}, snapshot_seconds=0.05)
+    config = make_config(n_shards=n_shards, leases=SOME_LEASES, stop={"epochs": 40}, snapshot_seconds=0.05)
     rng = random.Random(f"{SEED}/{n_shards}/{victims}")
     total = config.stop.epochs * config.steps_per_epoch
     with running(tmp_path / "run", config) as shards, Workers(shards.url, hold=True) as workers:
@@ -62,7 +61,7 @@ def test_shards_may_die_at_any_moment(tmp_path: Path, n_shards: int, victims: st
 
 def test_all_shards_may_die_at_once(tmp_path: Path) -> None:
     """As when a machine fails: each starts from its own snapshot, of another moment than the others'."""
-    config = make_config(n_shards=3, leases=LEASES, stop={"epochs": 30}, snapshot_seconds=0.05)
+    config = make_config(n_shards=3, leases=SOME_LEASES, stop={"epochs": 30}, snapshot_seconds=0.05)
     with running(tmp_path / "run", config) as shards, Workers(shards.url, hold=True) as workers:
         for moment in (100, 300, 500):
             eventually(lambda moment=moment: max(shards.counts("steps_applied")) >= moment)
@@ -77,7 +76,7 @@ def test_all_shards_may_die_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_death_before_the_first_snapshot_loses_everything_but_time(tmp_path: Path, victim: int) -> None:
     """With nothing to start from a shard begins at zero, and all of its steps are done again."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 5}, snapshot_seconds=1000.0)
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 5}, snapshot_seconds=1000.0)
     with running(tmp_path / "run", config) as shards, Workers(shards.url, hold=True) as workers:
         eventually(lambda: shards.counts("steps_applied")[victim] > 60)
         shards.replace(victim)
@@ -87,12 +86,12 @@ def test_a_death_before_the_first_snapshot_loses_everything_but_time(tmp_path: P
 
 def test_a_resumed_run_that_dies_begins_at_its_checkpoint(tmp_path: Path) -> None:
     """Before its first snapshot a resumed shard starts again from what it was resumed from."""
-    config = make_config(leases=LEASES, stop={"epochs": 2})
+    config = make_config(leases=SOME_LEASES, stop={"epochs": 2})
     with running(tmp_path / "old", config) as shards, Workers(shards.url):
         assert_exact(shards, config)
     again = make_config(
         n_shards=2,
-        leases=LEASES,
+        leases=SOME_LEASES,
         stop={"epochs": 6},
         resume_url=str(tmp_path / "old" / "model"),
         resume_ledger=True,
@@ -108,7 +107,7 @@ def test_a_resumed_run_that_dies_begins_at_its_checkpoint(tmp_path: Path) -> Non
 
 def test_a_death_after_the_last_step_takes_the_run_back(tmp_path: Path) -> None:
     """A shard that dies when all is done, but nothing saved, gets back what it lost before the run ends."""
-    config = make_config(n_shards=2, leases=LEASES, snapshot_seconds=1000.0, validation_url="somewhere")
+    config = make_config(n_shards=2, leases=SOME_LEASES, snapshot_seconds=1000.0, validation_url="somewhere")
     with running(tmp_path / "run", config) as shards, Workers(shards.url):
         keeper = shards.shards[0]._keeper
         assert keeper is not None
@@ -127,7 +126,7 @@ def test_states_are_restored_with_the_weights(tmp_path: Path) -> None:
     models = []
     for kills in (0, 2):
         table = make_table(optimizer="adam", learning_rate=0.01, initial_scale=0.3)
-        config = make_config(leases=LEASES, stop={"epochs": 10}, tables=[table], snapshot_seconds=0.05)
+        config = make_config(leases=SOME_LEASES, stop={"epochs": 10}, tables=[table], snapshot_seconds=0.05)
         with (
             running(tmp_path / f"run{kills}", config) as shards,
             Workers(shards.url, n_workers=1, hold=True) as workers,
@@ -144,7 +143,7 @@ def test_states_are_restored_with_the_weights(tmp_path: Path) -> None:
 
 def test_time_goes_on_over_generations(tmp_path: Path) -> None:
     """Metrics of all generations of shard 0 stand in one sequence, and the start stays the start."""
-    config = make_config(leases=LEASES, stop={"epochs": 60}, snapshot_seconds=0.05)
+    config = make_config(leases=SOME_LEASES, stop={"epochs": 60}, snapshot_seconds=0.05)
     with running(tmp_path / "run", config) as shards, Workers(shards.url, hold=True) as workers:
         first = eventually(lambda: (s := shards.folder.status()) and s.updates and s)
         for moment in (300, 600):
@@ -164,7 +163,7 @@ def test_time_goes_on_over_generations(tmp_path: Path) -> None:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stop_outlives_the_shard_that_heard_it(tmp_path: Path, victim: int) -> None:
     """A request stays in the folder until it is carried out, so that the next generation hears it too."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.02)
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.02)
     with running(tmp_path / "run", config) as shards:
         with Workers(shards.url):
             eventually(lambda: min(shards.counts("steps_applied")) > 100)
@@ -193,7 +192,7 @@ def test_a_stop_right_after_a_loss_leaves_all_shards_alike(tmp_path: Path, momen
 
     They are ahead of it, perhaps by whole epochs, when it comes back and reads at once that it shall stop.
     """
-    config = make_config(n_shards=3, leases=LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.1)
+    config = make_config(n_shards=3, leases=SOME_LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.1)
     with running(tmp_path / "run", config) as shards, Workers(shards.url):
         eventually(lambda: min(shards.counts("steps_applied")) > moment)
         shards.shards[0].crash()
@@ -209,7 +208,7 @@ def test_a_stop_right_after_a_loss_leaves_all_shards_alike(tmp_path: Path, momen
         np.testing.assert_array_equal(thirds[0], thirds[1])
         np.testing.assert_array_equal(thirds[0], thirds[2])
         assert thirds[0].sum() == applied[0]
-        starts = np.cumsum([0, *(lease.n_steps for lease in LEASES)])
+        starts = np.cumsum([0, *(lease.n_steps for lease in SOME_LEASES)])
         for first, last in itertools.pairwise(starts):
             assert len(set(thirds[0][first:last].tolist())) == 1
 
@@ -217,7 +216,7 @@ def test_a_stop_right_after_a_loss_leaves_all_shards_alike(tmp_path: Path, momen
 @pytest.mark.parametrize("damage", ["flip", "cut", "manifest"])
 def test_a_damaged_snapshot_is_one_clear_error(tmp_path: Path, damage: str) -> None:
     """A shard does not start from a snapshot that was changed, and says which; it leaves all as it was."""
-    config = make_config(leases=LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.02)
+    config = make_config(leases=SOME_LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.02)
     with running(tmp_path / "run", config) as shards:
         with Workers(shards.url):
             eventually(lambda: shards.folder.store.exists("snapshots/0/newest.json"))
@@ -246,7 +245,7 @@ def test_a_damaged_snapshot_is_one_clear_error(tmp_path: Path, damage: str) -> N
 @pytest.mark.parametrize("extra", [{}, {"completed_epochs": "x"}, {"completed_epochs": 0, "marks": [1]}])
 def test_a_snapshot_without_a_ledger_is_one_clear_error(tmp_path: Path, extra: dict[str, object]) -> None:
     """One whose checksum is right, but that does not say how far the run was, starts no shard."""
-    config = make_config(leases=LEASES)
+    config = make_config(leases=SOME_LEASES)
     folder = RunFolder(create_run(tmp_path / "run", config))
     table = TablePart(name="w", first_row=0, arrays={"weights": np.zeros((1000, 1), np.float32)})
     Snapshots(folder, 0, 1).write(Part(tables=(table,), extra=extra))
@@ -260,7 +259,7 @@ def test_a_snapshot_without_a_ledger_is_one_clear_error(tmp_path: Path, extra: d
 
 def test_a_stopped_shard_snapshots_everything(tmp_path: Path) -> None:
     """A shard that is told to stop saves its last moment: nothing is done again after it comes back."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 40}, snapshot_seconds=1000.0)
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 40}, snapshot_seconds=1000.0)
     with running(tmp_path / "run", config) as shards, Workers(shards.url, hold=True):
         eventually(lambda: min(shards.counts("steps_applied")) > 200)
         for shard in shards.shards.values():
@@ -275,7 +274,7 @@ def test_a_stopped_shard_snapshots_everything(tmp_path: Path) -> None:
 
 def test_a_run_that_was_begun_before_something_was_counted_goes_on(tmp_path: Path) -> None:
     """A snapshot of an older version has a counter less: of that there was none, the rest is as it was."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 40}, snapshot_seconds=1000.0)
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 40}, snapshot_seconds=1000.0)
     with running(tmp_path / "run", config) as shards, Workers(shards.url, hold=True):
         eventually(lambda: min(shards.counts("steps_applied")) > 200)
         for shard in shards.shards.values():

@@ -11,16 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ps_runs import Shards, greet_like_a_shard, make_config, make_leases, running
+from ps_runs import SOME_LEASES, Shards, greet_like_a_shard, make_config, running
 from ps_workers import Workers
-from stand_ins import eventually
+from stand_ins import FOR_EVER, eventually
 
 from cirrus.errors import StorageError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.run_folder import ControlRequest, RunFolder, ShardAddress
 
-LEASES = make_leases(5, 3, 8, 1, 6, 4)
-FOR_EVER = 10**6
 N_DEAF = 5
 SHORT_FENCE_SECONDS = 0.2
 #: Less than what asking one deaf shard after the other takes.
@@ -50,7 +48,7 @@ def test_a_store_that_does_not_answer_holds_no_push_back(
     monkeypatch.setattr("cirrus.paramserver.server.FENCE_SECONDS", 0.5)
     monkeypatch.setattr("cirrus.paramserver.server.BEAT_SECONDS", 0.05)
     monkeypatch.setattr("cirrus.paramserver.server.CONFIRM_SECONDS", 0.05)
-    config = make_config(leases=LEASES, stop={"epochs": FOR_EVER}, snapshot_seconds=1000.0)
+    config = make_config(leases=SOME_LEASES, stop={"epochs": FOR_EVER}, snapshot_seconds=1000.0)
     with running(tmp_path / "run", config) as shards, Workers(shards.url):
         folder = UnansweringFolder(shards.url)
         shard = shards.shards[0]
@@ -86,7 +84,7 @@ def test_a_shard_that_stood_still_asks_a_slow_store_once(
 ) -> None:
     """Where nobody can say whether it was replaced it goes on, and does not ask again for every push."""
     monkeypatch.setattr("cirrus.paramserver.server.FENCE_SECONDS", SHORT_FENCE_SECONDS)
-    with running(tmp_path / "run", make_config(leases=LEASES)) as shards:
+    with running(tmp_path / "run", make_config(leases=SOME_LEASES)) as shards:
         shard = shards.shards[0]
         folder = SlowRefusingFolder(shards.url)
         shard.folder = folder
@@ -156,7 +154,7 @@ def deaf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Shar
     """Return a run of which all shards but the first hang."""
     monkeypatch.setattr("cirrus.paramserver.run_keeper.PEER_SILENT_SECONDS", 3.0)
     monkeypatch.setattr("cirrus.paramserver.run_keeper.PEER_COUNTS_SECONDS", 0.2)
-    config = make_config(n_shards=1 + N_DEAF, leases=LEASES, stop={"epochs": FOR_EVER})
+    config = make_config(n_shards=1 + N_DEAF, leases=SOME_LEASES, stop={"epochs": FOR_EVER})
     with running(tmp_path / "run", config) as shards:
         made = DeafShards(shards)
         yield shards, made
@@ -179,7 +177,7 @@ def test_a_shard_that_writes_for_long_is_not_silent(tmp_path: Path, monkeypatch:
     """While it writes its part of a checkpoint it answers whether it lives: nobody would end it then."""
     monkeypatch.setattr("cirrus.paramserver.run_keeper.PEER_SILENT_SECONDS", 2.0)
     monkeypatch.setattr("cirrus.paramserver.run_keeper.PEER_COUNTS_SECONDS", 0.1)
-    config = make_config(n_shards=3, leases=LEASES, stop={"epochs": FOR_EVER})
+    config = make_config(n_shards=3, leases=SOME_LEASES, stop={"epochs": FOR_EVER})
     with running(tmp_path / "run", config) as shards, Workers(shards.url):
         eventually(lambda: min(shards.counts("steps_applied")) > 0)
         writing = [threading.Event() for _ in range(3)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from real_runs import make_data
+from real_runs import LOSS_NOISE, make_data
 from stand_ins import eventually
 
 from cirrus import Dataset, LogisticRegression, load_arrays
@@ -17,9 +17,6 @@ from cirrus.run_folder import RunFolder
 
 EPOCHS = 6
 BATCH_ROWS = 50
-#: Log losses of runs with two workers and without, of other seeds, and resumed ones, differ by less than
-#: this.
-LOSS_NOISE = 0.002
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
-from stand_ins import assert_within, eventually, processes
+from stand_ins import FOR_EVER, assert_within, eventually, processes
 
 import cirrus
 from cirrus import GridSearch, InlineBackend, LocalBackend, LogisticRegression, RandomSearch, SearchState
@@ -36,7 +36,6 @@ N_ROWS, N_FEATURES = 3000, 100
 #: Of runs that something happens to while they work.
 EPOCHS = 30
 BATCH_ROWS = 20
-FOR_EVER = 100_000
 KILL_SECONDS = 5.0
 
 

@@ -14,7 +14,7 @@ import boto3
 import numpy as np
 import pytest
 from aws_services import Answer, Request, answering, forward, moto_services, use_services
-from ps_runs import Shards, create_run, make_config, make_leases, running
+from ps_runs import SOME_LEASES, Shards, create_run, make_config, running
 from ps_workers import Workers, expected_weights
 from stand_ins import eventually
 
@@ -23,7 +23,6 @@ from cirrus.paramserver.checkpoint import read_checkpoint
 from cirrus.run_folder import ControlRequest
 from cirrus.storage import open_store
 
-LEASES = make_leases(5, 3, 8, 1, 6, 4)
 DISK_BYTES = 1 << 20
 BUCKET = "unreliable"
 SLOW_SECONDS = 60.0
@@ -77,7 +76,7 @@ def finish(shards: Shards) -> None:
 
 def test_a_full_disk_does_not_stop_the_training(tmp_path: Path) -> None:
     """While there is no room the status says so; what is written afterwards restores a shard."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.1)
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.1)
     url = create_run(tmp_path / "run", config)
     disk = tmp_path / "run" / "snapshots" / "1"
     with small_disk(disk), running(url) as shards, Workers(url):
@@ -114,7 +113,7 @@ def test_a_store_that_refuses_does_not_stop_the_training(
         use_services(monkeypatch, stack.enter_context(answering(answer)))
         with contextlib.closing(boto3.session.Session().client("s3")) as client:
             client.create_bucket(Bucket=BUCKET)
-        config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.2)
+        config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 10**6}, snapshot_seconds=0.2)
         url = create_run(f"s3://{BUCKET}/run", config)
         shards = stack.enter_context(running(url))
         stack.enter_context(Workers(url))
@@ -147,7 +146,7 @@ def test_a_store_that_fails_altogether_stops_nothing(tmp_path: Path, monkeypatch
         use_services(monkeypatch, stack.enter_context(answering(answer)))
         with contextlib.closing(boto3.session.Session().client("s3")) as client:
             client.create_bucket(Bucket=BUCKET)
-        config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 10**6}, snapshot_seconds=1000.0)
+        config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 10**6}, snapshot_seconds=1000.0)
         url = create_run(f"s3://{BUCKET}/gone", config)
         shards = stack.enter_context(running(url))
         stack.enter_context(Workers(url))
@@ -167,7 +166,7 @@ def test_a_checkpoint_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pyt
     """A place that took a checkpoint may fail for a moment: the run goes on, the request is kept."""
     monkeypatch.setattr("cirrus.paramserver.run_keeper.CHECKPOINT_RETRY_SECONDS", 0.2)
     config = make_config(
-        n_shards=2, leases=LEASES, stop={"epochs": 10**6}, checkpoint_url=str(tmp_path / "kept")
+        n_shards=2, leases=SOME_LEASES, stop={"epochs": 10**6}, checkpoint_url=str(tmp_path / "kept")
     )
     with small_disk(tmp_path / "kept"), running(tmp_path / "run", config) as shards, Workers(shards.url):
         first = shards.folder.request(ControlRequest(action="snapshot"))
@@ -186,7 +185,7 @@ def test_a_checkpoint_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pyt
 
 def test_the_model_waits_for_room(tmp_path: Path) -> None:
     """A run that ends while the disk is full saves its model as soon as there is room."""
-    config = make_config(n_shards=2, leases=LEASES, stop={"epochs": 3})
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 3})
     url = create_run(tmp_path / "run", config)
     model = tmp_path / "run" / "model"
     with small_disk(model), running(url) as shards:

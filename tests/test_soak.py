@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 from faults import Plan, armed
-from real_runs import FOR_EVER, accuracy, make_dataset, plan
-from stand_ins import eventually, processes
+from real_runs import GOOD_ACCURACY, accuracy, make_dataset, plan
+from stand_ins import FOR_EVER, eventually, processes
 
 from cirrus.client_backend.local import LocalBackend
 from cirrus.client_backend.runs import Run
@@ -35,7 +35,6 @@ EVERY_SECONDS = 5.0
 #: A process that is stopped goes on after this long at most. One of the shards that is not let go on is
 #: replaced.
 LONGEST_STOP_SECONDS = 4.0
-GOOD_ACCURACY = 0.97
 END_SECONDS = 120.0
 N_WORKERS, N_SHARDS = 2, 2
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import Fault, Plan, armed
+from faults import PUSH, Fault, Plan, armed
 from ps_runs import Shards, make_config, make_leases, running
 from real_runs import accuracy, assert_whole, make_data, make_dataset, plan
 from stand_ins import RUN_SECONDS, eventually
@@ -22,7 +22,6 @@ from cirrus.paramserver.client import Channel, ParameterClient
 from cirrus.paramserver.protocol import NextTask, StepTurn, Task, TurnReply
 
 N_STEPS = 6
-PUSH = "cirrus.worker_runtime.train:LeaseTrainer._push"
 
 
 class Stepper:

@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse
 from ps_runs import Shards, running
 from real_runs import assert_whole, plan
-from stand_ins import assert_within, eventually
+from stand_ins import FOR_EVER, assert_within, eventually
 
 from cirrus import Dataset, load_arrays
 from cirrus.config import RunConfig
@@ -30,7 +30,6 @@ from cirrus.worker_runtime import session as session_module
 from cirrus.worker_runtime.handler import handler
 
 N_ROWS, N_FEATURES = 4000, 200
-FOR_EVER = 10**6
 JOIN_SECONDS = 30.0
 DEADLINE_SECONDS = 2.0
 

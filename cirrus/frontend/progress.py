@@ -7,9 +7,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
+from typing import ClassVar, Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -62,7 +62,63 @@ class RateMeter:
         return (last[which] - first[which]) / seconds if seconds > 0 else 0.0
 
 
-class LiveLine:
+class LiveDisplay:
+    """Draws the same lines anew in a terminal, inside ``with``; elsewhere it prints one now and then.
+
+    Args:
+        out: Where to; standard error by default, so that output can be piped.
+        clock: Seconds, monotonic.
+    """
+
+    is_transient: ClassVar[bool] = False
+    """Whether nothing of it stays in the terminal."""
+
+    def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console(file=out if out is not None else sys.stderr, highlight=False)
+        self._clock = clock
+        self._live: Live | None = None
+        self._printed_at = clock()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=self.is_transient)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+    @property
+    def _is_drawn(self) -> bool:
+        """True in a terminal."""
+        return self._live is not None
+
+    def _draw(self, what: RenderableType) -> None:
+        """Replace what was drawn; nothing outside a terminal. Text takes one line, or what there is of it."""
+        if self._live is not None:
+            line = Text(what, no_wrap=True, overflow="ellipsis") if isinstance(what, str) else what
+            self._live.update(line, refresh=True)
+
+    def _is_due(self, seconds: float = PLAIN_SECONDS) -> bool:
+        """Tell whether so long has passed since a line was printed."""
+        return self._clock() - self._printed_at >= seconds
+
+    def _print(self, line: str) -> None:
+        self._printed_at = self._clock()
+        self._console.print(line, soft_wrap=True)
+
+    def _draw_or_print(self, line: str) -> None:
+        """Draw a line, or print it where one is due."""
+        if self._is_drawn:
+            self._draw(line)
+        elif self._is_due():
+            self._print(line)
+
+
+class LiveLine(LiveDisplay):
     """Shows a run's progress; pass :meth:`show` as a listener, inside ``with``.
 
     Args:
@@ -77,47 +133,35 @@ class LiveLine:
         clock: Callable[[], float] = time.monotonic,
         cost_model: CostModel | None = None,
     ) -> None:
-        self._console = Console(file=out if out is not None else sys.stderr, highlight=False)
-        self._clock = clock
+        super().__init__(out, clock)
         self._cost_model = cost_model
         self._meter = RateMeter()
-        self._live: Live | None = None
         self._last: RunStatus | None = None
-        self._shown_at = clock()
         self._shown_epoch = 0
-
-    def __enter__(self) -> LiveLine:
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, auto_refresh=False, transient=False)
-            self._live.__enter__()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.__exit__(kind, error, trace)
-        elif self._last is not None:
-            self._print(self._last)
+        super().__exit__(kind, error, trace)
+        if not self._is_drawn and self._last is not None:
+            self._print_status(self._last)
 
     def show(self, status: RunStatus) -> None:
         """Show the newest status."""
         self._meter.add(status)
         self._last = status
-        if self._live is not None:
-            self._live.update(Text(self._line(status), no_wrap=True, overflow="ellipsis"), refresh=True)
+        if self._is_drawn:
+            self._draw(self._line(status))
             return
-        waited = self._clock() - self._shown_at
-        is_due = waited >= (PLAIN_EPOCH_SECONDS if status.epoch > self._shown_epoch else PLAIN_SECONDS)
+        is_due = self._is_due(PLAIN_EPOCH_SECONDS if status.epoch > self._shown_epoch else PLAIN_SECONDS)
         # The last line is printed at the exit: the final status may be seen more than once.
         if is_due and status.updates and not status.state.ended:
-            self._print(status)
+            self._print_status(status)
 
-    def _print(self, status: RunStatus) -> None:
-        self._shown_at = self._clock()
+    def _print_status(self, status: RunStatus) -> None:
         self._shown_epoch = status.epoch
         self._last = None
-        self._console.print(self._line(status), soft_wrap=True)
+        self._print(self._line(status))
 
     def _line(self, status: RunStatus) -> str:
         return status_line(status, self._meter, self._cost_model)
@@ -201,46 +245,31 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class MapLine:
-    """Shows how far a function over chunks is; pass :meth:`show` as its ``progress``, inside ``with``.
+class RowsLine(LiveDisplay):
+    """Shows how many rows something has done since it began; nothing of it stays in the terminal."""
 
-    Args:
-        out: Where to; standard error by default.
-        clock: Seconds, monotonic.
-    """
+    is_transient = True
 
     def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = Console(file=out if out is not None else sys.stderr, highlight=False)
-        self._clock = clock
-        self._live: Live | None = None
-        self._started_at = self._shown_at = clock()
+        super().__init__(out, clock)
+        self._started_at = clock()
 
-    def __enter__(self) -> MapLine:
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.__enter__()
-        return self
+    def rows_per_second(self, rows: int) -> str:
+        """Return the rate of so many rows, as text."""
+        return f"{short_number(rows / max(self._clock() - self._started_at, 1e-9))} rows/s"
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.__exit__(kind, error, trace)
+
+class MapLine(RowsLine):
+    """Shows how far a function over chunks is; pass :meth:`show` as its ``progress``, inside ``with``."""
 
     def show(self, progress: MapProgress) -> None:
         """Show the newest state."""
-        now = self._clock()
-        rate = (progress.rows - progress.rows_found) / max(now - self._started_at, 1e-9)
         done, total = progress.chunks_done, progress.chunks_total
         line = f"  {done / total:4.0%}  chunk {done}/{total}  {progress.rows:,} rows"
-        line += f"  {short_number(rate)} rows/s"
+        line += f"  {self.rows_per_second(progress.rows - progress.rows_found)}"
         if progress.rows_found:
             line += f"  ({progress.rows_found:,} of them done before)"
-        if self._live is not None:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif now - self._shown_at >= PLAIN_SECONDS:
-            self._shown_at = now
-            self._console.print(line, soft_wrap=True)
+        self._draw_or_print(line)
 
 
 class Progress:

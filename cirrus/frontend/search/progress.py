@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from cirrus.client_backend.search_folder import SearchState, Trial, TrialStatus
 from cirrus.errors import ConfigError
-from cirrus.frontend.progress import PLAIN_SECONDS, clock_time, dollars_text
+from cirrus.frontend.progress import LiveDisplay, clock_time, dollars_text
 from cirrus.frontend.search.results import rank_key
 from cirrus.metrics import RunState
 
@@ -26,47 +24,28 @@ TABLE_LINES = 16
 SearchListener = Callable[[SearchState], None]
 
 
-class SearchTable:
-    """Shows a search's progress; pass :meth:`show` as a listener, inside ``with``.
-
-    Args:
-        out: Where to; standard error by default.
-        clock: Seconds, monotonic.
-    """
+class SearchTable(LiveDisplay):
+    """Shows a search's progress; pass :meth:`show` as a listener, inside ``with``."""
 
     def __init__(self, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = Console(file=out if out is not None else sys.stderr, highlight=False)
-        self._clock = clock
-        self._live: Live | None = None
+        super().__init__(out, clock)
         self._last: SearchState | None = None
-        self._shown_at = clock()
-
-    def __enter__(self) -> SearchTable:
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, auto_refresh=False, transient=False)
-            self._live.__enter__()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.__exit__(kind, error, trace)
-        elif self._last is not None:
-            self._print(self._last)
+        super().__exit__(kind, error, trace)
+        if not self._is_drawn and self._last is not None:
+            self._print(search_line(self._last))
 
     def show(self, state: SearchState) -> None:
         """Show the newest state."""
         self._last = state
-        if self._live is not None:
-            self._live.update(Group(search_table(state), Text(search_line(state))), refresh=True)
-        elif self._clock() - self._shown_at >= PLAIN_SECONDS and not state.state.ended:
-            self._print(state)
-
-    def _print(self, state: SearchState) -> None:
-        self._shown_at = self._clock()
-        self._last = None
-        self._console.print(search_line(state), soft_wrap=True)
+        if self._is_drawn:
+            self._draw(Group(search_table(state), Text(search_line(state))))
+        elif self._is_due() and not state.state.ended:
+            self._print(search_line(state))
+            self._last = None
 
 
 def search_line(state: SearchState) -> str:
