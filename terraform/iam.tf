@@ -186,18 +186,6 @@ data "aws_iam_policy_document" "client" {
   }
 
   statement {
-    sid       = "TagServersForTheirNextRun"
-    actions   = ["ec2:CreateTags"]
-    resources = ["${local.arn}:ec2:${local.region}:${local.account}:instance/*"]
-
-    condition {
-      test     = "StringEquals"
-      variable = "aws:ResourceTag/cirrus:deployment"
-      values   = [var.name]
-    }
-  }
-
-  statement {
     sid       = "ServersRole"
     actions   = ["iam:PassRole"]
     resources = [aws_iam_role.server.arn]

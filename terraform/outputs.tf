@@ -14,6 +14,7 @@ locals {
     disk_gb            = var.disk_gb
     subnet_id          = local.subnet_id
     keep_warm_seconds  = var.keep_warm_seconds
+    server_release     = local.server_release
     spot               = var.spot
   }
 }
@@ -79,6 +80,11 @@ output "subnet_id" {
 output "keep_warm_seconds" {
   description = "How long a shard server waits for its next run."
   value       = local.deployment.keep_warm_seconds
+}
+
+output "server_release" {
+  description = "What new shard servers are installed from: a hash of their packages."
+  value       = local.deployment.server_release
 }
 
 output "spot" {

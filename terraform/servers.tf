@@ -47,6 +47,7 @@ resource "aws_launch_template" "server" {
     packages            = "s3://${aws_s3_bucket.this.id}/${local.server_prefix}"
     python              = "python${var.python_version}"
     region              = local.region
+    release             = local.server_release
   }))
 
   iam_instance_profile {

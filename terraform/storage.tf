@@ -2,9 +2,10 @@
 # Terraform deletes no data.
 
 locals {
-  bucket_name   = var.bucket_name != null ? var.bucket_name : "${var.name}-${local.account}-${local.region}"
-  worker_key    = "packages/worker/${filesha256(var.worker_package)}.zip"
-  server_prefix = "packages/server/${filesha256("${var.server_package}/requirements.txt")}"
+  bucket_name    = var.bucket_name != null ? var.bucket_name : "${var.name}-${local.account}-${local.region}"
+  worker_key     = "packages/worker/${filesha256(var.worker_package)}.zip"
+  server_release = filesha256("${var.server_package}/requirements.txt")
+  server_prefix  = "packages/server/${local.server_release}"
 }
 
 resource "aws_s3_bucket" "this" {

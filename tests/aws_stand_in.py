@@ -1,21 +1,18 @@
 """A deployment on emulators: functions and bucket by MiniStack, instances by moto, real shards on them.
 
-What the instances do is a stand-in for user data and host program, as small as it can be: it starts the
-shards that the tags name, keeps them alive, ends them with the instance, and waits for another run.
+On the instances nothing is installed: the host program runs in a thread of the test for each of them, with
+shards that are processes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
-import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +23,21 @@ from aws_stack import ACCOUNT, ministack
 
 from cirrus.client_backend.aws.deployment import DEPLOYMENT_KEY, Deployment
 from cirrus.client_backend.aws.facade import TAG_OWNER, TAG_RUN, TAG_SHARDS
-from cirrus.client_backend.processes import child_environment
-from cirrus.metrics import RunState
-from cirrus.paramserver.host_records import (
-    HostPhase,
-    HostReports,
-    HostStatus,
-    WarmServer,
-    WarmServers,
-    parse_shards,
-)
-from cirrus.run_folder import RunFolder
+from cirrus.client_backend.aws.hosting import Host, HostOptions
+from cirrus.client_backend.aws.instance import Instance, InstanceMetadata
+from cirrus.client_backend.local import shard_command
+from cirrus.paramserver.host_records import parse_shards
 from cirrus.storage import open_store
 
 ROOT = Path(__file__).parents[1]
 BUCKET = "cirrus-stand-in"
 FUNCTION = "cirrus-worker-1769"
 POLL_SECONDS = 0.3
-#: Of a shard that is asked to end.
-GRACE_SECONDS = 3.0
+#: Of an instance that is ended, for its shards to save themselves.
+GRACE_SECONDS = 10.0
+RELEASE = "stand-in"
+#: From the launch of an instance until its host program starts: a boot, in which others book its seats.
+BOOT_SECONDS = 1.0
 
 
 def worker_zip() -> bytes:
@@ -57,101 +50,17 @@ def worker_zip() -> bytes:
     return data.getvalue()
 
 
-@dataclass
-class Host:
-    """One instance: the shards of one run after the other."""
+class _Metadata(InstanceMetadata):
+    """Of an instance that nobody takes back."""
 
-    instance: str
-    warm_seconds: float
-    ended: threading.Event = field(default_factory=threading.Event)
-    shards: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    served: list[str] = field(default_factory=list)
+    def is_reclaimed(self) -> bool:
+        """Say so."""
+        return False
 
-    def run(self, run_id: str, shards: tuple[int, ...]) -> None:
-        """Live until the instance ends, or nobody wants it any more."""
-        next_one: tuple[str, tuple[int, ...]] | None = (run_id, shards)
-        while next_one is not None and not self.ended.is_set():
-            self._serve(*next_one)
-            next_one = self._await_claim(next_one[1])
-        self.ended.set()
 
-    def _serve(self, run_id: str, shards: tuple[int, ...]) -> None:
-        self.served.append(run_id)
-        folder = RunFolder(f"s3://{BUCKET}/runs/{run_id}")
-        reports = HostReports(folder.store)
-        self._report(reports, HostPhase.SERVING, shards)
-        while not self.ended.wait(POLL_SECONDS):
-            status = folder.status()
-            if status is not None and status.state.ended and status.state is not RunState.INTERRUPTED:
-                break
-            for shard in shards:
-                process = self.shards.get(shard)
-                if process is None or process.poll() is not None:
-                    self._unleash(process)
-                    self.shards[shard] = self._start(folder, shard)
-        self._stop()
-        self._report(reports, HostPhase.INTERRUPTED if self.ended.is_set() else HostPhase.ENDED, shards)
-
-    def _report(self, reports: HostReports, phase: HostPhase, shards: tuple[int, ...]) -> None:
-        reports.write(HostStatus(instance=self.instance, phase=phase, shards=shards, at=time.time()))
-
-    def _start(self, folder: RunFolder, shard: int) -> subprocess.Popen[bytes]:
-        before = folder.shard_address(shard)
-        generation = 1 if before is None else before.generation + 1
-        words = [
-            "--run-url",
-            folder.url,
-            "--shard",
-            str(shard),
-            "--generation",
-            str(generation),
-        ]
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "cirrus.paramserver", *words],
-            stdin=subprocess.PIPE,  # the leash: shards end with these tests, however those end
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=child_environment(os.environ),
-        )
-
-    @staticmethod
-    def _unleash(process: subprocess.Popen[bytes] | None) -> None:
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
-
-    def _stop(self) -> None:
-        for process in self.shards.values():
-            process.terminate()
-        for process in self.shards.values():
-            try:
-                process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            self._unleash(process)
-        self.shards.clear()
-
-    def _await_claim(self, shards: tuple[int, ...]) -> tuple[str, tuple[int, ...]] | None:
-        if self.warm_seconds <= 0:
-            return None
-        warm = WarmServers(open_store(f"s3://{BUCKET}"))
-        now = time.time()
-        warm.offer(
-            WarmServer(
-                instance=self.instance,
-                address="127.0.0.1",
-                since=now,
-                until=now + self.warm_seconds,
-                shards=len(shards),
-                instance_type="c7g.large",
-            )
-        )
-        while not self.ended.wait(POLL_SECONDS):
-            claim = warm.claim_of(self.instance)
-            if claim is not None and claim.run is not None:
-                warm.withdraw(self.instance)
-                return claim.run, claim.shards
-        return None
+def _command(url: str, shard: int, generation: int) -> list[str]:
+    """Return the command line of a shard. Of a function that is not the host's own, none is kept ready."""
+    return list(shard_command(url, shard, generation))
 
 
 class Hosts:
@@ -164,9 +73,9 @@ class Hosts:
     def __init__(self, warm_seconds: float) -> None:
         self._warm_seconds = warm_seconds
         self._ec2 = boto3.session.Session().client("ec2")
-        self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self.hosts: dict[str, Host] = {}
+        self._threads: dict[str, threading.Thread] = {}
         self._poller = threading.Thread(target=self._poll, daemon=True)
         self._poller.start()
 
@@ -176,14 +85,28 @@ class Hosts:
                 name = instance["InstanceId"]
                 living = instance["State"]["Name"] in ("pending", "running")
                 if living and name not in self.hosts:
-                    tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
-                    host = self.hosts[name] = Host(name, self._warm_seconds)
-                    arguments = (tags[TAG_RUN], parse_shards(tags[TAG_SHARDS]))
-                    thread = threading.Thread(target=host.run, args=arguments, daemon=True)
-                    thread.start()
-                    self._threads.append(thread)
+                    self._boot(name, {tag["Key"]: tag["Value"] for tag in instance["Tags"]})
                 elif not living and name in self.hosts:
-                    self.hosts[name].ended.set()
+                    self.hosts[name].stop()
+
+    def _boot(self, name: str, tags: dict[str, str]) -> None:
+        instance = Instance(
+            instance=name,
+            address="127.0.0.1",
+            instance_type="c7g.large",
+            run=tags[TAG_RUN],
+            shards=parse_shards(tags[TAG_SHARDS]),
+        )
+        options = HostOptions(root=f"s3://{BUCKET}", keep_warm_seconds=self._warm_seconds, release=RELEASE)
+        host = self.hosts[name] = Host(instance, _Metadata(), options, _command)
+
+        def run() -> None:
+            self._stopping.wait(BOOT_SECONDS)
+            host.run()
+            self._ec2.terminate_instances(InstanceIds=[name])
+
+        thread = self._threads[name] = threading.Thread(target=run, daemon=True)
+        thread.start()
 
     def _instances(self) -> list[Any]:
         found = self._ec2.describe_instances(Filters=[{"Name": f"tag:{TAG_OWNER}", "Values": ["cirrus"]}])
@@ -197,10 +120,10 @@ class Hosts:
         """End every instance, and wait for that."""
         for name in self.living():
             self._ec2.terminate_instances(InstanceIds=[name])
-        for host in self.hosts.values():
-            host.ended.set()
-        for thread in self._threads:
-            thread.join(2 * GRACE_SECONDS)
+        for host in list(self.hosts.values()):
+            host.stop()
+        for thread in list(self._threads.values()):
+            thread.join(GRACE_SECONDS)
             assert not thread.is_alive()
 
     def close(self) -> None:
@@ -270,6 +193,7 @@ def stand_in(home: Path, *, warm_seconds: float = 0.0) -> Iterator[Stack]:
                 instance_type="c7g.large",
                 subnet_id="subnet-1",
                 keep_warm_seconds=warm_seconds,
+                server_release=RELEASE,
             )
             open_store(deployment.root).put(DEPLOYMENT_KEY, deployment.to_json())
             deployment.note_down()

@@ -29,6 +29,7 @@ from cirrus.chunks.codec import HEADER_BYTES, StoredBlock
 from cirrus.chunks.manifest import Manifest
 from cirrus.chunks.touches import TouchCounter
 from cirrus.chunks.vocabulary import Vocabulary
+from cirrus.client_backend.aws.seats import ServerRecord, ServerRecords
 from cirrus.client_backend.load_tasks import BucketResult, ScatterResult, read_scatter_result
 from cirrus.client_backend.rows import SegmentFacts
 from cirrus.client_backend.search_folder import SearchConfig, SearchFolder, SearchState, Trial
@@ -279,6 +280,13 @@ def _json_targets() -> Iterator[tuple[str, Callable[[bytes], object], bytes]]:
         "host",
         _in_store("hosts/i-0.json", lambda url: HostReports(open_store(url)).read("i-0")),
         _plain(host),
+    )
+    seats = ServerRecord(instance="i-0", instance_type="x", capacity=2, launched_at=1.0).book("r", [0])
+    assert seats is not None
+    yield (
+        "seats",
+        _in_store("servers/i-0.json", lambda url: ServerRecords(open_store(url)).read("i-0")),
+        _plain(seats[0]),
     )
     yield (
         "parsed segment",

@@ -17,6 +17,7 @@ from test_aws_deployment import make_deployment
 from cirrus.client_backend.aws import cost
 from cirrus.client_backend.aws.backend import AWSBackend
 from cirrus.client_backend.aws.prices import PriceTable, read_prices
+from cirrus.client_backend.aws.rates import Rates
 from cirrus.client_backend.local import LocalBackend
 from cirrus.errors import ConfigError
 
@@ -121,6 +122,24 @@ def test_a_run_gets_the_backends_prices() -> None:
     assert LocalBackend().worker_prices(1769).dollars_per_second == 0.0
 
 
+def test_a_trial_pays_for_its_seats() -> None:
+    """Twenty trials of a shard count ten servers of two seats; a run by itself counts a whole one.
+
+    What shard 0 counts by its config is what is put right at the end.
+    """
+    backend = AWSBackend(make_deployment())
+    trial, control = backend.for_many_runs(), cost.control_dollars_per_hour(read_prices().region("us-east-1"))
+    server = 0.0725 + 16 * 0.08 / 730
+    assert 20 * (trial.dollars_per_hour(1, 1) - control) == pytest.approx(10 * server)
+    assert backend.dollars_per_hour(1, 1) - control == pytest.approx(server)
+    hour = {"seconds": 3600.0, "n_workers": 1, "n_shards": 1, "memory_mb": 1769, "startup_seconds": 0.0}
+    assert trial.model_cost(**hour).servers == pytest.approx(server / 2)
+    rates = Rates(read_prices(), make_deployment(), "c7g.large", spot=False)
+    assert rates.counted_servers(trial.dollars_per_hour(1, 1)) == pytest.approx(0.5)
+    assert rates.counted_servers(backend.dollars_per_hour(1, 3)) == pytest.approx(2.0)
+    assert rates.counted_servers(0.0) == 0.0
+
+
 def test_the_documents_say_what_the_model_says() -> None:
     """Each row of the table about Criteo's rows is what the model gives today, to its last digit."""
     text = (Path(__file__).parents[1] / "docs/aws.md").read_text()
@@ -160,6 +179,7 @@ def test_spot_servers_cost_what_they_cost_now(monkeypatch: pytest.MonkeyPatch) -
         ({"generation_seconds": 0.0}, "generation_seconds"),
         ({"generation_seconds": 901.0}, "generation_seconds"),
         ({"shards_per_server": 0}, "shards_per_server"),
+        ({"shards_per_server": 101}, "shards_per_server"),
         ({"instance_type": "x1.huge"}, "prices"),
     ],
 )

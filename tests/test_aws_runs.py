@@ -24,11 +24,13 @@ from aws_stand_in import BUCKET, FUNCTION, Stack, stand_in
 
 import cirrus
 from cirrus.client_backend.aws.backend import AWSBackend
+from cirrus.client_backend.aws.seats import ServerRecords
 from cirrus.client_backend.backend import backend_at
 from cirrus.client_backend.processes import child_environment
 from cirrus.client_backend.runs import Run, open_run
 from cirrus.errors import ConfigError
 from cirrus.metrics import RunState
+from cirrus.paramserver.host_records import HostReports
 from cirrus.preprocessing import MinMaxScaler
 from cirrus.storage import open_store
 
@@ -76,7 +78,7 @@ def works(run: Run) -> bool:
 
 
 def test_a_second_run_finds_a_warm_server(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
-    """The server of a run that has just finished is used again, and is tagged with the new run."""
+    """The server of a run that has just finished is used again, and ends with the run that was there last."""
     first = backend().start(real_runs.plan(rows, epochs=1, n_shards=2))
     assert first.wait(200.0).state is RunState.FINISHED
     (name,) = stack.hosts.living()
@@ -89,10 +91,65 @@ def test_a_second_run_finds_a_warm_server(stack: Stack, no_servers: None, rows: 
     assert address.port not in peers
     assert second.wait(200.0).state is RunState.FINISHED
     assert stack.hosts.living() == [name]
-    assert stack.hosts.hosts[name].served == [first.run_id, second.run_id]
+    assert [run_of(name, run) for run in (first, second)] == [1, 2]
     assert backend().end_leftovers(first.run_id) == ()
     assert backend().end_leftovers(second.run_id) == (name,)
     eventually(lambda: stack.hosts.living() == [])
+
+
+def run_of(name: str, run: Run) -> int:
+    """Return the number of a run's booking on a server, by the server's last report of it."""
+    report = HostReports(run.folder.store).read(name)
+    return 0 if report is None else report.booking
+
+
+def test_runs_share_a_server_and_one_is_killed(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
+    """Two runs of one shard sit on one server of two seats; after a kill a third sits there, too.
+
+    The kill takes nothing from the other, whose counts are exact.
+    """
+    config = real_runs.plan(rows, epochs=12, n_shards=1)
+    one = backend()
+    with one.start(real_runs.plan(rows, n_shards=1)) as killed, one.start(config) as kept:
+        eventually(lambda: works(killed) and works(kept))
+        (name,) = stack.hosts.living()
+        address = kept.folder.shard_address(0)
+        killed.kill()
+        assert killed.status.state is RunState.KILLED
+        assert ServerRecords(open_store(ROOT)).read(name).of_run(killed.run_id) == ()  # type: ignore[union-attr]
+        with one.start(real_runs.plan(rows, epochs=1, n_shards=1)) as third:
+            assert third.wait(100.0).state is RunState.FINISHED
+        assert kept.folder.shard_address(0) == address
+        status = kept.wait(200.0)
+    real_runs.assert_exact(config, status)
+    assert stack.hosts.living() == [name]
+
+
+def test_a_search_packs_its_trials(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
+    """Four trials of one shard take two servers of two seats; a kill frees a seat, and ends no server.
+
+    When all have been killed, no server is left.
+    """
+    est = cirrus.LogisticRegression(
+        backend=backend(), n_workers=1, epochs=real_runs.FOR_EVER, tol=None, batch_size=real_runs.BATCH_ROWS
+    )
+    search = cirrus.GridSearch(est, {"learning_rate": [0.05, 0.1, 0.2, 0.4]}, max_concurrent=4, refit=False)
+    records = ServerRecords(open_store(ROOT))
+    search.start(rows)
+    try:
+        eventually(lambda: [bool(row["updates"]) for row in search.results_] == [True] * 4)
+        assert [record.taken for record in records.all()] == [2, 2]
+        servers = stack.hosts.living()
+        assert len(servers) == 2
+        search.kill(1)
+        eventually(lambda: search.results_[1]["status"] == "killed")
+        assert sorted(record.taken for record in records.all()) == [1, 2]
+        assert stack.hosts.living() == servers
+    finally:
+        search.kill_all()
+    eventually(lambda: [row["status"] for row in search.results_] == ["killed"] * 4)
+    assert stack.hosts.living() == []
+    assert records.all() == []
 
 
 def cirrus_keys(prefix: str) -> list[str]:

@@ -1,34 +1,35 @@
-"""The servers of a run: adopted, claimed, launched, watched, replaced and ended."""
+"""The seats of a run on servers: taken over, booked, launched; watched, replaced, given up."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 from stand_ins import eventually, make_config
 
 from cirrus.client_backend.aws import server_watch, servers
 from cirrus.client_backend.aws.facade import AwsFacade, Instance
-from cirrus.client_backend.aws.servers import ServerPlan, Servers, end_servers
+from cirrus.client_backend.aws.seat_search import ServerPlan, leave_servers
+from cirrus.client_backend.aws.seats import ServerRecord, ServerRecords
+from cirrus.client_backend.aws.server_bill import ServerBill
+from cirrus.client_backend.aws.server_turns import ServerTurns
+from cirrus.client_backend.aws.servers import Servers
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.status_cache import StatusCache
-from cirrus.errors import CapacityError
+from cirrus.errors import CapacityError, StorageError
 from cirrus.metrics import RunState, RunStatus
-from cirrus.paramserver.host_records import (
-    HostPhase,
-    HostReports,
-    HostStatus,
-    ServerClaim,
-    WarmServer,
-    WarmServers,
-)
+from cirrus.paramserver.host_records import HostPhase, HostReports, HostStatus
 from cirrus.run_folder import RunFolder
 from cirrus.storage import drop_memory_store, open_store
 
 RUN = "r"
+RELEASE = "1f"
 
 
 class Cloud(AwsFacade):
@@ -36,9 +37,12 @@ class Cloud(AwsFacade):
 
     def __init__(self) -> None:
         self.machines: dict[str, Instance] = {}
+        self.lock = threading.Lock()
         self.tokens: list[str] = []
         self.spots: list[bool] = []
         self.refusal: Exception | None = None
+        self.at_launch: Callable[[], object] = lambda: None
+        """Called while EC2 launches an instance."""
 
     def run_instance(
         self,
@@ -52,9 +56,11 @@ class Cloud(AwsFacade):
         """Start one."""
         if self.refusal is not None:
             raise self.refusal
-        self.tokens.append(client_token)
-        self.spots.append(spot)
-        return self.add(f"i-{len(self.tokens)}", tags, instance_type or "c7g.large")
+        self.at_launch()
+        with self.lock:
+            self.tokens.append(client_token)
+            self.spots.append(spot)
+            return self.add(f"i-{len(self.tokens)}", tags, instance_type or "c7g.large")
 
     def add(self, name: str, tags: Mapping[str, str], instance_type: str = "c7g.large") -> str:
         """Have one that works."""
@@ -66,11 +72,6 @@ class Cloud(AwsFacade):
     def set_state(self, name: str, state: str, reason: str = "") -> None:
         """Change what EC2 says."""
         self.machines[name] = dataclasses.replace(self.machines[name], state=state, reason=reason)
-
-    def tag_instance(self, instance_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-        machine = self.machines[instance_id]
-        self.machines[instance_id] = dataclasses.replace(machine, tags={**machine.tags, **tags})
 
     def instances(
         self,
@@ -95,47 +96,66 @@ class Cloud(AwsFacade):
 
 
 class World:
-    """A run's folder, its cloud and its servers."""
+    """A run's folder, its cloud and its servers.
 
-    def __init__(self, n_shards: int = 2, **plan: object) -> None:
-        self.root = open_store("memory://test-servers")
-        self.folder = RunFolder("memory://test-servers/runs/r")
-        self.folder.create(make_config(run_id=RUN, n_shards=n_shards))
-        self.cloud = Cloud()
+    Args:
+        n_shards: Of the run.
+        run_id: The run.
+        beside: Another run's world, with the same cloud and bucket.
+        plan: What its servers are.
+    """
+
+    def __init__(
+        self, n_shards: int = 2, *, run_id: str = RUN, beside: World | None = None, **plan: object
+    ) -> None:
+        self.run_id = run_id
+        self.folder = RunFolder(f"memory://test-servers/runs/{run_id}")
+        self.folder.create(make_config(run_id=run_id, n_shards=n_shards))
+        self.cloud = Cloud() if beside is None else beside.cloud
+        self.turns = ServerTurns() if beside is None else beside.turns
         self.reports = HostReports(self.folder.store)
-        self.warm = WarmServers(self.root)
+        self.records = ServerRecords(open_store("memory://test-servers"))
         self.notices: list[str] = []
         self.now = 0.0
         self.n_looks = 0
         """How often somebody looked at the clock, as each watch does once a round."""
         base = ServerPlan(
-            run_id=RUN,
+            run_id=run_id,
             deployment="cirrus",
             launch_template_id="lt-1",
             instance_type="c7g.large",
             overrides_type=False,
             spot=False,
+            release=RELEASE,
             keep_warm_seconds=60.0,
             shards_per_server=2,
         )
+        self.plan = dataclasses.replace(base, **plan)  # type: ignore[arg-type]
         self.servers = Servers(
-            dataclasses.replace(base, **plan),  # type: ignore[arg-type]
+            self.plan,
             n_shards,
             facade=self.cloud,
             status=StatusCache(self.folder, 0.0),
             reports=self.reports,
-            warm=self.warm,
+            records=self.records,
+            bill=ServerBill(counted_servers=1.0),
+            turns=self.turns,
             notice=self.notices.append,
-            status_of=self._status_of,
             clock=self.clock,
         )
         self.ends: dict[int, AttemptError | None] = {}
-        self.settled = 0
-        """How often it was looked whether a server's run before is over."""
 
-    def _status_of(self, run_id: str) -> RunStatus | None:
-        self.settled += 1
-        return RunFolder(f"memory://test-servers/runs/{run_id}").status()
+    def seats(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Return which shards of which runs a server hosts."""
+        record = self.records.read(name)
+        return {} if record is None else {booking.run: booking.shards for booking in record.bookings}
+
+    def booking(self, name: str) -> int:
+        """Return the number of the run's booking on a server."""
+        record = self.records.read(name)
+        assert record is not None
+        (booking,) = record.of_run(self.run_id)
+        return booking.number
 
     def clock(self) -> float:
         """Return what the test says is the time."""
@@ -165,8 +185,9 @@ class World:
 
     def report(self, name: str, phase: HostPhase, error: str | None = None, kind: str | None = None) -> None:
         """Have a host report."""
+        number = self.booking(name)
         self.reports.write(
-            HostStatus(instance=name, phase=phase, shards=(0, 1), error=error, error_type=kind)
+            HostStatus(instance=name, phase=phase, booking=number, error=error, error_type=kind)
         )
 
     def finish(self, state: RunState = RunState.FINISHED) -> None:
@@ -184,13 +205,12 @@ class World:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(server_watch, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(servers, "SETTLING_POLL_SECONDS", 0.01)
     yield
     drop_memory_store("test-servers")
 
 
 def test_shards_share_a_server_to_the_end_of_the_run() -> None:
-    """Two shards a server: three take two, each launched once; the end of the run is the end of the watch."""
+    """Two seats a server: three shards take two, each launched once; the end of the run ends the watch."""
     world = World(n_shards=3)
     threads = world.serve(0, 1, 2)
     eventually(lambda: len(world.cloud.tokens) == 2)
@@ -225,7 +245,7 @@ def test_servers_that_nobody_may_wait_for_end_with_the_run() -> None:
     world.join(threads)
     world.servers.close()
     assert world.cloud.machines["i-1"].state == "shutting-down"
-    assert end_servers(world.cloud, RUN) == ()
+    assert leave_servers(world.cloud, world.records, RUN, keep=False) == ()
 
 
 def test_nothing_is_launched_after_the_end() -> None:
@@ -237,98 +257,257 @@ def test_nothing_is_launched_after_the_end() -> None:
     assert not world.cloud.machines
 
 
+def test_what_is_launched_while_the_run_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end waits for a launch for a while only; the launch then sees by itself that it came too late."""
+    monkeypatch.setattr(servers, "LAUNCHING_SECONDS", 0.05)
+    world = World()
+    begun, done = threading.Event(), threading.Event()
+    world.cloud.at_launch = lambda: (begun.set(), done.wait(10.0))
+    threads = world.serve(0, 1)
+    assert begun.wait(10.0)
+    world.servers.close()
+    assert not world.cloud.machines
+    done.set()
+    world.join(threads)
+    assert world.cloud.machines["i-1"].state == "shutting-down"
+    assert world.records.all() == []
+
+
+def record(name: str, **fields: Any) -> ServerRecord:
+    """Return the record of a server of two seats."""
+    fixed = {"instance_type": "c7g.large", "release": RELEASE, "capacity": 2, "launched_at": time.time()}
+    return ServerRecord(instance=name, **{**fixed, **fields})
+
+
+def booked(name: str, *runs: tuple[str, tuple[int, ...]], **fields: Any) -> ServerRecord:
+    """Return the record of a server on which runs sit."""
+    found = record(name, **fields)
+    for run, shards in runs:
+        made = found.book(run, shards)
+        assert made is not None
+        found = made[0]
+    return found
+
+
 def test_a_server_that_works_for_the_run_is_taken_over() -> None:
-    """Another client launched it: it goes on; one that has done its part does not count."""
+    """Another client launched it: it goes on; seats on which the shards have ended do not count."""
     world = World()
-    tags = {"cirrus:run": RUN, "cirrus:shards": "0-1"}
-    world.cloud.add("i-old", tags)
-    world.report("i-old", HostPhase.INTERRUPTED)
-    world.cloud.add("i-good", tags)
-    world.report("i-good", HostPhase.SERVING)
+    for name, phase in (("i-old", HostPhase.INTERRUPTED), ("i-good", HostPhase.SERVING)):
+        world.cloud.add(name, {})
+        world.records.enter(booked(name, (RUN, (0, 1))))
+        world.report(name, phase)
     threads = world.serve(0, 1)
-    eventually(lambda: "i-good" in world.servers.phase)
+    eventually(lambda: "i-good is starting shards" in world.servers.phase)
     world.finish()
     world.join(threads)
     assert not world.cloud.tokens
 
 
-def offer(
-    name: str, *, seconds: float = 100.0, instance_type: str = "c7g.large", shards: int = 2
-) -> WarmServer:
-    """Return the record of a warm server."""
-    return WarmServer(
-        instance=name,
-        address="10.0.0.1",
-        since=time.time(),
-        until=time.time() + seconds,
-        shards=shards,
-        instance_type=instance_type,
-    )
-
-
-def test_a_warm_server_is_claimed() -> None:
-    """The one that has longest to live, of the right type, alive; it is tagged with the run."""
+@pytest.mark.parametrize("state", [RunState.FINISHED, RunState.KILLED])
+def test_a_server_whose_client_died_before_it_wrote_a_record(state: RunState) -> None:
+    """The tags say whose it is: who attaches takes it over, who kills the run ends it."""
     world = World()
-    for record in (offer("i-a"), offer("i-b", seconds=200.0), offer("i-c", seconds=300, instance_type="x")):
-        world.cloud.add(record.instance, {"cirrus:run": "before"}, record.instance_type)
-        world.warm.offer(record)
-    world.warm.offer(offer("i-dead", seconds=400.0))
-    world.warm.offer(offer("i-late", seconds=5.0))
-    # It has served this run before, and said that it was over.
-    world.report("i-b", HostPhase.INTERRUPTED)
+    world.cloud.add("i-1", {"cirrus:run": RUN, "cirrus:shards": "0-1"})
+    if state is RunState.KILLED:
+        assert leave_servers(world.cloud, world.records, RUN, keep=False) == ("i-1",)
+        return
     threads = world.serve(0, 1)
-    eventually(lambda: world.cloud.machines["i-b"].tags["cirrus:run"] == RUN)
-    claim = world.warm.claim_of("i-b")
-    assert claim is not None
-    assert (claim.run, claim.shards) == (RUN, (0, 1))
-    assert "i-dead" not in [record.instance for record in world.warm.all()]
-    world.report("i-b", HostPhase.SERVING)
-    eventually(lambda: "i-b is starting shards" in world.servers.phase)
-    world.finish()
-    world.join(threads)
-    assert world.ends == {0: None, 1: None}
-    assert not world.cloud.tokens
-
-
-def run_before(world: World, state: RunState) -> None:
-    """Have a server whose run has just ended, and which has not seen that yet."""
-    world.cloud.add("i-old", {"cirrus:run": "before", "cirrus:deployment": "cirrus"})
-    before = RunFolder("memory://test-servers/runs/before")
-    before.create(make_config(run_id="before", n_shards=2))
-    before.write_status(RunStatus(state=state))
-
-
-def test_a_server_that_is_just_done_is_waited_for() -> None:
-    """The next run of a script begins before the server has offered itself, and starts no second one."""
-    world = World()
-    run_before(world, RunState.FINISHED)
-    threads = world.serve(0, 1)
-    eventually(lambda: world.settled > 2)
-    assert not world.cloud.tokens
-    world.warm.offer(dataclasses.replace(offer("i-old"), since=time.time() - 30.0))
-    eventually(lambda: world.cloud.machines["i-old"].tags["cirrus:run"] == RUN)
+    eventually(lambda: world.seats("i-1") == {RUN: (0, 1)})
     world.finish()
     world.join(threads)
     assert not world.cloud.tokens
-    # The time that it has waited is this run's to pay.
-    assert world.servers.uncounted_seconds == pytest.approx(30.0, abs=5.0)
 
 
-@pytest.mark.parametrize("reason", ["claimed", "killed", "late"])
-def test_a_server_that_will_not_be_free_is_not_waited_for(reason: str) -> None:
-    """Another run has it, or it ends with its run, or it does not offer itself in time."""
+def test_free_seats_are_booked_before_anything_is_launched() -> None:
+    """Those of the fullest server with room for all; of the right type, size and release, alive, open."""
+    world = World(n_shards=1)
+    others = {
+        "i-idle": booked("i-idle"),
+        "i-full": booked("i-full", ("b", (0, 1))),
+        "i-half": booked("i-half", ("c", (0,))),
+        "i-type": record("i-type", instance_type="x"),
+        "i-spot": record("i-spot", spot=True),
+        "i-size": record("i-size", capacity=1),
+        "i-older": booked("i-older", ("d", (0,)), release="0e"),
+        "i-shut": booked("i-shut", ("e", (0,))).close(),
+    }
+    for name, found in others.items():
+        world.cloud.add(name, {})
+        world.records.enter(found)
+    world.cloud.add("i-dead", {})
+    world.cloud.set_state("i-dead", "terminated")
+    world.records.enter(booked("i-dead", ("f", (0,))))
+    world.records.enter(booked("i-lost", ("f", (0,)), launched_at=time.time() - 100.0))
+    open_store("memory://test-servers").put("servers/i-odd.json", b'{"instance": "i-odd", "until": 3}')
+    threads = world.serve(0)
+    eventually(lambda: world.seats("i-half") == {"c": (0,), RUN: (0,)})
+    assert world.records.read("i-dead") is None
+    world.report("i-half", HostPhase.SERVING)
+    eventually(lambda: "i-half is starting shards" in world.servers.phase)
+    world.finish()
+    world.join(threads)
+    world.servers.close()
+    assert world.ends == {0: None}
+    assert not world.cloud.tokens
+    assert world.seats("i-half") == {"c": (0,)}
+    assert {m.state for m in world.cloud.machines.values() if m.instance_id != "i-dead"} == {"running"}
+
+
+def test_a_server_that_ec2_does_not_know_yet() -> None:
+    """Just launched by another client: its seats can be booked."""
+    world = World(n_shards=1)
+    world.records.enter(booked("i-new", ("other", (0,))))
+    threads = world.serve(0)
+    eventually(lambda: world.seats("i-new") == {"other": (0,), RUN: (0,)})
+    world.finish()
+    world.join(threads)
+    assert not world.cloud.tokens
+
+
+def test_a_record_that_cannot_be_changed_keeps_no_other_server() -> None:
+    """The end of a run ends what it can, and tells of the rest."""
+
+    class Stubborn(ServerRecords):
+        def change(self, instance: str, step: Callable[[ServerRecord], ServerRecord]) -> ServerRecord | None:
+            if instance == "i-1":
+                raise StorageError("no")
+            return super().change(instance, step)
+
+    world = World(n_shards=4)
+    threads = world.serve(*range(4))
+    eventually(lambda: len(world.records.all()) == 2)
+    records = Stubborn(open_store("memory://test-servers"))
+    with pytest.raises(StorageError, match="no"):
+        leave_servers(world.cloud, records, RUN, keep=False)
+    assert [world.cloud.machines[name].state for name in ("i-1", "i-2")] == ["running", "shutting-down"]
+    world.finish()
+    world.join(threads)
+
+
+def test_a_server_of_an_older_release_waits_in_vain() -> None:
+    """After a newer deployment, runs get servers of that; the older ones end by themselves."""
     world = World()
-    run_before(world, RunState.KILLED if reason == "killed" else RunState.FINISHED)
-    if reason == "claimed":
-        world.warm.claim("i-old", ServerClaim(run="another", shards=(0,)))
+    world.cloud.add("i-old", {})
+    world.records.enter(record("i-old", release="0e", idle_since=time.time()))
     threads = world.serve(0, 1)
-    if reason == "late":
-        eventually(lambda: world.settled > 2)
-        assert not world.cloud.tokens
-        world.now = 11.0
     eventually(lambda: world.cloud.tokens)
+    assert world.seats("i-old") == {}
     world.finish()
     world.join(threads)
+
+
+def test_servers_of_a_deployment_that_knows_no_sharing_are_not_shared() -> None:
+    """Where an older Cirrus has deployed, what its servers do not know is not asked of them."""
+    world = World(n_shards=1, release="")
+    other = World(n_shards=1, run_id="other", beside=world, release="")
+    threads = world.serve(0)
+    eventually(lambda: len(world.cloud.tokens) == 1)
+    threads += other.serve(0)
+    eventually(lambda: len(world.cloud.tokens) == 2)
+    for each in (world, other):
+        each.finish()
+    world.join(threads)
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_runs_that_begin_at_once_share_servers(n_shards: int) -> None:
+    """Twelve shards of runs that begin in the same moment take three servers of four seats, booted or not."""
+    first = World(n_shards, run_id="r0", shards_per_server=4)
+    others = [
+        World(n_shards, run_id=f"r{i}", beside=first, shards_per_server=4) for i in range(1, 12 // n_shards)
+    ]
+    worlds = [first, *others]
+    threads = [thread for world in worlds for thread in world.serve(*range(n_shards))]
+    eventually(lambda: sum(len(found.bookings) for found in first.records.all()) >= len(worlds))
+    eventually(lambda: sum(found.taken for found in first.records.all()) == 12)
+    assert len(first.cloud.tokens) == 3
+    assert [found.taken for found in first.records.all()] == [4, 4, 4]
+    for world in worlds:
+        world.finish()
+    first.join(threads)
+    for world in worlds:
+        world.servers.close()
+    assert all(not found.bookings and not found.closed for found in first.records.all())
+
+
+def test_copies_of_a_backend_take_the_same_turns() -> None:
+    """In one process, that is; in another there are turns of its own. Who is ended waits for none."""
+    turns = ServerTurns()
+    assert copy.deepcopy(turns) is turns
+    other = pickle.loads(pickle.dumps(turns))
+    open_, closed = threading.Event(), threading.Event()
+    closed.set()
+    with turns.turn(open_) as is_mine, other.turn(open_) as is_too, turns.turn(closed) as is_late:
+        assert (is_mine, is_too, is_late) == (True, True, False)
+
+
+def test_a_kill_leaves_the_others_where_they_are() -> None:
+    """Who is killed gives up his own seats; the last one there ends the server."""
+    killed = World(n_shards=1)
+    other = World(n_shards=1, run_id="other", beside=killed)
+    threads = killed.serve(0)
+    eventually(lambda: killed.cloud.machines)
+    threads += other.serve(0)
+    eventually(lambda: other.seats("i-1") == {RUN: (0,), "other": (0,)})
+    killed.finish(RunState.KILLED)
+    killed.servers.close()
+    assert killed.seats("i-1") == {"other": (0,)}
+    assert leave_servers(killed.cloud, killed.records, RUN, keep=False) == ()
+    assert other.cloud.machines["i-1"].state == "running"
+    assert not other.ends
+    other.finish(RunState.KILLED)
+    other.servers.close()
+    killed.join(threads)
+    assert other.cloud.machines["i-1"].state == "shutting-down"
+    assert other.records.all() == []
+
+
+def test_the_server_of_a_run_that_is_over_can_be_ended() -> None:
+    """Killing the run that was there last ends what waits for another one, unless another has come."""
+    world = World(n_shards=1)
+    threads = world.serve(0)
+    eventually(lambda: world.cloud.machines)
+    world.finish()
+    world.join(threads)
+    world.servers.close()
+    assert world.cloud.machines["i-1"].state == "running"
+    assert world.records.book("i-1", "other", [0]) is not None
+    assert leave_servers(world.cloud, world.records, RUN, keep=False) == ()
+    world.records.change("i-1", lambda found: found.give_up([2], now=time.time(), keep=True))
+    assert leave_servers(world.cloud, world.records, RUN, keep=False) == ()
+    assert leave_servers(world.cloud, world.records, "other", keep=False) == ("i-1",)
+
+
+def test_who_shares_a_server_pays_a_part_of_it() -> None:
+    """Each second is paid by those with seats, in proportion; the wait before by who ended it."""
+    first = World(n_shards=1)
+    first.cloud.add("i-1", {})
+    first.records.enter(record("i-1", idle_since=time.time() - 30.0))
+    second = World(n_shards=1, run_id="second", beside=first)
+    threads = first.serve(0)
+    eventually(lambda: first.seats("i-1"))
+    first.await_look()
+    assert first.servers.uncounted_seconds == pytest.approx(30.0, abs=5.0)
+    waited = first.servers.uncounted_seconds
+    first.now = 100.0
+    first.await_look()
+    threads += second.serve(0)
+    eventually(lambda: len(first.seats("i-1")) == 2)
+    second.await_look()
+    for world in (first, second):
+        world.now += 6.0  # it is seen who else is there
+        world.await_look()
+    before = [world.servers.uncounted_seconds for world in (first, second)]
+    for world in (first, second):
+        world.now += 50.0
+        world.await_look()
+    assert before[0] == pytest.approx(waited + 103.0)
+    assert before[1] == pytest.approx(3.0)
+    after = [world.servers.uncounted_seconds for world in (first, second)]
+    assert after == pytest.approx([before[0] + 25.0, before[1] + 25.0])
+    for world in (first, second):
+        world.finish()
+    first.join(threads)
 
 
 @pytest.mark.parametrize(

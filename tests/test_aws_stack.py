@@ -18,10 +18,11 @@ import cirrus
 from cirrus.client_backend.aws.deploy import destroy
 from cirrus.client_backend.aws.deployment import bucket_deployment, local_deployment
 from cirrus.client_backend.aws.facade import AwsFacade
+from cirrus.client_backend.aws.seats import ServerRecords
 from cirrus.client_backend.claims import new_claim
 from cirrus.errors import ConfigError
 from cirrus.metrics import RunState
-from cirrus.paramserver.host_records import HostPhase, HostReports, ServerClaim, WarmServers, format_shards
+from cirrus.paramserver.host_records import HostPhase, HostReports, format_shards
 from cirrus.run_folder import RunFolder
 from cirrus.storage import open_store
 from cirrus.worker_runtime.handler import handler
@@ -209,13 +210,15 @@ def test_an_instance_runs_its_user_data_and_serves(on_aws, facade):
         said = (instance.folder / "user_data").read_text() + instance.journal
         assert client.folder.token() not in said
         assert config.run_id not in (instance.folder / "user_data").read_text()
-        servers = WarmServers(open_store(root))
-        offer = eventually(lambda: [x for x in servers.all() if x.instance == name])[0]
-        assert (offer.address, offer.shards) == ("127.0.0.1", 2)
+        records = ServerRecords(open_store(root))
+        eventually(lambda: records.read(name).idle_since is not None)
+        record = records.read(name)
+        assert (record.capacity, record.release) == (2, on_aws.deployment.server_release)
+        assert len(record.release) == 64
         assert HostReports(client.folder.store).read(name).phase is HostPhase.ENDED
     second = plan(train, epochs=1, n_workers=1)
     with Client(root, second) as client:
-        assert servers.claim(name, ServerClaim(run=second.run_id, shards=(0, 1)))
+        assert records.book(name, second.run_id, (0, 1)) is not None
         assert client.work()["outcome"] == "finished"
         assert_exact(second, client.finished())
     facade.terminate([name])

@@ -1,4 +1,4 @@
-"""The records through which clients and the machines that host shards find each other."""
+"""What the machines that host shards report."""
 
 from __future__ import annotations
 
@@ -13,17 +13,10 @@ from cirrus.paramserver.host_records import (
     HostPhase,
     HostReports,
     HostStatus,
-    ServerClaim,
-    WarmServer,
-    WarmServers,
     format_shards,
     parse_shards,
 )
 from cirrus.storage import drop_memory_store, open_store
-
-WARM = WarmServer(
-    instance="i-0a", address="10.0.0.7", since=1.0, until=301.0, shards=2, instance_type="c7gn.large"
-)
 
 
 @pytest.fixture
@@ -46,37 +39,6 @@ def test_reports_are_read_back(store):
     assert reports.all() == [first, second]
     assert not first.phase.is_last
     assert second.phase.is_last
-
-
-def test_one_claim_wins(store):
-    """Of those who claim an instance one succeeds, and the instance learns which."""
-    servers = WarmServers(store)
-    servers.offer(WARM)
-    assert servers.all() == [WARM]
-    assert servers.claim("i-0a", ServerClaim(run="ada", shards=(0, 1)))
-    assert not servers.claim("i-0a", ServerClaim(run="bob", shards=(0,)))
-    assert servers.claim_of("i-0a") == ServerClaim(run="ada", shards=(0, 1))
-
-
-def test_a_withdrawn_offer_cannot_be_claimed_a_second_time(store):
-    """Between the end of an offer and the next one, the claim that was served stays in the way."""
-    servers = WarmServers(store)
-    servers.offer(WARM)
-    assert servers.claim("i-0a", ServerClaim(run="ada", shards=(0,)))
-    servers.withdraw("i-0a")
-    assert servers.all() == []
-    assert not servers.claim("i-0a", ServerClaim(run="bob", shards=(0,)))
-    servers.offer(WARM)
-    assert servers.claim("i-0a", ServerClaim(run="bob", shards=(0,)))
-
-
-def test_a_gone_instance_leaves_nothing(store):
-    """Nothing of an instance that is forgotten stays in the bucket."""
-    servers = WarmServers(store)
-    servers.offer(WARM)
-    servers.claim("i-0a", ServerClaim(run=None))
-    servers.forget("i-0a")
-    assert store.list() == []
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b'{"instance": 1}', b'{"instance": "i-0a", "phase": "asleep"}'])

@@ -1,16 +1,7 @@
-"""What the machines that host shards, and the clients that want them, tell each other through the bucket.
+"""What the machines that host shards report of a run, in ``runs/RUN/hosts/INSTANCE.json``.
 
-================================  ==================  ==================================================
-key                               its one writer      what
-================================  ==================  ==================================================
-``runs/RUN/hosts/INSTANCE.json``  the instance        :class:`HostStatus`: how far it is with the run
-``servers/INSTANCE.json``         the instance        :class:`WarmServer`, only while nobody uses it
-``servers/INSTANCE.claim.json``   whoever was first   :class:`ServerClaim` (written if absent)
-================================  ==================  ==================================================
-
-An instance whose run has ended stays for a while and says so. A client that wants it writes a claim, which
-succeeds for one; the instance sees the claim, takes its record back and serves that run. When its time is
-over, the instance writes the claim itself before it shuts down: so a claim that succeeded is always served.
+Each report has one writer, the instance. Who has which seats on which instance is told elsewhere
+(:mod:`cirrus.client_backend.aws.seats`).
 """
 
 from __future__ import annotations
@@ -19,17 +10,12 @@ import dataclasses
 import enum
 import json
 from dataclasses import dataclass
-from typing import TypeVar
 
 from cirrus.config import from_plain, parse_json
-from cirrus.errors import ConfigError, ConflictError, CorruptDataError, NotFoundError
+from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
 from cirrus.storage import ObjectStore
 
-T = TypeVar("T")
-
 HOSTS = "hosts/"
-SERVERS = "servers/"
-_CLAIM_SUFFIX = ".claim.json"
 
 
 class HostPhase(enum.StrEnum):
@@ -42,9 +28,9 @@ class HostPhase(enum.StrEnum):
     SERVING = "serving"
     """Its shards are being started or work."""
     ENDED = "ended"
-    """The run is over; the instance stays warm for a while."""
+    """The run is over; the instance may wait for another one."""
     INTERRUPTED = "interrupted"
-    """The run's client went away: the shards have saved themselves and ended."""
+    """The run's client went away, or gave its seats up: the shards have saved themselves and ended."""
     RECLAIMED = "reclaimed"
     """The cloud takes the instance back: the shards have saved themselves and ended."""
     FAILED = "failed"
@@ -65,37 +51,13 @@ class HostStatus:
     phase: HostPhase
     shards: tuple[int, ...] = ()
     """Which shards of the run it hosts."""
+    booking: int = 0
+    """Number of the run's booking on the instance that this is about; 0: before any was served."""
     at: float = 0.0
     """Unix time at which the phase began."""
     error: str | None = None
     error_type: str | None = None
     """The name of the exception, where there was one: tells what another attempt can heal."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarmServer:
-    """An instance that waits for its next run."""
-
-    instance: str
-    address: str
-    """Its private IP address."""
-    since: float
-    """Unix time at which it became free."""
-    until: float
-    """Unix time at which it shuts down if nobody has claimed it."""
-    shards: int
-    """How many shards it hosted: what it is known to have room for."""
-    instance_type: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerClaim:
-    """Who uses a warm instance next."""
-
-    run: str | None
-    """A run id; None: the instance itself, which shuts down."""
-    shards: tuple[int, ...] = ()
-    """Which shards of that run it shall host."""
 
 
 class HostReports:
@@ -110,7 +72,8 @@ class HostReports:
 
     def write(self, status: HostStatus) -> None:
         """Replace an instance's report."""
-        self._store.put(f"{HOSTS}{status.instance}.json", _to_json(status))
+        data = json.dumps(dataclasses.asdict(status)).encode()
+        self._store.put(f"{HOSTS}{status.instance}.json", data)
 
     def read(self, instance: str) -> HostStatus | None:
         """Return an instance's report, or None before its first.
@@ -118,63 +81,18 @@ class HostReports:
         Raises:
             CorruptDataError: It is no report.
         """
-        return _read(self._store, f"{HOSTS}{instance}.json", HostStatus)
+        key = f"{HOSTS}{instance}.json"
+        try:
+            return from_plain(HostStatus, parse_json(self._store.get(key)), key)
+        except NotFoundError:
+            return None
+        except (ValueError, ConfigError) as error:
+            raise CorruptDataError(f"{self._store.url}/{key}: {error}") from error
 
     def all(self) -> list[HostStatus]:
         """Return the reports of all instances that ever worked for the run."""
         names = [key.removeprefix(HOSTS).removesuffix(".json") for key in self._store.list(HOSTS)]
         return [status for name in names if (status := self.read(name)) is not None]
-
-
-class WarmServers:
-    """The instances that wait for a run, and the claims on them.
-
-    Args:
-        root: The store that ``runs/`` lies in too.
-    """
-
-    def __init__(self, root: ObjectStore) -> None:
-        self._store = root
-
-    def all(self) -> list[WarmServer]:
-        """Return the instances that say they are free; some may have been claimed or ended since."""
-        found = []
-        for key in self._store.list(SERVERS):
-            if not key.endswith(_CLAIM_SUFFIX):
-                server = _read(self._store, key, WarmServer)
-                if server is not None:
-                    found.append(server)
-        return found
-
-    def claim(self, instance: str, claim: ServerClaim) -> bool:
-        """Claim an instance; return False when somebody else was faster."""
-        try:
-            self._store.put(_claim_key(instance), _to_json(claim), if_absent=True)
-        except ConflictError:
-            return False
-        return True
-
-    def claim_of(self, instance: str) -> ServerClaim | None:
-        """Return who has claimed an instance.
-
-        Raises:
-            CorruptDataError: The claim cannot be read.
-        """
-        return _read(self._store, _claim_key(instance), ServerClaim)
-
-    def offer(self, server: WarmServer) -> None:
-        """Say that an instance is free; what it was claimed for before is forgotten."""
-        self._store.delete(_claim_key(server.instance))
-        self._store.put(_record_key(server.instance), _to_json(server))
-
-    def withdraw(self, instance: str) -> None:
-        """Take back the offer of an instance, whose claim stays until the next offer."""
-        self._store.delete(_record_key(instance))
-
-    def forget(self, instance: str) -> None:
-        """Remove everything about an instance that is gone."""
-        self._store.delete(_record_key(instance))
-        self._store.delete(_claim_key(instance))
 
 
 def parse_shards(text: str) -> tuple[int, ...]:
@@ -208,24 +126,3 @@ def format_shards(shards: tuple[int, ...]) -> str:
         else:
             runs.append([shard, shard])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def _record_key(instance: str) -> str:
-    return f"{SERVERS}{instance}.json"
-
-
-def _claim_key(instance: str) -> str:
-    return f"{SERVERS}{instance}{_CLAIM_SUFFIX}"
-
-
-def _to_json(record: HostStatus | WarmServer | ServerClaim) -> bytes:
-    return json.dumps(dataclasses.asdict(record)).encode()
-
-
-def _read(store: ObjectStore, key: str, kind: type[T]) -> T | None:
-    try:
-        return from_plain(kind, parse_json(store.get(key)), key)
-    except NotFoundError:
-        return None
-    except (ValueError, ConfigError) as error:
-        raise CorruptDataError(f"{store.url}/{key}: {error}") from error

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import boto3.session
@@ -15,23 +14,24 @@ import boto3.session
 from cirrus.client_backend.aws import cost
 from cirrus.client_backend.aws.deployment import Deployment, bucket_deployment, local_deployment
 from cirrus.client_backend.aws.facade import AwsFacade
+from cirrus.client_backend.aws.function_check import check_function
 from cirrus.client_backend.aws.invocations import Invoker
 from cirrus.client_backend.aws.launcher import STATUS_AGE_SECONDS, AwsLauncher, Notices
 from cirrus.client_backend.aws.load_functions import FunctionLoadWorker, LoadFunctions
-from cirrus.client_backend.aws.prices import (
-    InstancePrice,
-    PriceTable,
-    RegionPrices,
-    read_prices,
-)
-from cirrus.client_backend.aws.servers import ServerPlan, Servers, end_servers
-from cirrus.client_backend.base import Backend
+from cirrus.client_backend.aws.priced_backend import PricedBackend
+from cirrus.client_backend.aws.prices import PriceTable, read_prices
+from cirrus.client_backend.aws.rates import Rates
+from cirrus.client_backend.aws.seat_search import ServerPlan, leave_servers
+from cirrus.client_backend.aws.seats import MAX_SEATS, ServerRecords
+from cirrus.client_backend.aws.server_bill import ServerBill
+from cirrus.client_backend.aws.server_turns import ServerTurns
+from cirrus.client_backend.aws.servers import Servers
 from cirrus.client_backend.launcher import Launcher
-from cirrus.client_backend.runs import Run, run_url
+from cirrus.client_backend.runs import Run
 from cirrus.client_backend.status_cache import StatusCache
-from cirrus.config import RunConfig, WorkerPrices
+from cirrus.config import RunConfig
 from cirrus.errors import ConfigError
-from cirrus.paramserver.host_records import HostReports, WarmServers
+from cirrus.paramserver.host_records import HostReports
 from cirrus.run_folder import RunFolder
 from cirrus.storage import open_store
 
@@ -46,10 +46,6 @@ log = logging.getLogger(__name__)
 GENERATION_SECONDS = 240.0
 #: An answer may come this long after the generation's end.
 ANSWER_SECONDS = 60.0
-#: The function must have this much more time than a generation, or it would be cut off.
-TIMEOUT_MARGIN_SECONDS = 10.0
-#: A new server takes so long to host its first shard, by the model.
-STARTUP_SECONDS = 90.0
 #: Map jobs get this many workers where the user names no number.
 DEFAULT_JOB_WORKERS = 16
 #: A task of a load may take so long, most of it in Python.
@@ -60,7 +56,7 @@ JOB_MEMORY_MB = 1769
 TEMPORARY_PREFIX = "tmp"
 
 
-class AWSBackend(Backend):
+class AWSBackend(PricedBackend):
     """Runs shards on EC2 and workers on Lambda, in a deployment that ``cirrus deploy`` has made.
 
     Everything of a run that others need lies in the deployment's bucket; this process connects to AWS'
@@ -70,7 +66,8 @@ class AWSBackend(Backend):
         config: The deployment, or the name of its bucket; None: the one that ``cirrus deploy`` noted down.
         generation_seconds: Lifetime of one invocation of a worker.
         instance_type: Of the servers; None: as deployed.
-        shards_per_server: None: one a virtual processor.
+        shards_per_server: Seats of a server, which runs share: so many shards sit there at most, of whatever
+            runs. None: one a virtual processor.
         tls: Encrypt what workers and shards say to each other, with certificates made for each run; see
             ``docs/security.md`` for its price.
         spot: Whether servers are spot instances; None: as deployed.
@@ -105,102 +102,21 @@ class AWSBackend(Backend):
         self.root = self.deployment.root
         if not 1 <= generation_seconds <= 900:
             raise ConfigError("generation_seconds", f"must be in [1, 900], got {generation_seconds!r}")
-        if shards_per_server is not None and shards_per_server < 1:
-            raise ConfigError("shards_per_server", f"must be >= 1 or None, got {shards_per_server!r}")
+        if shards_per_server is not None and not 1 <= shards_per_server <= MAX_SEATS:
+            raise ConfigError(
+                "shards_per_server", f"must be in [1, {MAX_SEATS}] or None, got {shards_per_server!r}"
+            )
         self.generation_seconds: float = generation_seconds
         self.tls = tls
         self.instance_type = instance_type or self.deployment.instance_type
         self.spot = self.deployment.spot if spot is None else spot
         self.price_table = prices if isinstance(prices, PriceTable) else read_prices(prices)
+        self._rates = Rates(self.price_table, self.deployment, self.instance_type, self.spot)
         self._shards_per_server = shards_per_server
+        self._turns = ServerTurns()
 
     def __repr__(self) -> str:
         return f"AWSBackend({self.deployment.bucket!r})"
-
-    # Prices.
-
-    @cached_property
-    def _prices(self) -> RegionPrices:
-        return self.price_table.region(self.deployment.region)
-
-    @cached_property
-    def _instance(self) -> InstancePrice:
-        return self.price_table.instance(self.deployment.region, self.instance_type)
-
-    @cached_property
-    def _spot_price(self) -> float | None:
-        """What a spot server costs now, or None where it is on demand or nobody says."""
-        if not self.spot:
-            return None
-        facade = self._facade(1)
-        try:
-            return facade.spot_price(self.instance_type, self.deployment.availability_zone)
-        finally:
-            facade.close()
-
-    @property
-    def shards_per_server(self) -> int:
-        """Shards that one server hosts at most."""
-        return self._shards_per_server or self._instance.vcpus
-
-    def n_servers(self, n_shards: int) -> int:
-        """Return how many servers a number of shards takes."""
-        return -(-n_shards // self.shards_per_server)
-
-    def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
-        """Return what servers and the run folder's requests cost; workers cost by their own time."""
-        server = cost.server_dollars_per_hour(
-            self._prices,
-            self._instance,
-            disk_gb=self.deployment.disk_gb,
-            spot_dollars_per_hour=self._spot_price,
-        )
-        return self.n_servers(n_shards) * server + cost.control_dollars_per_hour(self._prices)
-
-    def worker_prices(self, memory_mb: int) -> WorkerPrices:
-        """See :meth:`Backend.worker_prices`."""
-        return cost.worker_prices(self._prices, self.deployment.architecture, memory_mb)
-
-    def model_cost(
-        self,
-        *,
-        seconds: float,
-        n_workers: int,
-        n_shards: int,
-        memory_mb: int,
-        startup_seconds: float = STARTUP_SECONDS,
-        chunk_reads: int = 0,
-        stored_bytes: float = 0.0,
-        cross_zone_bytes: float = 0.0,
-    ) -> cost.CostEstimate:
-        """Return what a run would cost by the model.
-
-        Args:
-            seconds: How long the workers work.
-            n_workers: Workers at work all that time.
-            n_shards: Shards.
-            memory_mb: Size of a worker.
-            startup_seconds: How long the servers run before; 0 for warm ones.
-            chunk_reads: Reads of data, over all epochs.
-            stored_bytes: Data in the bucket, for as long as the run lasts.
-            cross_zone_bytes: What functions and servers exchange over zones; none where they share one.
-        """
-        return cost.model_cost(
-            self._prices,
-            self._instance,
-            architecture=self.deployment.architecture,
-            seconds=seconds,
-            n_workers=n_workers,
-            n_servers=self.n_servers(n_shards),
-            disk_gb=self.deployment.disk_gb,
-            memory_mb=memory_mb,
-            generation_seconds=self.generation_seconds,
-            startup_seconds=startup_seconds,
-            chunk_reads=chunk_reads,
-            stored_bytes=stored_bytes,
-            cross_zone_bytes=cross_zone_bytes,
-            spot_dollars_per_hour=self._spot_price,
-        )
 
     # Places.
 
@@ -267,8 +183,9 @@ class AWSBackend(Backend):
                 facade=facade,
                 status=status,
                 reports=HostReports(folder.store),
-                warm=WarmServers(open_store(self.root)),
-                status_of=lambda run_id: RunFolder(run_url(self.root, run_id)).status(),
+                records=self._server_records(),
+                bill=ServerBill(self._rates.counted_servers(config.dollars_per_hour)),
+                turns=self._turns,
                 notice=notices.add,
             )
             invoker = Invoker(
@@ -279,13 +196,12 @@ class AWSBackend(Backend):
                 notice=notices.add,
                 status=status,
             )
-            server_dollars_per_hour = config.dollars_per_hour / servers.count
             return AwsLauncher(
                 facade,
                 invoker,
                 servers,
                 notices,
-                server_dollars_per_second=server_dollars_per_hour / cost.SECONDS_PER_HOUR,
+                server_dollars_per_second=self._rates.server_dollars_per_hour / cost.SECONDS_PER_HOUR,
                 worker_dollars_per_second=config.worker_prices.dollars_per_second,
             )
 
@@ -297,6 +213,7 @@ class AWSBackend(Backend):
             instance_type=self.instance_type,
             overrides_type=self.instance_type != self.deployment.instance_type,
             spot=self.spot,
+            release=self.deployment.server_release,
             keep_warm_seconds=self.deployment.keep_warm_seconds,
             shards_per_server=self.shards_per_server,
         )
@@ -327,12 +244,15 @@ class AWSBackend(Backend):
         return self.deployment.worker_function(enough[0] if enough else sizes[-1])
 
     def end_leftovers(self, run_id: str) -> tuple[str, ...]:
-        """See :meth:`Backend.end_leftovers`: the servers that are tagged with the run."""
+        """See :meth:`Backend.end_leftovers`: its seats are free then, and servers end that no run sits on."""
         facade = self._facade(1)
         try:
-            return end_servers(facade, run_id)
+            return leave_servers(facade, self._server_records(), run_id, keep=False)
         finally:
             facade.close()
+
+    def _server_records(self) -> ServerRecords:
+        return ServerRecords(open_store(self.root))
 
     def _facade(self, max_invocations: int, lifetime: float | None = None) -> AwsFacade:
         return AwsFacade(
@@ -362,36 +282,7 @@ class AWSBackend(Backend):
         """
         facade = self._facade(max_invocations or wanted, lifetime)
         try:
-            yield facade, self._check_function(facade, function, lifetime, wanted, notices)
+            yield facade, check_function(facade, function, lifetime, wanted, notices.add)
         except BaseException:
             facade.close()
             raise
-
-    def _check_function(
-        self, facade: AwsFacade, function: str, lifetime: float, wanted: int, notices: Notices
-    ) -> bool:
-        """Check a function against a job; return whether fewer may work at once than are wanted.
-
-        Raises:
-            ConfigError: It is cut off before a generation ends, or may not work at all.
-            MissingResourceError: It is not there.
-        """
-        info = facade.function_info(function)
-        if info.timeout_seconds < lifetime + TIMEOUT_MARGIN_SECONDS:
-            raise ConfigError(
-                "generation_seconds",
-                f"{function} is ended after {info.timeout_seconds} s: a generation of {lifetime:g} s needs"
-                f" {TIMEOUT_MARGIN_SECONDS:g} s more",
-            )
-        limit = facade.concurrency(function)
-        if limit == 0:
-            raise ConfigError(
-                "n_workers", f"AWS lets {function} not work at all: its reserved concurrency is 0"
-            )
-        if limit is None or limit >= wanted:
-            return False
-        notices.add(
-            f"the job wants {wanted} functions at once, but AWS allows {limit} ({function}): it goes on with"
-            " those. Ask for more: Service Quotas, AWS Lambda, 'Concurrent executions'"
-        )
-        return True

@@ -82,7 +82,7 @@ def model_cost(
     architecture: str,
     seconds: float,
     n_workers: int,
-    n_servers: int,
+    n_servers: float,
     disk_gb: float,
     memory_mb: int,
     generation_seconds: float,
@@ -100,7 +100,7 @@ def model_cost(
         architecture: Of the functions.
         seconds: How long the workers work.
         n_workers: Functions at work all that time.
-        n_servers: Servers.
+        n_servers: Servers that the run pays for; a part of one where it shares it.
         disk_gb: Size of a server's disk.
         memory_mb: Size of a function.
         generation_seconds: Lifetime of one invocation.

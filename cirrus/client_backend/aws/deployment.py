@@ -48,6 +48,9 @@ class Deployment:
     """Of a server."""
     spot: bool = False
     """Servers are spot instances."""
+    server_release: str = ""
+    """What new servers are installed from: a hash of their packages. Empty: deployed by a release of Cirrus
+    whose servers serve one run at a time."""
     name: str = "cirrus"
     """Of the deployment; its servers carry it as the tag ``cirrus:deployment``."""
 

@@ -8,8 +8,7 @@ under the same name, while the first may be at work. Whoever invokes decides wha
 from __future__ import annotations
 
 import base64
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +25,8 @@ if TYPE_CHECKING:
 CONTROL_ATTEMPTS = 5
 CONNECT_SECONDS = 5.0
 CONTROL_READ_SECONDS = 30.0
-#: A thing that was just made may be unknown to other servers of EC2 for a moment: tries, and waits between.
-EVENTUAL_ATTEMPTS = 6
-EVENTUAL_SECONDS = 1.0
 
-#: Tags by which instances are known.
+#: Tags of an instance: the run that it was launched for and which shards of that; others may come there.
 TAG_RUN, TAG_SHARDS, TAG_OWNER, OWNER = "cirrus:run", "cirrus:shards", "cirrus:owner", "cirrus"
 #: Tag that everything of a deployment carries, with its name.
 TAG_DEPLOYMENT = "cirrus:deployment"
@@ -84,7 +80,6 @@ class AwsFacade:
         region: Where the deployment is.
         max_invocations: Invocations at the same time: connections are kept for as many.
         invocation_seconds: How long an answer of an invocation may take.
-        pause: Waits for some seconds.
     """
 
     def __init__(
@@ -94,7 +89,6 @@ class AwsFacade:
         region: str,
         max_invocations: int = 1,
         invocation_seconds: float = 60.0,
-        pause: Callable[[float], object] = time.sleep,
     ) -> None:
         control = Config(
             region_name=region,
@@ -110,7 +104,6 @@ class AwsFacade:
             max_pool_connections=max_invocations,
             tcp_keepalive=True,
         )
-        self._pause = pause
         with aws_errors("connecting to AWS", needs="credentials"):
             self._ec2 = session.client("ec2", config=control)
             self._lambda = session.client("lambda", config=control)
@@ -210,20 +203,6 @@ class AwsFacade:
                 **arguments,
             )
         return answer["Instances"][0]["InstanceId"]
-
-    def tag_instance(self, instance_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of an instance."""
-        pairs: Any = [{"Key": key, "Value": value} for key, value in tags.items()]
-        for attempt in range(EVENTUAL_ATTEMPTS):
-            try:
-                with aws_errors(f"tagging {instance_id}", needs="ec2:CreateTags"):
-                    self._ec2.create_tags(Resources=[instance_id], Tags=pairs)
-            except MissingResourceError:
-                if attempt + 1 == EVENTUAL_ATTEMPTS:
-                    raise
-                self._pause(EVENTUAL_SECONDS)
-            else:
-                return
 
     def instances(
         self,

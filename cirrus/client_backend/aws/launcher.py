@@ -48,7 +48,7 @@ class AwsLauncher(Launcher):
         invoker: For the workers.
         servers: For the shards; None: the job has none.
         notices: Where what the user should know is collected.
-        server_dollars_per_second: Of one server, for the time before its shards count it.
+        server_dollars_per_second: Of one server, for what shard 0 does not count, or counts too much.
         worker_dollars_per_second: Of one worker.
     """
 
@@ -90,10 +90,10 @@ class AwsLauncher(Launcher):
 
     def cost_correction(self) -> CostCorrection:
         """See :meth:`Launcher.cost_correction`."""
-        boots = 0.0 if self._servers is None else self._servers.uncounted_seconds
+        servers = 0.0 if self._servers is None else self._servers.uncounted_seconds
         return CostCorrection(
             workers=self._invoker.billed.correction_seconds * self._worker_dollars_per_second,
-            servers=boots * self._server_dollars_per_second,
+            servers=servers * self._server_dollars_per_second,
         )
 
     def run_shard(self, shard: int, generation: int) -> None:

@@ -1,14 +1,16 @@
-"""Watches one server of a run: by its own reports, by what EC2 says of it, and by the status of shard 0."""
+"""Watches a server for a run with seats there: by its reports, by EC2, and by the status of shard 0."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cirrus.client_backend.aws.facade import AwsFacade
+from cirrus.client_backend.aws.seats import Booking, ServerRecords
+from cirrus.client_backend.aws.server_bill import ServerBill
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.status_cache import StatusCache
 from cirrus.errors import CirrusError, StorageError
@@ -17,13 +19,14 @@ from cirrus.paramserver.host_records import HostPhase, HostReports, HostStatus
 
 log = logging.getLogger(__name__)
 
-#: The reports of a server are read this often, and EC2 is asked about it this often.
+#: The reports of a server are read this often, who else has seats there, and what EC2 says of it.
 POLL_SECONDS = 1.0
+SHARE_SECONDS = 5.0
 DESCRIBE_SECONDS = 10.0
 #: EC2 may not know an instance yet that it has just started.
 UNKNOWN_SECONDS = 60.0
-#: From launch to the first shard: boot, packages, kernels. Measured at 60 to 90 seconds.
-STARTUP_SECONDS = 600.0
+#: From booking to the first shard: boot, packages, kernels. Measured at 60 to 90 seconds; this is the limit.
+STARTUP_LIMIT_SECONDS = 600.0
 #: Shard 0 renews the status twice a second; a server whose status stands still for this long is dead.
 SILENT_SECONDS = 60.0
 
@@ -43,6 +46,10 @@ class Surroundings:
     """The run's."""
     reports: HostReports
     """What the hosts say."""
+    records: ServerRecords
+    """Who has which seats."""
+    bill: ServerBill
+    """What the run pays for."""
     notice: Callable[[str], None]
     """Takes what the user should know."""
     clock: Callable[[], float] = time.monotonic
@@ -50,8 +57,6 @@ class Surroundings:
     """Set when nothing is to be started any more."""
     phase: str = ""
     """What the start-up is waiting for, in words."""
-    uncounted_seconds: float = 0.0
-    """Seconds of servers that no shard counts: before their first shard of this run."""
 
 
 class Watch:
@@ -60,18 +65,18 @@ class Watch:
     Args:
         around: Of all servers of the run.
         name: The instance's id.
-        shards: Which shards it hosts.
-        stale: A report of it that is about the time before.
+        booking: The seats that the run has there.
     """
 
-    def __init__(
-        self, around: Surroundings, name: str, shards: Sequence[int], stale: HostStatus | None
-    ) -> None:
+    def __init__(self, around: Surroundings, name: str, booking: Booking) -> None:
         self._all = around
-        self._stale = stale
         self._name = name
-        self._hosts_shard_0 = 0 in shards
+        self._booking = booking
+        self._hosts_shard_0 = 0 in booking.shards
         now = around.clock()
+        self._paid_until = now
+        self._share = 1.0
+        self._share_at = now
         self._started_at = now
         self._describe_at = now + DESCRIBE_SECONDS
         self._serving = False
@@ -83,33 +88,61 @@ class Watch:
         Raises:
             AttemptError: The server is lost.
         """
+        try:
+            self._watch()
+        finally:
+            self._pay(self._all.clock())
+
+    def _watch(self) -> None:
         while not self._all.closed.wait(POLL_SECONDS):
             status = self._all.status.read()
             if status is not None and status.state.ended and status.state is not RunState.INTERRUPTED:
                 return
             now = self._all.clock()
+            if now >= self._share_at:
+                self._share_at = now + SHARE_SECONDS
+                self._look_at_seats()
+            self._pay(now)
             report = self._read_report()
-            if report is not None and report != self._stale and self._take(report, now):
+            if report is not None and self._take(report):
                 return
             if now >= self._describe_at:
                 self._describe_at = now + DESCRIBE_SECONDS
                 self._check_instance(now)
-            if not self._serving and now - self._started_at > STARTUP_SECONDS:
+            if not self._serving and now - self._started_at > STARTUP_LIMIT_SECONDS:
                 raise AttemptError(
-                    f"server {self._name} hosted no shard within {STARTUP_SECONDS:.0f} s; last it was"
+                    f"server {self._name} hosted no shard within {STARTUP_LIMIT_SECONDS:.0f} s; last it was"
                     f" {'not heard of' if report is None else report.phase.value}"
                 )
             if self._hosts_shard_0 and self._serving:
                 self._check_heartbeat(0.0 if status is None else status.heartbeat_at, now)
 
-    def _read_report(self) -> HostStatus | None:
+    def _pay(self, now: float) -> None:
+        """Put the time since the last look on the bill: whoever has seats here pays in proportion."""
+        passed, self._paid_until = now - self._paid_until, now
+        self._all.bill.pay(passed * self._share)
+        if self._hosts_shard_0 and self._serving:
+            self._all.bill.count(passed)
+
+    def _look_at_seats(self) -> None:
         try:
-            return self._all.reports.read(self._name)
+            record = self._all.records.read(self._name)
+        except CirrusError as error:
+            log.info("who has seats on %s cannot be read now: %s", self._name, error)
+            return
+        if record is not None and self._booking in record.bookings:
+            self._share = len(self._booking.seats) / record.taken
+
+    def _read_report(self) -> HostStatus | None:
+        """Return what the host says of this booking, not of one that the run had there before."""
+        try:
+            report = self._all.reports.read(self._name)
         except StorageError as error:
             log.info("the report of %s cannot be read now: %s", self._name, error)
             return None
+        return report if report is None or report.booking in (0, self._booking.number) else None
 
-    def _take(self, report: HostStatus, now: float) -> bool:
+    def _take(self, report: HostStatus) -> bool:
         """Take note of what the host says; return whether it has done its part."""
         match report.phase:
             case HostPhase.ENDED:
@@ -124,8 +157,7 @@ class Watch:
                 raise AttemptError.of_kind(f"server {self._name}: {report.error}", report.error_type or "")
         if report.phase is HostPhase.SERVING and not self._serving:
             self._serving = True
-            self._heartbeat = (self._heartbeat[0], now)
-            self._all.uncounted_seconds += now - self._started_at
+            self._heartbeat = (self._heartbeat[0], self._paid_until)
         self._all.phase = f"server {self._name} is {_PHASE_WORDS[report.phase]}"
         return False
 

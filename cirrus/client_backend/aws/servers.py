@@ -1,79 +1,52 @@
-"""The virtual machines that host a run's shards, each kept alive by one thread of the client.
+"""The seats of a run's shards on virtual machines: taken over, booked, launched; watched, replaced, given up.
 
-A server is taken over where the run has one already (another client began it), else claimed where one is
-warm, else launched. From then on the client watches: the host program's own reports in the run folder, what
-EC2 says of the instance, and whether shard 0 still renews the status. The client never connects to a server.
+Shards sit where there are seats (:mod:`cirrus.client_backend.aws.seats`): those that the run has already,
+because another client began it, then free ones of servers that are at work for other runs or wait for one,
+and for what is left servers are launched, whose other seats are free for whoever comes. The shards of one run
+may sit on several servers. From then on the client watches each server that the run has seats on: the host
+program's own reports in the run folder, what EC2 says of the instance, and whether shard 0 still renews the
+status. The client never connects to a server.
 
-A server that fails, vanishes, is taken back by AWS or falls silent is ended, and the next incarnation takes
-its place; its shards restore themselves from their snapshots under new generations, which supersede whatever
-might be left of the old ones.
+A server that fails, vanishes, is taken back by AWS or falls silent is left: nobody books there any more, and
+it is ended as soon as no run has seats there. Other seats take the place of those that were lost; the shards
+restore themselves from their snapshots under new generations, which supersede whatever might be left of the
+old ones. Each run finds out by itself, and goes on by itself.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 
-from cirrus.client_backend.aws.facade import (
-    LIVING_STATES,
-    OWNER,
-    TAG_DEPLOYMENT,
-    TAG_OWNER,
-    TAG_RUN,
-    TAG_SHARDS,
-    AwsFacade,
-)
+from cirrus.client_backend.aws.facade import AwsFacade
+from cirrus.client_backend.aws.seat_search import SeatSearch, ServerPlan, leave_servers
+from cirrus.client_backend.aws.seats import Booking, ServerRecord, ServerRecords
+from cirrus.client_backend.aws.server_bill import ServerBill
+from cirrus.client_backend.aws.server_turns import ServerTurns
 from cirrus.client_backend.aws.server_watch import Surroundings, Watch
-from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.status_cache import StatusCache
 from cirrus.errors import CirrusError
-from cirrus.metrics import RunState, RunStatus
-from cirrus.paramserver.host_records import (
-    HostReports,
-    HostStatus,
-    ServerClaim,
-    WarmServers,
-    format_shards,
-)
+from cirrus.metrics import RunState
+from cirrus.paramserver.host_records import HostReports
 
-log = logging.getLogger(__name__)
-
-#: A warm server that will end this soon is not worth claiming.
-WARM_MARGIN_SECONDS = 15.0
-#: A server sees within a second or two that its run is over: how long, and how often, it is looked for.
-SETTLING_SECONDS = 10.0
-SETTLING_POLL_SECONDS = 0.3
 #: How long the end of a run waits for a launch that is under way, so that its instance is ended too.
 LAUNCHING_SECONDS = 2.0
-#: EC2 takes client tokens of up to 64 characters.
-TOKEN_CHARACTERS = 64
-NONCE_BYTES = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerPlan:
-    """What servers a run gets."""
+class _Server:
+    """A server that the run has seats on."""
 
-    run_id: str
-    deployment: str
-    """Its name, which the instances are tagged with."""
-    launch_template_id: str
-    instance_type: str
-    overrides_type: bool
-    """The launch template has another instance type."""
-    spot: bool
-    keep_warm_seconds: float
-    shards_per_server: int
+    def __init__(self, name: str, booking: Booking) -> None:
+        self.name = name
+        self.booking = booking
+        self.is_watched = False
+        self.end: Future[None] = Future()
 
 
 class Servers:
-    """All servers of one run.
+    """All servers that one run has seats on.
 
     Args:
         plan: What they are.
@@ -81,9 +54,10 @@ class Servers:
         facade: AWS.
         status: The run's.
         reports: What the hosts say.
-        warm: Servers that wait for a run.
+        records: Who has which seats.
+        bill: Takes what the run pays for.
+        turns: Whose turn it is to look for seats.
         notice: Takes what the user should know.
-        status_of: Returns the status of another run, or None where it has none.
         clock: Monotonic seconds.
     """
 
@@ -95,205 +69,129 @@ class Servers:
         facade: AwsFacade,
         status: StatusCache,
         reports: HostReports,
-        warm: WarmServers,
+        records: ServerRecords,
+        bill: ServerBill,
+        turns: ServerTurns,
         notice: Callable[[str], None],
-        status_of: Callable[[str], RunStatus | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.plan = plan
-        self.around = Surroundings(facade=facade, status=status, reports=reports, notice=notice, clock=clock)
-        self.warm = warm
-        self.status_of = status_of
-        self.launching = threading.Lock()
-        """Held while an instance is being launched."""
-        # Another client's tokens name what it launched, and EC2 would give that back, ended as it may be.
-        self.nonce = secrets.token_hex(NONCE_BYTES)
-        size = plan.shards_per_server
-        groups = [tuple(range(first, min(first + size, n_shards))) for first in range(0, n_shards, size)]
-        self._servers = [_Server(self, group) for group in groups]
+        self._plan = plan
+        self._n_shards = n_shards
+        self._around = Surroundings(
+            facade=facade,
+            status=status,
+            reports=reports,
+            records=records,
+            bill=bill,
+            notice=notice,
+            clock=clock,
+        )
+        self._turns = turns
+        self._placing = threading.Lock()
+        """Held while seats are looked for; one thread does so for all shards that have none."""
+        self._lock = threading.Lock()
+        self._server_of: dict[int, _Server] = {}
+        self._search = SeatSearch(plan, self._around, self._note)
 
     @property
     def phase(self) -> str:
         """What the start-up is waiting for, in words."""
-        return self.around.phase
+        return self._around.phase
 
     @property
     def uncounted_seconds(self) -> float:
-        """Seconds of servers that no shard counts: before their first shard of this run."""
-        return self.around.uncounted_seconds
-
-    @property
-    def count(self) -> int:
-        """How many servers the run has."""
-        return len(self._servers)
+        """Seconds of servers that the run pays for beyond those that shard 0 counts; may be below 0."""
+        return self._around.bill.uncounted_seconds
 
     def serve(self, shard: int, generation: int) -> None:
-        """Keep the server of a shard at work until the run is over.
+        """Keep a shard on a server until the run is over.
 
         Args:
-            shard: Which one; the threads of all shards of a server wait for the same incarnation.
-            generation: Of the shard, as this client counts; names the incarnation.
+            shard: Which one; the threads of all shards on a server wait for the same watch.
+            generation: Of the shard, as this client counts; part of the name of what is launched for it.
 
         Raises:
             AttemptError: The server is lost.
             CloudError: None could be had.
         """
-        self._servers[shard // self.plan.shards_per_server].serve(generation)
+        server = self._find(shard, generation)
+        if server is None:  # the run is being ended
+            return
+        with self._lock:
+            is_watched, server.is_watched = server.is_watched, True
+        if is_watched:
+            server.end.result()
+            return
+        try:
+            Watch(self._around, server.name, server.booking).run()
+        except BaseException as error:
+            self._leave(server)
+            server.end.set_exception(error)
+            raise
+        self._forget(server)
+        server.end.set_result(None)
 
     def close(self) -> None:
-        """End the servers, unless the run has finished and they may wait for another one."""
-        self.around.closed.set()
-        held = self.launching.acquire(timeout=LAUNCHING_SECONDS)
+        """Give up the seats, and end the servers that nobody has seats on.
+
+        Where the run has finished, they wait for another one instead.
+        """
+        self._around.closed.set()
+        held = self._placing.acquire(timeout=LAUNCHING_SECONDS)
         try:
-            status = self.around.status.read_now()
+            status = self._around.status.read_now()
             finished = status is not None and status.state is RunState.FINISHED
-            if not (finished and self.plan.keep_warm_seconds > 0):
-                end_servers(self.around.facade, self.plan.run_id)
+            keep = finished and self._plan.keep_warm_seconds > 0
+            leave_servers(self._around.facade, self._around.records, self._plan.run_id, keep=keep)
         finally:
             if held:
-                self.launching.release()
+                self._placing.release()
 
+    # Looking for seats.
 
-def end_servers(facade: AwsFacade, run_id: str) -> tuple[str, ...]:
-    """End all servers of a run; return their ids.
+    def _find(self, shard: int, generation: int) -> _Server | None:
+        """Return the server of a shard, once it has one; None when the run is being ended."""
+        with self._placing:
+            if (known := self._known(shard)) is None:
+                with self._turns.turn(self._around.closed) as is_mine:
+                    if is_mine:
+                        self._search.run(self._homeless(), generation)
+            return known or self._known(shard)
 
-    Raises:
-        CloudError: They may still be at work.
-    """
-    names = [found.instance_id for found in facade.instances(run_id=run_id, states=LIVING_STATES)]
-    facade.terminate(names)
-    return tuple(names)
-
-
-class _Server:
-    """One server after the other, for the same shards."""
-
-    def __init__(self, servers: Servers, shards: tuple[int, ...]) -> None:
-        self._all = servers
-        self._shards = shards
-        self._lock = threading.Lock()
-        self._incarnation: Future[None] | None = None
-        self._stale: HostStatus | None = None
-
-    def serve(self, generation: int) -> None:
+    def _known(self, shard: int) -> _Server | None:
         with self._lock:
-            future = self._incarnation
-            leads = future is None
-            if future is None:
-                future = self._incarnation = Future()
-        if not leads:
-            future.result()
-            return
-        try:
-            self._serve(generation)
-        except BaseException as error:
-            self._forget()
-            future.set_exception(error)
-            raise
-        self._forget()
-        future.set_result(None)
+            return self._server_of.get(shard)
 
-    def _forget(self) -> None:
+    def _homeless(self) -> list[int]:
+        """Return the shards that have no server."""
         with self._lock:
-            self._incarnation = None
+            return [shard for shard in range(self._n_shards) if shard not in self._server_of]
 
-    def _serve(self, generation: int) -> None:
-        name = self._adopt() or self._claim() or self._claim_soon() or self._launch(generation)
-        if name is None:  # the run is being ended
-            return
+    def _note(self, name: str, booking: Booking) -> None:
+        server = _Server(name, booking)
+        with self._lock:
+            self._server_of.update(dict.fromkeys(booking.shards, server))
+
+    # Leaving servers.
+
+    def _forget(self, server: _Server) -> None:
+        with self._lock:
+            for shard in server.booking.shards:
+                if self._server_of.get(shard) is server:
+                    del self._server_of[shard]
+
+    def _leave(self, server: _Server) -> None:
+        """Leave a server that is lost: this run has others from now on, and nobody else goes there."""
+        self._search.lost.add(server.name)
+        self._forget(server)
+
+        def step(record: ServerRecord) -> ServerRecord:
+            return record.give_up([server.booking.number], now=time.time(), keep=False).close()
+
         try:
-            Watch(self._all.around, name, self._shards, self._stale).run()
-        except AttemptError:
-            # Whatever is wrong with it, two servers for the same shards would cost twice.
-            self._all.around.facade.terminate([name])
-            raise
-
-    @property
-    def _tags(self) -> dict[str, str]:
-        run_id = self._all.plan.run_id
-        return {
-            "Name": f"cirrus-{run_id}",
-            TAG_RUN: run_id,
-            TAG_SHARDS: format_shards(self._shards),
-            TAG_OWNER: OWNER,
-            TAG_DEPLOYMENT: self._all.plan.deployment,
-        }
-
-    def _adopt(self) -> str | None:
-        """Return the server that works for these shards already."""
-        for found in self._all.around.facade.instances(run_id=self._all.plan.run_id, states=LIVING_STATES):
-            if found.tags.get(TAG_SHARDS) != format_shards(self._shards):
-                continue
-            report = self._all.around.reports.read(found.instance_id)
-            if report is None or not report.phase.is_last:
-                return found.instance_id
-        return None
-
-    def _claim(self) -> str | None:
-        """Return a warm server that is this run's from now on."""
-        plan, warm = self._all.plan, self._all.warm
-        for offer in sorted(warm.all(), key=lambda offer: offer.until, reverse=True):
-            room = max(offer.shards, plan.shards_per_server)
-            fits = offer.instance_type == plan.instance_type and len(self._shards) <= room
-            if not fits or offer.until - time.time() < WARM_MARGIN_SECONDS:
-                continue
-            if not self._all.around.facade.instances(instance_ids=[offer.instance], states=LIVING_STATES):
-                warm.forget(offer.instance)
-                continue
-            # It may have served this very run before, and have said that it was over.
-            self._stale = self._all.around.reports.read(offer.instance)
-            if warm.claim(offer.instance, ServerClaim(run=plan.run_id, shards=self._shards)):
-                self._all.around.facade.tag_instance(offer.instance, self._tags)
-                log.info("the warm server %s hosts shards %s", offer.instance, self._tags[TAG_SHARDS])
-                # It has waited for this run alone. The clocks of two machines may differ.
-                waited_seconds = min(max(0.0, time.time() - offer.since), plan.keep_warm_seconds)
-                self._all.around.uncounted_seconds += waited_seconds
-                return offer.instance
-        return None
-
-    def _claim_soon(self) -> str | None:
-        """Return a server whose run has just ended, claimed as soon as it offers itself.
-
-        A script's next run begins before the server of the one before has seen that its run is over.
-        """
-        around = self._all.around
-        end = around.clock() + SETTLING_SECONDS
-        while not around.closed.is_set():
-            is_settling = self._is_settling()
-            name = self._claim()  # after looking: what offers itself in between is found here
-            if name is not None or not is_settling or around.clock() > end:
-                return name
-            around.closed.wait(SETTLING_POLL_SECONDS)
-        return None
-
-    def _is_settling(self) -> bool:
-        """Tell whether there is a server of the right type whose run has finished; it is not free yet."""
-        plan, warm = self._all.plan, self._all.warm
-        offered = {offer.instance for offer in warm.all()}
-        for found in self._all.around.facade.instances(states=LIVING_STATES):
-            run_id = found.tags.get(TAG_RUN, "")
-            is_ours = found.tags.get(TAG_DEPLOYMENT) == plan.deployment and run_id not in ("", plan.run_id)
-            if not is_ours or found.instance_type != plan.instance_type or found.instance_id in offered:
-                continue
-            with contextlib.suppress(CirrusError):  # another run's records may be damaged
-                claim = warm.claim_of(found.instance_id)
-                status = self._all.status_of(run_id) if claim is None or claim.run == run_id else None
-                if status is not None and status.state is RunState.FINISHED:
-                    return True
-        return False
-
-    def _launch(self, generation: int) -> str | None:
-        plan = self._all.plan
-        self._all.around.phase = f"launching a server ({plan.instance_type})"
-        with self._all.launching:
-            if self._all.around.closed.is_set():
-                return None
-            return self._all.around.facade.run_instance(
-                template_id=plan.launch_template_id,
-                client_token=f"{plan.run_id}-{self._shards[0]}-{generation}-{self._all.nonce}"[
-                    -TOKEN_CHARACTERS:
-                ],
-                tags=self._tags,
-                instance_type=plan.instance_type if plan.overrides_type else None,
-                spot=plan.spot,
-            )
+            record = self._around.records.change(server.name, step)
+            if record is None or record.is_over:
+                self._around.facade.terminate([server.name])
+                self._around.records.forget(server.name)
+        except CirrusError as error:
+            self._around.notice(f"server {server.name} is lost, but cannot be ended, and costs: {error}")
