@@ -190,7 +190,9 @@ def test_a_search_is_watched_and_ended(browser, search, tmp_path, screenshots):
         expect(page.locator(".state-killed")).to_have_count(3)
         page.screenshot(path=screenshots / "killed.png")
         assert problems == []
-        page.close()
+        expect(page.locator("#away")).to_be_empty()
+    expect(page.locator("#away")).to_contain_text("does not answer")
+    page.close()
     with serve(root, port=0) as server:
         page, _ = open_page(browser, server)
         wait_for_traces(page, 3)

@@ -17,6 +17,7 @@ from cirrus_dashboard import panels
 from cirrus_dashboard.analysis import importances, spans
 from cirrus_dashboard.curves import MAX_POINTS, Columns, decode
 from cirrus_dashboard.exports import curves_csv, runs_csv
+from cirrus_dashboard.parallel import parallel
 from cirrus_dashboard.records import RunRecord, Totals, config_difference, hyperparameters_of, varying
 from cirrus_dashboard.sources import Snapshot
 from cirrus_dashboard.styles import MAX_COLORED_RUNS, QUALITATIVE, styles_of
@@ -452,8 +453,8 @@ class TestAnalysis:
             panels.detail(None, []),
             panels.compare(runs[:2]),
             panels.compare(runs),
-            panels.parallel(runs, varying(runs)),
-            panels.parallel([], []),
+            parallel(runs, varying(runs)),
+            parallel([], []),
             panels.importance(runs, varying(runs)),
             panels.importance([], []),
             panels.timeline(runs[0], events),

@@ -29,8 +29,6 @@ def list_all(home: str | None, search: str | None = None) -> None:
         return
     found = [summary for summary in overview.runs() if summary.search is None]
     searches = overview.searches()
-    if overview.problem is not None:
-        say(f"warning: {overview.problem}")
     if not found and not searches:
         say("no runs yet; begin with: cirrus train DATA")
         return

@@ -101,6 +101,8 @@ class RunIndex:
         self._file_system = file_system
         self.problem: str | None = None
         """Why the index is done without, or None."""
+        self._told: str | None = None
+        """The problem that was logged: a dashboard looks every second."""
 
     def read(self) -> dict[str, IndexedRun]:
         """Return the runs that the index knows, by their ids."""
@@ -142,6 +144,8 @@ class RunIndex:
         try:
             connection = self._connect()
             yield connection
+            if connection is not None:
+                self._told = None
         except sqlite3.DatabaseError as error:
             if connection is None:
                 # What is raised inside `with` is about the file too: the callers do nothing else.
@@ -204,4 +208,6 @@ class RunIndex:
 
     def _note(self, problem: str) -> None:
         self.problem = problem
-        log.warning("%s", problem)
+        if problem != self._told:
+            self._told = problem
+            log.warning("%s", problem)

@@ -15,6 +15,7 @@ from cirrus_dashboard import panels
 from cirrus_dashboard.curves import METRIC_PREFIX
 from cirrus_dashboard.exports import curves_csv, runs_csv
 from cirrus_dashboard.layout import TABS
+from cirrus_dashboard.parallel import parallel
 from cirrus_dashboard.records import RunRecord, Totals, varying
 from cirrus_dashboard.sources import Source
 from cirrus_dashboard.table import columns
@@ -213,7 +214,7 @@ def _register_panels(app: Dash, source: Source) -> None:
         record = _find(source, run_id)
         return ("", True) if record is None else (record.note, False)
 
-    _register_panel(app, source, "parallel", panels.parallel)
+    _register_panel(app, source, "parallel", parallel)
     _register_panel(app, source, "importance", panels.importance)
 
     @app.callback(

@@ -42,7 +42,9 @@ def page(root: str) -> html.Div:
         [
             *_state(),
             _header(root),
-            html.Div(id="problem", role="alert"),
+            html.Div(id="problem", className="problem", role="alert"),
+            # The page's own script fills it: then nobody else can.
+            html.Div(id="away", className="problem", role="alert"),
             html.Main([_controls(), _charts(), _lower()]),
             _kill_dialog(),
             html.Div(id="toast", role="status", className="toast"),

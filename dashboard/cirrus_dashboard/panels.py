@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-from dash import dcc, html
+from dash import html
 
 from cirrus.client_backend.base import GENERATIONS_PER_CLIENT
 from cirrus.metrics import RunEvent
 from cirrus_dashboard.accessibility import aria
 from cirrus_dashboard.analysis import (
     MIN_RUNS,
-    as_numbers,
     by_who,
     importances,
-    is_logarithmic,
-    is_number,
     spans,
 )
 from cirrus_dashboard.curves import step_split
+from cirrus_dashboard.parts import LAYOUT, graph, hint
 from cirrus_dashboard.records import RunRecord, Totals, Value, config_difference
-from cirrus_dashboard.styles import GRAPH_CONFIG, QUALITATIVE, SEQUENTIAL
-from cirrus_dashboard.views import run_name, value_text
+from cirrus_dashboard.rows import value_text
+from cirrus_dashboard.styles import QUALITATIVE
 
 #: Colours of a step's parts: fetch, pull, compute, push.
 _PART_COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00")
-_FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "#33414e"}
 #: Events that the detail of a run lists, the newest.
 MAX_EVENTS_LISTED = 100
 #: Whoever has a line in the timeline; more would be too thin to read.
 MAX_TIMELINE_LINES = 200
-#: Values that are written beside an axis of the parallel coordinates.
-MAX_TICKS = 8
-#: How far they are apart, as a share of the axis: else they would cover each other.
-TICK_DISTANCE = 0.05
-_LAYOUT: dict[str, Any] = {
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "font": _FONT,
-    "margin": {"l": 60, "r": 20, "t": 20, "b": 44},
-}
 
 
 def totals(found: Totals) -> list[html.Div]:
@@ -78,10 +63,6 @@ def legend(found: dict[str, Any] | None) -> list[Any]:
     return [html.Span(f"colour: {found['title']}"), *items]
 
 
-def _hint(text: str) -> html.P:
-    return html.P(text, className="hint")
-
-
 def _pairs(rows: Sequence[tuple[str, str]]) -> html.Table:
     lines = [html.Tr([html.Th(name, scope="row"), html.Td(value)]) for name, value in rows]
     return html.Table(html.Tbody(lines), className="pairs")
@@ -103,7 +84,7 @@ def detail(
         problem: Why its events are not known.
     """
     if record is None:
-        return [_hint("Click a curve, or a line of the table, to see a run's hyperparameters, where its time "
+        return [hint("Click a curve, or a line of the table, to see a run's hyperparameters, where its time "
                       "goes, and what happened to it.")]  # fmt: skip
     title = record.run_id if record.trial is None else f"Trial {record.trial} of {record.search}"
     parts: list[Any] = [
@@ -205,114 +186,11 @@ def _who(who: str) -> str:
     return f"{ {'train': 'worker', 'evaluate': 'evaluator'}.get(kind, kind) } {number}".strip()
 
 
-def _graph(figure: dict[str, Any], height: int) -> dcc.Graph:
-    config: Any = {**GRAPH_CONFIG, "displayModeBar": False, "responsive": True}
-    return dcc.Graph(figure=figure, config=config, style={"height": f"{height}px"})
-
-
-def parallel(records: Sequence[RunRecord], names: Sequence[str]) -> Any:
-    """Return parallel coordinates: one line a run, from its hyperparameters to its loss.
-
-    Drawn as plain lines, as Plotly's own kind needs WebGL, which not every browser has.
-    """
-    held = [(record, record.score) for record in records]
-    scored = [(record, score) for record, score in held if score is not None and np.isfinite(score)]
-    if len(scored) < 2 or not names:
-        return _hint("Parallel coordinates need two runs with a loss that differ in a hyperparameter.")
-    # The best are drawn last, over all others.
-    scored.sort(key=lambda pair: -pair[1])
-    scores = [score for _, score in scored]
-    axes = [_axis(name, [x.hyperparameters.get(name) for x, _ in scored]) for name in names[:12]]
-    axes.append(_axis("loss", list(scores)))
-    # Few runs that diverged must not leave one colour for all the others.
-    low, high = min(scores), float(np.percentile(scores, 90))
-    traces = []
-    for number, (record, score) in enumerate(scored):
-        share = min(1.0, (score - low) / (high - low)) if high > low else 0.0
-        title = "<br>".join(
-            [f"<b>{run_name(record)}</b>", f"loss {score:.5g}"]
-            + [f"{name} {value_text(record.hyperparameters.get(name))}" for name in names[:12]]
-        )
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": list(range(len(axes))),
-                "y": [axis.places[number] for axis in axes],
-                "line": {"color": SEQUENTIAL[int(share * (len(SEQUENTIAL) - 1))], "width": 1.8},
-                "opacity": 0.85 if len(scored) <= 60 else 0.5,
-                "name": record.run_id,
-                "hovertemplate": f"{title}<extra></extra>",
-            }
-        )
-    ticks = [
-        {"x": number, "y": place, "text": text, "showarrow": False, "xanchor": "right", "xshift": -5,
-         "font": {"size": 11, "color": "#5b6875"}, "bgcolor": "rgba(255,255,255,0.75)"}
-        for number, axis in enumerate(axes) for place, text in axis.ticks
-    ]  # fmt: skip
-    layout = {
-        **_LAYOUT,
-        "margin": {"l": 80, "r": 30, "t": 44, "b": 16},
-        "uirevision": "parallel",
-        "showlegend": False,
-        "hovermode": "closest",
-        "annotations": ticks,
-        "shapes": [
-            {"type": "line", "x0": n, "x1": n, "y0": 0, "y1": 1, "line": {"color": "#8a97a3", "width": 1}}
-            for n in range(len(axes))
-        ],
-        "xaxis": {
-            "tickvals": list(range(len(axes))),
-            "ticktext": [axis.title for axis in axes],
-            "side": "top",
-            "showgrid": False,
-            "zeroline": False,
-            "range": [-0.35, len(axes) - 0.85],
-        },
-        "yaxis": {"visible": False, "range": [-0.05, 1.05]},
-    }
-    help_text = "One line a run, in the strongest colour where the loss is low; hover for its values."
-    inner = html.Div(_graph({"data": traces, "layout": layout}, 420), style={"minWidth": "560px"})
-    return html.Div([html.P(help_text, className="faint"), html.Div(inner, className="scroll")])
-
-
-@dataclass(frozen=True)
-class _Axis:
-    title: str
-    places: list[float]
-    """Of each run, in [0, 1]."""
-    ticks: list[tuple[float, str]]
-
-
-def _axis(name: str, values: Sequence[Value]) -> _Axis:
-    """Place the values of a hyperparameter on an axis: numbers by size, or its logarithm; names in order."""
-    numbers = as_numbers(values)
-    logarithmic = all(is_number(value) for value in values) and is_logarithmic(numbers)
-    scaled = np.log(numbers) if logarithmic else numbers
-    span = float(np.ptp(scaled)) or 1.0
-    places = ((scaled - scaled.min()) / span).tolist()
-    texts = dict(zip(places, values, strict=True))
-    chosen = sorted(texts)
-    if len(chosen) > MAX_TICKS:
-        wanted = np.linspace(0, 1, MAX_TICKS)
-        chosen = sorted({min(chosen, key=lambda place: abs(place - want)) for want in wanted})
-    apart: list[float] = []
-    for place in chosen:
-        if not apart or place - apart[-1] >= TICK_DISTANCE:
-            apart.append(place)
-    ticks = [(place, _short(texts[place])) for place in apart]
-    return _Axis(f"{name} (log)" if logarithmic else name, places, ticks)
-
-
-def _short(value: Value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else value_text(value)
-
-
 def importance(records: Sequence[RunRecord], names: Sequence[str]) -> Any:
     """Return how much each hyperparameter has to do with the loss."""
     found = importances(records, names)
     if not found:
-        return _hint(f"Importance needs {MIN_RUNS} runs with a loss that differ in a hyperparameter.")
+        return hint(f"Importance needs {MIN_RUNS} runs with a loss that differ in a hyperparameter.")
     shown = found[:15][::-1]
     texts = [
         "" if x.correlation is None else f"correlation {x.correlation:+.2f}"
@@ -330,7 +208,7 @@ def importance(records: Sequence[RunRecord], names: Sequence[str]) -> Any:
         "hovertemplate": "%{y}: %{x:.0%}<extra></extra>",
     }
     layout = {
-        **_LAYOUT,
+        **LAYOUT,
         "margin": {"l": 20, "r": 30, "t": 10, "b": 44},
         "xaxis": {"tickformat": ".0%", "gridcolor": "#e8ecf0", "title": {"text": "importance for the loss"}},
         "yaxis": {"automargin": True},
@@ -338,7 +216,7 @@ def importance(records: Sequence[RunRecord], names: Sequence[str]) -> Any:
     }
     text = ("From a forest of random trees that predicts the order of the losses of the runs that are shown. "
             "A negative correlation: larger values, lower loss.")  # fmt: skip
-    figure = _graph({"data": [bars], "layout": layout}, 110 + 42 * len(shown))
+    figure = graph({"data": [bars], "layout": layout}, 110 + 42 * len(shown))
     return html.Div([html.P(text, className="faint"), figure])
 
 
@@ -346,7 +224,7 @@ def compare(records: Sequence[RunRecord]) -> Any:
     """Return what differs between the configs of two runs."""
     pair = [record for record in records if record.config is not None]
     if len(pair) != 2 or pair[0].config is None or pair[1].config is None:
-        return _hint("Tick two runs in the table to compare what they were asked to do.")
+        return hint("Tick two runs in the table to compare what they were asked to do.")
     rows = config_difference(pair[0].config, pair[1].config)
     head = html.Thead(html.Tr([html.Th("", scope="col"), *(html.Th(x.run_id, scope="col") for x in pair)]))
     results = [("state", pair[0].state, pair[1].state), ("loss", *(_score(record) for record in pair))]
@@ -377,12 +255,12 @@ def timeline(record: RunRecord | None, events: Sequence[RunEvent], *, problem: s
         problem: Why its events are not known.
     """
     if record is None:
-        return _hint("Choose a run to see the generations of its workers and shards.")
+        return hint("Choose a run to see the generations of its workers and shards.")
     if problem is not None:
-        return _hint(f"{record.run_id}: {problem}")
+        return hint(f"{record.run_id}: {problem}")
     groups = by_who(spans(events, time.time()))
     if not groups:
-        return _hint(f"Nothing is known of the workers of {record.run_id}.")
+        return hint(f"Nothing is known of the workers of {record.run_id}.")
     start = min(span.begin for group in groups.values() for span in group)
     names = list(groups)[:MAX_TIMELINE_LINES]
     bars = []
@@ -405,7 +283,7 @@ def timeline(record: RunRecord | None, events: Sequence[RunEvent], *, problem: s
         "hovertemplate": ("<b>%{y}</b>, %{customdata[0]}<br>%{x:.1f} s, %{customdata[1]}<extra></extra>"),
     }
     layout = {
-        **_LAYOUT,
+        **LAYOUT,
         "barmode": "overlay",
         "bargap": 0.3,
         "uirevision": record.run_id,
@@ -415,7 +293,7 @@ def timeline(record: RunRecord | None, events: Sequence[RunEvent], *, problem: s
     return html.Div(
         [
             html.P([html.B(record.run_id), ": each bar is one generation."], className="faint"),
-            _graph({"data": [trace], "layout": layout}, 110 + 24 * len(names)),
+            graph({"data": [trace], "layout": layout}, 110 + 24 * len(names)),
         ]
     )
 

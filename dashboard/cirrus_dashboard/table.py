@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cirrus_dashboard.views import VALUE_DIGITS
+from cirrus_dashboard.rows import VALUE_DIGITS
 
 NUMBER = {"type": "rightAligned", "filter": "agNumberColumnFilter"}
 _SWITCH = {"editable": True, "cellDataType": "boolean", "suppressHeaderMenuButton": True}

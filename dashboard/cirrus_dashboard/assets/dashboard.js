@@ -7,6 +7,29 @@
   const CROWDED = 60; // curves from which on they are drawn fainter, and without a legend
   const FEW = 10;
 
+  // A page that stands still because nobody answers it has to say so: it looks as it did.
+  const ask = window.fetch;
+  let heardAt = new Date();
+  function tellAway(isAway) {
+    const place = document.getElementById("away");
+    if (!isAway) heardAt = new Date();
+    if (!place || isAway === Boolean(place.textContent)) return;
+    place.textContent = isAway
+      ? `The dashboard does not answer. What is shown is of ${heardAt.toLocaleTimeString()}; ` +
+        "one that was started anew prints another address."
+      : "";
+  }
+  window.fetch = async function (...request) {
+    try {
+      const answer = await ask.apply(this, request);
+      tellAway(answer.status === 404 || answer.status >= 500); // 404: another one, with another secret
+      return answer;
+    } catch (error) {
+      tellAway(true);
+      throw error;
+    }
+  };
+
   function numbers(text) {
     const raw = atob(text);
     const bytes = new Uint8Array(raw.length);
