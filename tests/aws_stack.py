@@ -30,6 +30,7 @@ REGION = "us-east-1"
 START_SECONDS = 60.0
 POLL_SECONDS = 0.1
 STOP_SECONDS = 20.0
+DEPLOY_ATTEMPTS = 3
 #: Ends a server when whoever started it closes its standard input, or dies.
 LEASH = Path(__file__).with_name("leash.py")
 #: Of the servers: short enough to wait for.
@@ -162,17 +163,27 @@ def _deploy(environment: Mapping[str, str], plugins: Path, everything: str, ec2:
     )
     with pytest.MonkeyPatch.context() as patch:
         use(patch, environment)
-        for attempt in range(2):
+        for attempts_left in reversed(range(DEPLOY_ATTEMPTS)):
             try:
                 deployment = deploy(options, boto3.session.Session(), lambda plan: True, lambda text: None)
                 break
             except CloudError as error:
-                # A request whose answer came too late is repeated by the provider; moto then says that what
-                # it was to take away is not there. Deploying again goes on, as users would.
-                if attempt or "InvalidPermission.NotFound" not in str(error):
+                if not attempts_left or not _is_repetition(str(error), environment):
                     raise
     assert deployment is not None
     return deployment
+
+
+def _is_repetition(error: str, environment: Mapping[str, str]) -> bool:
+    """Tell whether a deployment failed because the provider repeated a request whose answer came too late.
+
+    What it was to take away is then not there any more, or what it was to make is there already, but not in
+    its state: that is taken away. Deploying again goes on, as users would.
+    """
+    made = re.search(r"Role with name (\S+) already exists", error)
+    if made is not None:
+        client(environment, "iam").delete_role(RoleName=made[1])
+    return made is not None or "InvalidPermission.NotFound" in error
 
 
 def _launch_a_server(environment: Mapping[str, str], deployment: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import os
 import signal
 import time
@@ -35,9 +36,10 @@ RUN_SECONDS = 300.0
 SHARD_BACK_SECONDS = 5.0
 
 
+BACKENDS = ["local", "inline", "ray"]
 #: For tests that leave a deployment's server for the next one. After those that end it another one installs
-#: all its packages; they are made with servers that are ready at once instead (test_aws_runs.py).
-on_aws_too = pytest.mark.parametrize("backend", ["local", "inline", "ray", "aws"], indirect=True)
+#: all its packages; but for one they are made with servers that are ready at once instead (test_aws_runs.py).
+on_aws_too = pytest.mark.parametrize("backend", [*BACKENDS, "aws"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def train(backend: Backend, train_here: Dataset) -> Dataset:
     return Dataset.open(url)
 
 
-@pytest.fixture(params=["local", "inline", "ray"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """Return each backend in turn, with its runs in a fresh folder."""
     root = str(tmp_path / "home")
@@ -99,10 +101,13 @@ def crash_shard(run: Run, shard: int) -> None:
 
 @on_aws_too
 def test_a_run_finishes_with_every_step_once(train: Dataset, backend: Backend) -> None:
-    """Two workers and two shards train a good model; each shard counts each step once; it costs money."""
+    """Two workers and two shards train a good model; each shard counts each step once; it costs money.
+
+    What it costs is told beside what it should have cost.
+    """
     before = {summary.run_id for summary in list_runs(backend.root)}
-    dollars = backend.dollars_per_hour(2, 2)
-    config = dataclasses.replace(plan(train, epochs=4), dollars_per_hour=dollars)
+    dollars, prices = backend.dollars_per_hour(2, 2), backend.worker_prices(1769)
+    config = dataclasses.replace(plan(train, epochs=4), dollars_per_hour=dollars, worker_prices=prices)
     with backend.start(config) as run:
         states: list[RunState] = []
         status = run.wait(RUN_SECONDS, on_event=lambda status: states.append(status.state))
@@ -111,13 +116,21 @@ def test_a_run_finishes_with_every_step_once(train: Dataset, backend: Backend) -
         assert_exact(config, status)
         assert accuracy(run) > GOOD_ACCURACY
         assert dollars > 0
-        assert status.cost >= 0.99 * status.seconds * dollars / 3600  # starting costs, too
+        cost = run.cost
+        assert cost.measured == pytest.approx(status.cost)
+        assert cost.servers.modelled == pytest.approx(status.seconds * dollars / 3600)
+        assert cost.servers.measured >= 0.99 * cost.servers.modelled  # starting costs, too
+        assert (cost.workers.measured > 0) is (cost.workers.modelled > 0) is (prices.dollars_per_second > 0)
         points = run.metrics()
         assert [point.epoch for point in points if point.end_of_epoch] == [1, 2, 3, 4]
     assert {summary.run_id for summary in list_runs(backend.root)} - before == {run.run_id}
 
 
-@pytest.mark.parametrize("action", ["stop", "kill"])
+@pytest.mark.parametrize(
+    ("backend", "action"),
+    [*itertools.product(BACKENDS, ["stop", "kill"]), ("aws", "stop")],
+    indirect=["backend"],
+)
 def test_another_client_ends_a_run_through_its_folder(train: Dataset, backend: Backend, action: str) -> None:
     """Stop keeps the model, kill does not; who supervises the run sees its end."""
     with backend.start(plan(train, n_shards=1)) as run:
@@ -130,6 +143,7 @@ def test_another_client_ends_a_run_through_its_folder(train: Dataset, backend: B
         assert bool(run.folder.store.list("model/")) is (action == "stop")
 
 
+@on_aws_too
 def test_an_interrupted_run_is_gone_on_with(train: Dataset, backend: Backend) -> None:
     """A client that closes its run interrupts it; another goes on, and no step is lost or done twice.
 
@@ -185,18 +199,21 @@ def test_the_last_reference_ends_the_run(train: Dataset, backend: Backend) -> No
     eventually(lambda: open_run(backend.root, run_id).status.state is RunState.INTERRUPTED, 10.0)
 
 
+@on_aws_too
 def test_estimators_and_searches_work(backend: Backend) -> None:
     """Arrays, validation, scores and a search are the same on every backend."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(600, 8))
     y = (X @ rng.normal(size=8) > 0).astype(int)
+    on_aws = isinstance(backend, cirrus.AWSBackend)
+    memory_mb = int(min(backend.deployment.worker_functions)) if on_aws else 256
     estimator = cirrus.LogisticRegression(
-        backend=backend, n_workers=1, epochs=3, tol=None, random_state=0, worker_memory_mb=256
+        backend=backend, n_workers=1, epochs=3, tol=None, random_state=0, worker_memory_mb=memory_mb
     )
     estimator.fit(X[:500], y[:500], validation=(X[500:], y[500:]))
     assert estimator.score(X[500:], y[500:]) > 0.8
     assert estimator.n_iter_ == 3
-    search = cirrus.GridSearch(estimator, {"l2": [0.0, 1000.0]}, max_concurrent=2)
+    search = cirrus.GridSearch(estimator, {"l2": [0.0, 1000.0]}, max_concurrent=1 if on_aws else 2)
     search.fit(X[:500], y[:500], validation=(X[500:], y[500:]))
     assert search.best_params_ == {"l2": 0.0}
     assert len(list_runs(backend.root)) >= 3
