@@ -26,6 +26,7 @@ import cirrus
 from cirrus.client_backend.aws.backend import AWSBackend
 from cirrus.client_backend.aws.seats import ServerRecords
 from cirrus.client_backend.backend import backend_at
+from cirrus.client_backend.claims import process_exists
 from cirrus.client_backend.processes import child_environment
 from cirrus.client_backend.runs import Run, open_run
 from cirrus.errors import ConfigError
@@ -113,10 +114,15 @@ def test_runs_share_a_server_and_one_is_killed(stack: Stack, no_servers: None, r
     with one.start(real_runs.plan(rows, n_shards=1)) as killed, one.start(config) as kept:
         eventually(lambda: works(killed) and works(kept))
         (name,) = stack.hosts.living()
-        address = kept.folder.shard_address(0)
+        address, gone = kept.folder.shard_address(0), killed.folder.shard_address(0)
+        assert gone is not None
+        began = time.monotonic()
         killed.kill()
         assert killed.status.state is RunState.KILLED
         assert ServerRecords(open_store(ROOT)).read(name).of_run(killed.run_id) == ()  # type: ignore[union-attr]
+        print(f"a kill frees the seat after {time.monotonic() - began:.1f} s")
+        eventually(lambda: not process_exists(gone.pid))
+        print(f"and its shard is gone after {time.monotonic() - began:.1f} s")
         with one.start(real_runs.plan(rows, epochs=1, n_shards=1)) as third:
             assert third.wait(100.0).state is RunState.FINISHED
         assert kept.folder.shard_address(0) == address

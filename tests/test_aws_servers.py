@@ -551,6 +551,23 @@ def test_a_server_that_ec2_has_lost() -> None:
     assert "replaces it" in world.notices[0]
 
 
+def test_seats_that_a_server_has_given_up_without_a_word() -> None:
+    """Its report was lost: after a while without a booking the client takes other seats."""
+    world = World(n_shards=1)
+    threads = world.serve(0)
+    eventually(lambda: world.cloud.machines)
+    world.report("i-1", HostPhase.SERVING)
+    eventually(lambda: "starting shards" in world.servers.phase)
+    world.records.change("i-1", lambda found: found.give_up([1], now=time.time(), keep=True))
+    for step in range(1, 4):
+        world.now = 6.0 * step
+        if not world.ends:
+            world.n_looks = 0
+            eventually(lambda: world.ends or world.n_looks >= 3)
+    world.join(threads)
+    assert "has given up this run's seats" in str(world.ends[0])
+
+
 def test_a_server_that_does_not_come_up() -> None:
     """A start-up has an end; the error says how far it came."""
     world = World(n_shards=1)

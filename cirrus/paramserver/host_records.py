@@ -89,11 +89,6 @@ class HostReports:
         except (ValueError, ConfigError) as error:
             raise CorruptDataError(f"{self._store.url}/{key}: {error}") from error
 
-    def all(self) -> list[HostStatus]:
-        """Return the reports of all instances that ever worked for the run."""
-        names = [key.removeprefix(HOSTS).removesuffix(".json") for key in self._store.list(HOSTS)]
-        return [status for name in names if (status := self.read(name)) is not None]
-
 
 def parse_shards(text: str) -> tuple[int, ...]:
     """Return the shards that a tag such as ``0-3`` or ``0,2-3`` names, ascending.

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 SHARE_SECONDS = 5.0
 DESCRIBE_SECONDS = 10.0
+#: A host reports how a booking ended before it gives that up. One whose report was lost says nothing.
+LOOKS_WITHOUT_BOOKING = 2
 #: EC2 may not know an instance yet that it has just started.
 UNKNOWN_SECONDS = 60.0
 #: From booking to the first shard: boot, packages, kernels. Measured at 60 to 90 seconds; this is the limit.
@@ -76,6 +78,7 @@ class Watch:
         now = around.clock()
         self._paid_until = now
         self._share = 1.0
+        self._looks_without_booking = 0
         self._share_at = now
         self._started_at = now
         self._describe_at = now + DESCRIBE_SECONDS
@@ -106,6 +109,8 @@ class Watch:
             report = self._read_report()
             if report is not None and self._take(report):
                 return
+            if self._looks_without_booking >= LOOKS_WITHOUT_BOOKING:
+                raise AttemptError(f"server {self._name} has given up this run's seats, and does not say why")
             if now >= self._describe_at:
                 self._describe_at = now + DESCRIBE_SECONDS
                 self._check_instance(now)
@@ -130,8 +135,13 @@ class Watch:
         except CirrusError as error:
             log.info("who has seats on %s cannot be read now: %s", self._name, error)
             return
-        if record is not None and self._booking in record.bookings:
+        if record is None:  # somebody has cleared the bucket up; EC2 knows whether the server lives
+            return
+        if self._booking in record.bookings:
             self._share = len(self._booking.seats) / record.taken
+            self._looks_without_booking = 0
+        else:
+            self._looks_without_booking += 1
 
     def _read_report(self) -> HostStatus | None:
         """Return what the host says of this booking, not of one that the run had there before."""
