@@ -131,18 +131,16 @@ class World:
             shards_per_server=2,
         )
         self.plan = dataclasses.replace(base, **plan)  # type: ignore[arg-type]
-        self.servers = Servers(
-            self.plan,
-            n_shards,
+        around = server_watch.Surroundings(
             facade=self.cloud,
             status=StatusCache(self.folder, 0.0),
             reports=self.reports,
             records=self.records,
             bill=ServerBill(counted_servers=1.0),
-            turns=self.turns,
             notice=self.notices.append,
             clock=self.clock,
         )
+        self.servers = Servers(self.plan, n_shards, around, self.turns)
         self.ends: dict[int, AttemptError | None] = {}
 
     def seats(self, name: str) -> dict[str, tuple[int, ...]]:

@@ -25,6 +25,7 @@ from cirrus.client_backend.aws.seat_search import ServerPlan, leave_servers
 from cirrus.client_backend.aws.seats import MAX_SEATS, ServerRecords
 from cirrus.client_backend.aws.server_bill import ServerBill
 from cirrus.client_backend.aws.server_turns import ServerTurns
+from cirrus.client_backend.aws.server_watch import Surroundings
 from cirrus.client_backend.aws.servers import Servers
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.runs import Run
@@ -177,17 +178,15 @@ class AWSBackend(PricedBackend):
         notices = Notices()
         with self._checked_facade(function, lifetime, wanted, notices) as (facade, is_scarce):
             status = StatusCache(folder, STATUS_AGE_SECONDS)
-            servers = Servers(
-                self._server_plan(config.run_id),
-                config.n_shards,
+            around = Surroundings(
                 facade=facade,
                 status=status,
                 reports=HostReports(folder.store),
                 records=self._server_records(),
                 bill=ServerBill(self._rates.counted_servers(config.dollars_per_hour)),
-                turns=self._turns,
                 notice=notices.add,
             )
+            servers = Servers(self._server_plan(config.run_id), config.n_shards, around, self._turns)
             invoker = Invoker(
                 facade,
                 function,

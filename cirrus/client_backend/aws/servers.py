@@ -17,19 +17,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 
-from cirrus.client_backend.aws.facade import AwsFacade
 from cirrus.client_backend.aws.seat_search import SeatSearch, ServerPlan, leave_servers
-from cirrus.client_backend.aws.seats import Booking, ServerRecord, ServerRecords
-from cirrus.client_backend.aws.server_bill import ServerBill
+from cirrus.client_backend.aws.seats import Booking, ServerRecord
 from cirrus.client_backend.aws.server_turns import ServerTurns
 from cirrus.client_backend.aws.server_watch import Surroundings, Watch
-from cirrus.client_backend.status_cache import StatusCache
 from cirrus.errors import CirrusError
 from cirrus.metrics import RunState
-from cirrus.paramserver.host_records import HostReports
 
 #: How long the end of a run waits for a launch that is under way, so that its instance is ended too.
 LAUNCHING_SECONDS = 2.0
@@ -51,41 +46,14 @@ class Servers:
     Args:
         plan: What they are.
         n_shards: Shards of the run.
-        facade: AWS.
-        status: The run's.
-        reports: What the hosts say.
-        records: Who has which seats.
-        bill: Takes what the run pays for.
+        around: What the parts of its client share.
         turns: Whose turn it is to look for seats.
-        notice: Takes what the user should know.
-        clock: Monotonic seconds.
     """
 
-    def __init__(
-        self,
-        plan: ServerPlan,
-        n_shards: int,
-        *,
-        facade: AwsFacade,
-        status: StatusCache,
-        reports: HostReports,
-        records: ServerRecords,
-        bill: ServerBill,
-        turns: ServerTurns,
-        notice: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, plan: ServerPlan, n_shards: int, around: Surroundings, turns: ServerTurns) -> None:
         self._plan = plan
         self._n_shards = n_shards
-        self._around = Surroundings(
-            facade=facade,
-            status=status,
-            reports=reports,
-            records=records,
-            bill=bill,
-            notice=notice,
-            clock=clock,
-        )
+        self._around = around
         self._turns = turns
         self._placing = threading.Lock()
         """Held while seats are looked for; one thread does so for all shards that have none."""
