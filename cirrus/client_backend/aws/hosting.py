@@ -25,7 +25,6 @@ from cirrus.client_backend.processes import ChildProcess
 from cirrus.client_backend.runs import run_url
 from cirrus.errors import CirrusError, ConfigError, RunError
 from cirrus.paramserver.host_records import HostPhase, HostReports, HostStatus
-from cirrus.run_folder import RunFolder
 from cirrus.storage import open_store
 
 log = logging.getLogger(__name__)
@@ -183,7 +182,7 @@ class Host:
     def _serve(self, booking: Booking) -> None:
         stay = self._stays[booking.number] = Stay(
             booking,
-            RunFolder(run_url(self._options.root, booking.run)),
+            run_url(self._options.root, booking.run),
             self._commands(booking),
             self._report,
             self._woken.set,

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 #: EC2 takes client tokens of up to 64 characters.
 TOKEN_CHARACTERS = 64
 NONCE_BYTES = 4
+#: EC2 takes filters of so many values.
+FILTER_VALUES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ class SeatSearch:
     def _seat(self, name: str, booking: Booking, missing: list[int]) -> list[int]:
         """Take note of a booking; return the shards that have no seat yet."""
         self._found(name, booking)
-        self._around.phase = f"server {name} is about to start shards"
+        self._around.phase = f"server {name} is getting ready"
         log.info("server %s hosts shards %s", name, format_shards(booking.shards))
         return [shard for shard in missing if shard not in booking.shards]
 
@@ -152,7 +154,7 @@ class SeatSearch:
     ) -> list[ServerRecord]:
         """Return the servers that are at work, or just launched; those that have ended are forgotten."""
         found = {record.instance: record for record in records}
-        unsure = sorted(set(found) - set(living))
+        unsure = sorted(set(found) - set(living))[:FILTER_VALUES]
         ended = self._facade.instances(instance_ids=unsure) if unsure else []
         for each in ended:
             if not each.is_living:

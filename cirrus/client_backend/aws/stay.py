@@ -27,7 +27,7 @@ class Stay:
 
     Args:
         booking: What is served.
-        folder: The run's folder.
+        url: Of the run's folder.
         commands: How its shards are started.
         report: Told how far it is.
         on_end: Called when its shards have ended.
@@ -37,7 +37,7 @@ class Stay:
     def __init__(
         self,
         booking: Booking,
-        folder: RunFolder,
+        url: str,
         commands: LocalCommands,
         report: Report,
         on_end: Callable[[], None],
@@ -49,7 +49,7 @@ class Stay:
         """True when it ended because the run's client gave no sign of life."""
         self.phase = HostPhase.SERVING
         """How far it is."""
-        self._folder = folder
+        self._url = url
         self._commands = commands
         self._report = report
         self._on_end = on_end
@@ -105,7 +105,7 @@ class Stay:
     def _serve(self) -> tuple[HostPhase, Exception | None]:
         """Host the shards until the run is over, fails, or is asked to leave; return how that ended."""
         service = RunService(
-            self._folder,
+            RunFolder(self._url),
             self.booking.shards,
             self._commands,
             client_lost_seconds=self._client_lost_seconds,
