@@ -286,25 +286,37 @@ def cli(*words):
     return done
 
 
-def test_a_host_program_that_crashes_is_started_again(on_aws):
-    """The unit that user data installs starts it again on the same instance; the run goes on, exactly."""
+def test_a_run_outlives_its_host_program_and_its_instance(on_aws):
+    """The unit that user data installs starts a host program again that was killed, on the same instance.
+
+    One that AWS takes back is replaced by another. The run goes on each time, exactly.
+    """
     config = plan(make_dataset(f"{on_aws.deployment.root}/data-{uuid.uuid4().hex}"), n_workers=1)
+
+    def goes_on_after(generation):
+        eventually(lambda: run.folder.shard_address(1).generation > generation, BOOT_SECONDS)
+        await_work(run, run.status.updates + config.steps_per_epoch)
+        return run.folder.shard_address(1).generation
+
     with cirrus.AWSBackend(on_aws.deployment.bucket).start(config) as run:
         await_work(run)
         (name,) = (key.rpartition("/")[2].removesuffix(".json") for key in run.folder.store.list("hosts/"))
         instance = on_aws.operator.living[name]
         starts = instance.calls.count(["start-unit", "cirrus-host.service"])
+        generation = run.folder.shard_address(1).generation
         instance.host_program().kill()
-        eventually(lambda: run.folder.shard_address(1).generation >= 2, BOOT_SECONDS)
-        done = run.status.updates
-        await_work(run, done + 2 * config.steps_per_epoch)
+        generation = goes_on_after(generation)
+        assert instance.calls.count(["start-unit", "cirrus-host.service"]) == starts + 1
+        assert name in on_aws.operator.living
+        assert not run.notices
+        instance.reclaim()
+        goes_on_after(generation)
+        eventually(lambda: name in on_aws.operator.gone, BOOT_SECONDS)
+        assert any(f"takes back the spot server {name}" in notice for notice in run.notices)
         run.stop()
         status = run.wait(BOOT_SECONDS)
     assert status.state is RunState.FINISHED
     assert_whole(run, status)
-    assert instance.calls.count(["start-unit", "cirrus-host.service"]) == starts + 1
-    assert name in on_aws.operator.living
-    assert not run.notices
 
 
 def test_an_instance_whose_client_dies_ends_itself(on_aws, facade):

@@ -429,6 +429,22 @@ def test_the_launcher_puts_the_costs_right_and_says_what_it_waits_for(tmp_path: 
     assert (run.cost.workers.measured, run.cost.servers.measured) == (0.05, 0.2)
 
 
+def test_the_costs_of_all_clients_of_a_run_are_added(tmp_path: Path) -> None:
+    """Shard 0 goes on with its own count; what each client puts right stays, and is in the cost once."""
+    backend = ReckoningBackend(root=tmp_path, commands=make_backend(tmp_path)._commands)
+    with backend.start(make_config()) as first:
+        eventually(lambda: first.status.updates > 0)
+    assert (first.status.state, first.status.cost) == (RunState.INTERRUPTED, 0.25)
+    with backend.attach(first.run_id) as second:
+        eventually(lambda: second.folder.status().updates > 0)  # type: ignore[union-attr]
+        second.kill()
+    assert second.status.cost == pytest.approx(0.5)
+    assert second.cost.workers.measured == pytest.approx(0.1)
+    with backend.attach(first.run_id, killed=True) as third:
+        pass  # perhaps before shard 0 has written anything
+    assert third.status.cost == pytest.approx(0.75)
+
+
 def test_a_backend_that_cannot_run_a_config_leaves_no_run(tmp_path: Path) -> None:
     """Where nothing can be started there is nothing to list; a run that was there is given back."""
 

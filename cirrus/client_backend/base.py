@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from cirrus.client_backend.certificates import make_certificates
 from cirrus.client_backend.claims import new_claim, take_claim
-from cirrus.client_backend.launcher import Launcher
+from cirrus.client_backend.launcher import CostCorrection, Launcher
 from cirrus.client_backend.runs import Run, judge_status, open_folder, run_url
 from cirrus.client_backend.supervision import Supervision
 from cirrus.client_backend.supervisor import Supervisor
@@ -232,6 +232,7 @@ class Backend(ABC):
             worker_generation=claim.number * GENERATIONS_PER_CLIENT,
             deadline_seconds=config.generation_seconds or self.generation_seconds,
             is_temporary=self.runs_are_temporary,
+            corrected=CostCorrection.made(folder.status()),
         )
 
 

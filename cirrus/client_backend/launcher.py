@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from cirrus.client_backend.fleet import WorkerEvent, WorkerResult
+from cirrus.metrics import RunStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +16,30 @@ class CostCorrection:
 
     workers: float = 0.0
     servers: float = 0.0
+
+    @classmethod
+    def made(cls, status: RunStatus | None) -> CostCorrection:
+        """Return what clients have added to a status' cost."""
+        if status is None:
+            return cls()
+        return cls(workers=status.worker_correction, servers=status.server_correction)
+
+    def plus(self, other: CostCorrection) -> CostCorrection:
+        """Return both together."""
+        return CostCorrection(workers=self.workers + other.workers, servers=self.servers + other.servers)
+
+    def apply(self, status: RunStatus) -> RunStatus:
+        """Return a status with this correction in its cost, and no other."""
+        made = CostCorrection.made(status)
+        worker_cost = max(0.0, status.worker_cost + self.workers - made.workers)
+        cost = status.cost + self.workers - made.workers + self.servers - made.servers
+        return dataclasses.replace(
+            status,
+            cost=max(worker_cost, cost),
+            worker_cost=worker_cost,
+            worker_correction=self.workers,
+            server_correction=self.servers,
+        )
 
 
 class Launcher(ABC):

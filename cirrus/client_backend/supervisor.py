@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cirrus.client_backend.fleet import AttemptError, Fleet
-from cirrus.client_backend.launcher import Launcher
+from cirrus.client_backend.launcher import CostCorrection, Launcher
 from cirrus.client_backend.retries import RetryBudget, RetryPolicy
 from cirrus.client_backend.status_cache import StatusCache
 from cirrus.config import RunConfig
@@ -120,6 +120,7 @@ class Supervisor:
         worker_generation: The generation that the workers start with.
         deadline_seconds: Lifetime of a worker's generation; None: until the run is over.
         is_temporary: The run folder goes away with :meth:`remove`, or with the run's last reference.
+        corrected: What earlier clients have added to the run's cost, which shard 0 does not know.
     """
 
     def __init__(
@@ -133,7 +134,9 @@ class Supervisor:
         worker_generation: int = 1,
         deadline_seconds: float | None = None,
         is_temporary: bool = False,
+        corrected: CostCorrection | None = None,
     ) -> None:
+        self._corrected = corrected or CostCorrection()
         self._folder = folder
         self._launcher = launcher
         self._claim = claim
@@ -398,10 +401,7 @@ class Supervisor:
     def _settle_status(self) -> None:
         """Write how the run ended where shard 0 could not, and what it cost where shard 0 could not know."""
         status = self._status.read_now() or RunStatus(state=RunState.STARTING, started_at=time.time())
-        correction = self._launcher.cost_correction()
-        worker_cost = max(0.0, status.worker_cost + correction.workers)
-        cost = max(worker_cost, status.cost + correction.workers + correction.servers)
-        priced = dataclasses.replace(status, cost=cost, worker_cost=worker_cost)
+        priced = self._corrected.plus(self._launcher.cost_correction()).apply(status)
         if status.state.ended and status.state is not RunState.INTERRUPTED:
             if priced != status:
                 self._folder.write_status(priced)
