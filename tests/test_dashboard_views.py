@@ -514,3 +514,13 @@ def test_what_tells_a_run_from_others_comes_first():
     run = record("a", learning_rate=0.5, l1=1)
     text = str(panels.detail(run, [], ["learning_rate"]))
     assert text.index("learning_rate") < text.index("that all runs share") < text.index("'l1'")
+
+
+def test_what_a_run_should_cost_stands_with_what_it_costs():
+    """Where it is priced, the model's figure for its size and seconds is among the facts."""
+    run = record("a")
+    status = RunStatus(state=RunState.RUNNING, seconds=100.0, cost=1.5)
+    priced = dataclasses.replace(config_of("a"), dollars_per_hour=36.0)
+    text = str(panels.detail(dataclasses.replace(run, status=status, config=priced), [], []))
+    assert text.index("$1.50") < text.index("cost by the model") < text.index("$1.00")
+    assert "cost by the model" not in str(panels.detail(dataclasses.replace(run, status=status), [], []))

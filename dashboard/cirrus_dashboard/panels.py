@@ -10,6 +10,7 @@ from typing import Any
 from dash import html
 
 from cirrus.client_backend.base import GENERATIONS_PER_CLIENT
+from cirrus.client_backend.run_cost import CostModel
 from cirrus.metrics import RunEvent
 from cirrus_dashboard.accessibility import aria
 from cirrus_dashboard.analysis import (
@@ -133,6 +134,9 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
             ("cost", dollars(status.cost)),
             ("worker time", f"{status.worker_seconds:,.0f} s in {status.invocations} invocations"),
         ]
+        modelled = 0.0 if config is None else CostModel.of(config).compare(status).modelled
+        if modelled:
+            facts.append(("cost by the model", dollars(modelled)))
         if status.stop_reason:
             facts.append(("ended by", status.stop_reason))
     if config is not None:
