@@ -1,7 +1,7 @@
 # make train   install and train on real flights       make test   run the tests
 # make check   format, lint, types, layers, audit      make bench  speed against other tools
 # make scan    look for unsafe settings in terraform/   make audit  look for packages with known flaws
-# make fuzz    ten minutes of damaged input             make soak   break runs for half an hour
+# make fuzz    some minutes of damaged input            make soak   break runs for half an hour
 #
 # Everything lives in .venv, made with $(PYTHON) (3.11 or newer): `make PYTHON=python3.12 train`.
 
@@ -107,6 +107,9 @@ audit: $(VENV)/.installed-dev $(VENV)/audit/.installed
 
 fuzz: $(VENV)/.installed-dev $(VENV)/.kernels
 	PYTHONPATH=tests:.:dashboard $(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
+	@if $(BIN)/python -m pip --disable-pip-version-check install --quiet --only-binary :all: 'atheris>=2.3,<4'; then \
+	    PYTHONPATH=tests:.:dashboard $(BIN)/python tests/fuzz.py --engine atheris --seconds $$(($(FUZZ_SECONDS) / 2)); \
+	else echo "coverage: SKIPPED, atheris cannot be installed for this Python"; fi
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format

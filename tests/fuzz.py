@@ -1,8 +1,8 @@
 """Fuzzes everything that reads bytes of others: ``python tests/fuzz.py --seconds 600``.
 
 Without ``--engine atheris`` inputs are made by chance of valid ones; with it, coverage tells which are worth
-going on from (``pip install atheris``, where there is one for this Python). What is found goes to
-``tests/corpus/TARGET/``, and is tried again by ``tests/test_fuzz.py`` from then on.
+going on from (``pip install atheris``, where there is one for this Python, as ``make fuzz`` does). What is
+found goes to ``tests/corpus/TARGET/``, and is tried again by ``tests/test_fuzz.py`` from then on.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import logging
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fuzz_targets import CORPUS, ShardTarget, Target, attempt, mutated, shard_seeds, targets
@@ -139,6 +140,19 @@ def fuzz_by_coverage(name: str, target: Target, seconds: float) -> int:
     return 0
 
 
+def fuzz_each_by_coverage(names: Sequence[str], seconds: float) -> int:
+    """Fuzz several targets with atheris, each in a process of its own; return how many broke."""
+    broken = []
+    for name in names:
+        share = str(max(1.0, seconds / len(names)))
+        print(f"== {name}", flush=True)
+        command = [sys.executable, __file__, "--engine", "atheris", "--target", name, "--seconds", share]
+        if subprocess.run(command, check=False).returncode != 0:
+            broken.append(name)
+    print(f"{len(names)} targets followed by coverage, {len(broken)} broke: {', '.join(broken) or 'none'}")
+    return len(broken)
+
+
 def main() -> int:
     """Fuzz; return the exit code."""
     parser = argparse.ArgumentParser(
@@ -152,6 +166,8 @@ def main() -> int:
     # What is told of a refused input would be all that one sees.
     logging.getLogger("cirrus").addHandler(logging.NullHandler())
     known = dict(targets())
+    if options.engine == "atheris" and len(options.target or known) > 1:
+        return 1 if fuzz_each_by_coverage(options.target or list(known), options.seconds) else 0
     shard = ShardTarget()
     known["shard"] = Target(shard, shard_seeds())
     chosen = {name: known[name] for name in (options.target or known)}
