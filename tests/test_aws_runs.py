@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import contextlib
 import json
@@ -79,7 +80,10 @@ def works(run: Run) -> bool:
 
 
 def test_a_second_run_finds_a_warm_server(stack: Stack, no_servers: None, rows: cirrus.Dataset) -> None:
-    """The server of a run that has just finished is used again, and ends with the run that was there last."""
+    """The server of a run that has just finished is used again, and ends with the run that was there last.
+
+    The token of neither is in what EC2 and Lambda show of them, nor in any object but its own.
+    """
     first = backend().start(real_runs.plan(rows, epochs=1, n_shards=2))
     assert first.wait(200.0).state is RunState.FINISHED
     (name,) = stack.hosts.living()
@@ -93,6 +97,11 @@ def test_a_second_run_finds_a_warm_server(stack: Stack, no_servers: None, rows: 
     assert second.wait(200.0).state is RunState.FINISHED
     assert stack.hosts.living() == [name]
     assert [run_of(name, run) for run in (first, second)] == [1, 2]
+    shown = list(what_aws_shows(stack))
+    assert any(second.run_id.encode() in text for text in shown)
+    for run in (first, second):
+        token = run.folder.token()
+        assert not [text for text in shown if token.encode() in text or bytes.fromhex(token) in text]
     assert backend().end_leftovers(first.run_id) == ()
     assert backend().end_leftovers(second.run_id) == (name,)
     eventually(lambda: stack.hosts.living() == [])
@@ -156,6 +165,28 @@ def test_a_search_packs_its_trials(stack: Stack, no_servers: None, rows: cirrus.
     eventually(lambda: [row["status"] for row in search.results_] == ["killed"] * 4)
     assert stack.hosts.living() == []
     assert records.all() == []
+
+
+def what_aws_shows(stack: Stack) -> Iterator[bytes]:
+    """Yield what whoever may look at the account sees: instances, tags, user data, functions, objects."""
+    session = boto3.session.Session()
+    with (
+        contextlib.closing(session.client("ec2")) as ec2,
+        contextlib.closing(session.client("lambda")) as lam,
+    ):
+        template = stack.deployment.launch_template_id
+        every = [
+            ec2.describe_instances(),
+            ec2.describe_tags(),
+            ec2.describe_launch_template_versions(LaunchTemplateId=template),
+            lam.get_function_configuration(FunctionName=FUNCTION),
+        ]
+        for name in stack.hosts.living():
+            user_data = ec2.describe_instance_attribute(InstanceId=name, Attribute="userData")["UserData"]
+            every.append(base64.b64decode(user_data.get("Value", "")).decode())
+    yield from (json.dumps(found, default=str).encode() for found in every)
+    store = open_store(ROOT)
+    yield from (store.get(key) for key in store.list() if not key.endswith("/token"))
 
 
 def cirrus_keys(prefix: str) -> list[str]:

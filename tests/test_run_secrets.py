@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,43 @@ def test_a_shard_does_not_serve_with_a_token_that_others_know(folder: RunFolder)
     assert "chmod 600" in done.stderr
     assert "Traceback" not in done.stderr
     assert folder.shard_address(0) is None
+
+
+SECRETS = ("token", "proof", "signature", "secret", "hmac", "digest")
+#: Here a token is a piece of text.
+READERS_OF_TEXT = {"cirrus/client_backend/vw.py", "cirrus/client_backend/words_text.py"}
+
+
+def plain_comparisons(source: str) -> list[str]:
+    """Return the comparisons of secrets, by their names, that stop at the first difference."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        and any(isinstance(op, (ast.Eq, ast.NotEq, ast.In, ast.NotIn)) for op in node.ops)
+        and any(word in name.lower() for name in names_in(node) for word in SECRETS)
+    ]
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """Return the names of variables and attributes."""
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return names | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def test_secrets_are_compared_in_constant_time() -> None:
+    """No proof, signature or token is compared by what takes the longer the more of it is right."""
+    assert plain_comparisons("if hello.proof != right: pass")
+    root = Path(__file__).resolve().parent.parent
+    found = {}
+    for folder in ("cirrus", "dashboard/cirrus_dashboard", "lambda_package"):
+        for path in (root / folder).rglob("*.py"):
+            name = str(path.relative_to(root))
+            if name not in READERS_OF_TEXT and (plain := plain_comparisons(path.read_text())):
+                found[name] = plain
+    assert found == {}
+    used = [
+        (root / name).read_text()
+        for name in ("cirrus/paramserver/handshake.py", "cirrus/worker_runtime/map_job.py")
+    ]
+    assert all("hmac.compare_digest(" in text for text in used)
