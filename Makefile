@@ -13,6 +13,8 @@ TRAIN_ARGS ?=
 TEST_ARGS ?=
 # As many tests at a time as there are cores on a small machine: those that break things watch clocks too.
 TEST_PROCESSES ?= 2
+# What the dashboard looked like in the last run of its tests; an absolute path, as tests change folders.
+export CIRRUS_SCREENSHOTS ?= $(CURDIR)/build/screenshots
 BENCH_DATA := out/bench-data
 BENCH_TOOL := ../shared/tools/make_criteo_like.py
 BENCH_ARGS ?=

@@ -68,6 +68,7 @@ def test_a_search_ends_with_a_table_and_a_model(home, svmlight, tmp_path):
     assert code == 0
     assert "sweep" in out
     assert "2/2" in out
+    assert run("runs")[2] == "trials of a search: cirrus runs --search SEARCH\n"
     code, out, _ = run("runs", "--search", "sweep")
     assert out.count("finished") == 2
     code, out, err = run("kill", "sweep")

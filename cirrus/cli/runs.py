@@ -23,7 +23,8 @@ _MODELLED = _HEAD.index("MODELLED")
 
 def list_all(home: str | None, search: str | None = None) -> None:
     """List all runs and searches, oldest first, or the trials of one search."""
-    overview = Overview(backend_at(home).root)
+    backend = backend_at(home)
+    overview = Overview(backend.root)
     if search is not None:
         _list_trials(overview, search)
         return
@@ -39,7 +40,7 @@ def list_all(home: str | None, search: str | None = None) -> None:
             ("\n" if found else "")
             + table([_SEARCH_HEAD, *map(_search_cells, searches)], right=_SEARCH_NUMBERS)
         )
-        say("trials of a search: cirrus runs --search SEARCH")
+        say(f"trials of a search: {command('runs', '--search', 'SEARCH', *backend.options)}")
 
 
 def _runs_table(found: list[RunSummary]) -> str:
