@@ -271,6 +271,36 @@ def test_what_is_launched_while_the_run_ends_is_ended(monkeypatch: pytest.Monkey
     assert world.records.all() == []
 
 
+def test_a_run_that_another_client_has_taken_over_keeps_its_seats() -> None:
+    """Whoever slept while another client attached leaves that one's seats and servers alone."""
+    world = World()
+    threads = world.serve(0, 1)
+    eventually(lambda: world.seats("i-1") == {RUN: (0, 1)})
+    world.servers.let_go()
+    world.join(threads)
+    assert world.ends == {0: None, 1: None}
+    assert world.seats("i-1") == {RUN: (0, 1)}
+    assert world.cloud.machines["i-1"].state == "running"
+
+
+def test_what_is_launched_for_a_run_that_was_taken_over_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other client cannot know of it, and has found seats of its own: shards would work twice."""
+    monkeypatch.setattr(servers, "LAUNCHING_SECONDS", 0.05)
+    world = World()
+    begun, done = threading.Event(), threading.Event()
+    world.cloud.at_launch = lambda: (begun.set(), done.wait(10.0))
+    threads = world.serve(0, 1)
+    assert begun.wait(10.0)
+    world.cloud.add("i-other", {})
+    world.records.enter(booked("i-other", (RUN, (0, 1))))
+    world.servers.let_go()
+    done.set()
+    world.join(threads)
+    assert world.cloud.machines["i-1"].state == "shutting-down"
+    assert world.cloud.machines["i-other"].state == "running"
+    assert [found.instance for found in world.records.all()] == ["i-other"]
+
+
 def record(name: str, **fields: Any) -> ServerRecord:
     """Return the record of a server of two seats."""
     fixed = {"instance_type": "c7g.large", "release": RELEASE, "capacity": 2, "launched_at": time.time()}

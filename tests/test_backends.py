@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -27,6 +28,7 @@ from stand_ins import (
 )
 
 from cirrus.client_backend.backend import resolve_backend
+from cirrus.client_backend.claims import new_claim
 from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.launcher import CostCorrection
 from cirrus.client_backend.local import LocalBackend, LocalLauncher
@@ -443,6 +445,34 @@ def test_the_costs_of_all_clients_of_a_run_are_added(tmp_path: Path) -> None:
     with backend.attach(first.run_id, killed=True) as third:
         pass  # perhaps before shard 0 has written anything
     assert third.status.cost == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_who_has_lost_a_run_to_another_client_lets_it_go(tmp_path: Path, taken_over: bool) -> None:
+    """A client that ends sees first whether the run is still its own, for the seats may be another's now."""
+    ends: list[str] = []
+
+    class Watched(Reckoning):
+        def close(self) -> None:
+            ends.append("close")
+            super().close()
+
+        def let_go(self) -> None:
+            ends.append("let go")
+            super().close()
+
+    class WatchedBackend(LocalBackend):
+        def launcher(self, folder: RunFolder, config: RunConfig) -> Watched:
+            return Watched(folder.url, self._commands)
+
+    run = WatchedBackend(root=tmp_path, commands=make_backend(tmp_path)._commands).start(make_config())
+    eventually(lambda: run.status.state is RunState.RUNNING)
+    if taken_over:
+        holder = run.folder.claim_holder()
+        assert holder is not None
+        run.folder.claim(dataclasses.replace(new_claim(), number=holder.number + 1), dead=holder)
+    run.close()
+    assert ends == ["let go" if taken_over else "close"]
 
 
 def test_a_backend_that_cannot_run_a_config_leaves_no_run(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from ps_runs import Shards, make_config, running
 from stand_ins import eventually
 
-from cirrus.errors import AuthenticationError
-from cirrus.run_folder import ShardAddress
+from cirrus.errors import AuthenticationError, ConnectionLostError
+from cirrus.run_folder import RunFolder, ShardAddress
 from cirrus.worker_runtime import session
 from cirrus.worker_runtime.session import Clock, Identity, Session
 
@@ -60,3 +60,32 @@ def test_a_stranger_who_stays_is_told_of(tmp_path: Path, monkeypatch: pytest.Mon
         announce(own, address_of(other))
         with pytest.raises(AuthenticationError, match="token is wrong"):
             new_session(own).register()
+
+
+class FarFolder(RunFolder):
+    """A run folder that is said to lie in a remote store."""
+
+    is_remote = True  # type: ignore[assignment]
+
+
+def test_on_shared_machines_a_stranger_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's seat may be another run's for as long as its own new server boots: no run fails of that."""
+    monkeypatch.setattr(session, "STRANGER_SECONDS", -1.0)
+    with (
+        running(tmp_path / "own", make_config()) as own,
+        running(tmp_path / "other", make_config()) as other,
+        ThreadPoolExecutor() as pool,
+    ):
+        right = address_of(own)
+        announce(own, address_of(other))
+        worker = new_session(own)
+        worker.folder = FarFolder(own.url)
+        registered = pool.submit(worker.register)
+        refused = other.shards[0].refused
+        eventually(lambda: refused._n_silent or refused._next_at)
+        announce(own, right)
+        registered.result(timeout=30.0).close()
+        announce(own, address_of(other))
+        monkeypatch.setattr(session, "RECONNECT_SECONDS", 0.1)
+        with pytest.raises(ConnectionLostError, match="token is wrong"):  # which another attempt may heal
+            worker.register()

@@ -95,6 +95,13 @@ class Launcher(ABC):
     def close(self) -> None:
         """End all workers and shards, who snapshot; takes 2.5 s at most and may be called again."""
 
+    def let_go(self) -> None:
+        """End what is in this process' care, of a run that another client has taken over since.
+
+        What that client has in its care is left alone. May take as long as :meth:`close`.
+        """
+        self.close()
+
     @abstractmethod
     def kill(self) -> None:
         """End everything now; does not wait."""

@@ -381,8 +381,12 @@ class Supervisor:
     def _end_all(self) -> None:
         self._stopping.set()
         self._fleet.stop()
+        self._claim_lost = self._claim_lost or not self._holds_claim()
         try:
-            self._launcher.close()
+            if self._claim_lost:
+                self._launcher.let_go()
+            else:
+                self._launcher.close()
             for thread in self._shard_threads:
                 thread.join(JOIN_SECONDS)
             self._fleet.join(JOIN_SECONDS)

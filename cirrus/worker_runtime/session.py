@@ -34,7 +34,8 @@ T = TypeVar("T")
 #: A worker gives up after it has not reached the shards for this long.
 RECONNECT_SECONDS = 60.0
 #: Where a shard was, somebody else may listen before its successor says where it is. Whoever has not the
-#: run's token for longer than this never will.
+#: run's token for longer than this never will. Not so on machines that runs share, where a successor may
+#: wait for a new machine: there a worker ends as one that reaches nobody, and is invoked again.
 STRANGER_SECONDS = 10.0
 #: Between attempts to reach the shards; each is twice the one before, up to the longest.
 FIRST_WAIT_SECONDS = 0.01
@@ -203,7 +204,7 @@ class Session:
                 return attempt()
             except (ConnectionLostError, SupersededError, LimitError, AuthenticationError) as error:
                 self.check_run()
-                if isinstance(error, AuthenticationError):
+                if isinstance(error, AuthenticationError) and not self.folder.is_remote:
                     stranger_since = stranger_since or time.monotonic()
                     if time.monotonic() - stranger_since > STRANGER_SECONDS:
                         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from cirrus.client_backend.aws.facade import AwsFacade
 from cirrus.client_backend.aws.invocations import BilledTime, Invoker
@@ -108,13 +109,20 @@ class AwsLauncher(Launcher):
 
     def close(self) -> None:
         """See :meth:`Launcher.close`; functions end by themselves once they see that the run is over."""
+        self._end(lambda servers: servers.close())
+
+    def let_go(self) -> None:
+        """See :meth:`Launcher.let_go`: the run's seats are the other client's."""
+        self._end(lambda servers: servers.let_go())
+
+    def _end(self, end_servers: Callable[[Servers], None]) -> None:
         with self._closing:
             if self._closed:
                 return
             self._invoker.close()
             try:
                 if self._servers is not None:
-                    self._servers.close()
+                    end_servers(self._servers)
             except CirrusError as error:
                 self._notices.add(
                     f"servers may still be at work, and cost ({error}): 'cirrus kill' the run, or wait: they"

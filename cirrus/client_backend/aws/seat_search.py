@@ -85,6 +85,8 @@ class SeatSearch:
         self.lost: set[str] = set()
         """Servers on which this run sits no more."""
         # Another client's tokens name what it launched, and EC2 would give that back, ended as it may be.
+        self._made: list[tuple[str, Booking]] = []
+        """What the search that is under way has booked."""
         self._nonce = secrets.token_hex(NONCE_BYTES)
 
     def run(self, missing: Sequence[int], generation: int) -> None:
@@ -98,11 +100,20 @@ class SeatSearch:
             CloudError: EC2 refuses.
             StorageError: The records can neither be read nor written.
         """
+        self._made.clear()
         try:
             self._find(list(missing), generation)
         finally:
             if self._around.closed.is_set():  # who ends the run may not have waited for this
-                leave_servers(self._facade, self._records, self._plan.run_id, keep=False)
+                self._undo()
+
+    def _undo(self) -> None:
+        """Give the run's seats up, or, where another client has the run, what it cannot know of."""
+        if not self._around.is_taken_over:
+            leave_servers(self._facade, self._records, self._plan.run_id, keep=False)
+            return
+        for name, booking in self._made:
+            give_up(self._around, name, booking, is_lost=False)
 
     def _find(self, left: list[int], generation: int) -> None:
         living = {
@@ -176,6 +187,7 @@ class SeatSearch:
             booking = self._records.book(record.instance, self._plan.run_id, missing)
             if booking is None:
                 continue
+            self._made.append((record.instance, booking))
             missing = self._seat(record.instance, booking, missing)
             if record.idle_since is not None:
                 # It has waited for this run alone. The clocks of two machines may differ.
@@ -206,8 +218,32 @@ class SeatSearch:
         # The host program writes it where this client dies before it can.
         record = self._records.enter(made[0] if plan.release else made[0].close())
         for booking in record.of_run(plan.run_id):
+            self._made.append((name, booking))
             missing = self._seat(name, booking, missing)
         return missing
+
+
+def give_up(around: Surroundings, name: str, booking: Booking, *, is_lost: bool) -> None:
+    """Give up some seats of a run, and end the server if nobody has seats there any more.
+
+    Args:
+        around: What the parts of the run's client share.
+        name: The server.
+        booking: The seats.
+        is_lost: The server is lost: nobody may book there any more.
+
+    Raises:
+        CirrusError: The server may still be at work.
+    """
+
+    def step(record: ServerRecord) -> ServerRecord:
+        left = record.give_up([booking.number], now=time.time(), keep=False)
+        return left.close() if is_lost else left
+
+    record = around.records.change(name, step)
+    if record is None or record.is_over:
+        around.facade.terminate([name])
+        around.records.forget(name)
 
 
 def leave_servers(facade: AwsFacade, records: ServerRecords, run_id: str, *, keep: bool) -> tuple[str, ...]:

@@ -57,6 +57,8 @@ class Surroundings:
     clock: Callable[[], float] = time.monotonic
     closed: threading.Event = field(default_factory=threading.Event)
     """Set when nothing is to be started any more."""
+    is_taken_over: bool = False
+    """Another client has the run now, with all its seats."""
     phase: str = ""
     """What the start-up is waiting for, in words."""
 

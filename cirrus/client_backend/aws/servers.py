@@ -16,11 +16,10 @@ old ones. Each run finds out by itself, and goes on by itself.
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import Future
 
-from cirrus.client_backend.aws.seat_search import SeatSearch, ServerPlan, leave_servers
-from cirrus.client_backend.aws.seats import Booking, ServerRecord
+from cirrus.client_backend.aws.seat_search import SeatSearch, ServerPlan, give_up, leave_servers
+from cirrus.client_backend.aws.seats import Booking
 from cirrus.client_backend.aws.server_turns import ServerTurns
 from cirrus.client_backend.aws.server_watch import Surroundings, Watch
 from cirrus.errors import CirrusError
@@ -115,6 +114,13 @@ class Servers:
             if held:
                 self._placing.release()
 
+    def let_go(self) -> None:
+        """End what this client does for a run that another client has taken over, with all its seats."""
+        self._around.is_taken_over = True
+        self._around.closed.set()
+        if self._placing.acquire(timeout=LAUNCHING_SECONDS):  # a search takes back what it has found
+            self._placing.release()
+
     # Looking for seats.
 
     def _find(self, shard: int, generation: int) -> _Server | None:
@@ -152,14 +158,7 @@ class Servers:
         """Leave a server that is lost: this run has others from now on, and nobody else goes there."""
         self._search.lost.add(server.name)
         self._forget(server)
-
-        def step(record: ServerRecord) -> ServerRecord:
-            return record.give_up([server.booking.number], now=time.time(), keep=False).close()
-
         try:
-            record = self._around.records.change(server.name, step)
-            if record is None or record.is_over:
-                self._around.facade.terminate([server.name])
-                self._around.records.forget(server.name)
+            give_up(self._around, server.name, server.booking, is_lost=True)
         except CirrusError as error:
             self._around.notice(f"server {server.name} is lost, but cannot be ended, and costs: {error}")
