@@ -84,9 +84,9 @@ class SeatSearch:
         self._found = found
         self.lost: set[str] = set()
         """Servers on which this run sits no more."""
-        # Another client's tokens name what it launched, and EC2 would give that back, ended as it may be.
         self._made: list[tuple[str, Booking]] = []
         """What the search that is under way has booked."""
+        # Another client's tokens name what it launched, and EC2 would give that back, ended as it may be.
         self._nonce = secrets.token_hex(NONCE_BYTES)
 
     def run(self, missing: Sequence[int], generation: int) -> None:
