@@ -259,6 +259,21 @@ def test_without_its_record_an_instance_serves_to_the_end(machine):
     assert machine.phase(run) is HostPhase.ENDED
 
 
+def test_an_instance_whose_record_is_of_no_use_ends(machine):
+    """Somebody has damaged it: who is at work goes on; without anybody the instance waits for no more."""
+    run = machine.new_run()
+    with renewing(run):
+        machine.launch(run, client_lost_seconds=1.5)
+        address = eventually(lambda: is_up(run))
+        open_store(machine.root).put(f"servers/{NAME}.json", b"{")
+        machine.thread.join(2.0)
+        assert is_up(run) == address
+        run.request(ControlRequest(action="stop"))
+        eventually(machine.ended)
+    assert machine.phase(run) is HostPhase.ENDED
+    assert open_store(machine.root).list("servers/") == []
+
+
 def test_an_instance_that_nobody_wants_ends(machine):
     """When its time is over it lets nobody come any more before it ends, and leaves no record."""
     run = machine.new_run(finish_after=0.0)

@@ -16,6 +16,11 @@ from cirrus.errors import ConfigError, ConflictError, CorruptDataError
 from cirrus.storage import ObjectStore, drop_memory_store, open_store
 
 NAME = "i-0a"
+GOOD = (
+    '{"instance": "i-0a", "instance_type": "x", "capacity": 2, "launched_at": 0, "n_bookings": 2, "bookings":'
+    ' [{"number": 1, "run": "r", "shards": [0], "seats": [0]},'
+    ' {"number": 2, "run": "s", "shards": [0], "seats": [1]}]}'
+)
 
 
 def record(capacity: int = 2, instance: str = NAME) -> ServerRecord:
@@ -135,18 +140,24 @@ def test_one_record_a_server(store: ObjectStore) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"",
-        b"[]",
-        b'{"instance": 1}',
-        b'{"instance": "i", "instance_type": "x", "capacity": 1000000000, "launched_at": 0}',
-        b'{"instance": "i", "instance_type": "x", "capacity": 1, "launched_at": 0, "bookings": [{"number": 1,'
-        b' "run": "r", "shards": [0], "seats": [1]}]}',
+        "",
+        "[]",
+        '{"instance": 1}',
+        GOOD.replace('"capacity": 2', '"capacity": 1000000000'),
+        GOOD.replace('"seats": [1]', '"seats": [2]'),
+        GOOD.replace('"seats": [1]', '"seats": [0]'),
+        GOOD.replace('"seats": [1]', '"seats": []'),
+        GOOD.replace('"number": 2', '"number": 1'),
+        GOOD.replace('"n_bookings": 2', '"n_bookings": 1'),
+        GOOD.replace('"i-0a"', '"i-0b"'),
     ],
 )
-def test_what_is_no_record_is_named_and_passed_over(store: ObjectStore, raw: bytes) -> None:
+def test_what_is_no_record_is_named_and_passed_over(store: ObjectStore, raw: str) -> None:
     """Another release's records stand in nobody's way."""
-    store.put(f"servers/{NAME}.json", raw)
     records = ServerRecords(store)
+    store.put(f"servers/{NAME}.json", GOOD.encode())
+    assert records.read(NAME) is not None
+    store.put(f"servers/{NAME}.json", raw.encode())
     with pytest.raises(CorruptDataError, match=r"servers/i-0a\.json"):
         records.read(NAME)
     good = records.enter(record(instance="i-0b"))
@@ -162,10 +173,10 @@ def test_no_record_has_a_seat_twice(places: list[tuple[int, int]]) -> None:
     seats = [seat for pair in places for seat in pair]
     fields = {"instance": NAME, "instance_type": "x", "capacity": 3, "launched_at": 0.0}
     if len(set(seats)) == len(seats) and all(0 <= seat < 3 for seat in seats):
-        assert ServerRecord(**fields, bookings=bookings).taken == len(seats)  # type: ignore[arg-type]
+        assert ServerRecord(**fields, bookings=bookings, n_bookings=len(places)).taken == len(seats)  # type: ignore[arg-type]
     else:
         with pytest.raises(ConfigError):
-            ServerRecord(**fields, bookings=bookings)  # type: ignore[arg-type]
+            ServerRecord(**fields, bookings=bookings, n_bookings=len(places))  # type: ignore[arg-type]
 
 
 class Lives(RuleBasedStateMachine):

@@ -22,7 +22,7 @@ from cirrus.client_backend.aws.server_turns import ServerTurns
 from cirrus.client_backend.aws.servers import Servers
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.status_cache import StatusCache
-from cirrus.errors import CapacityError, StorageError
+from cirrus.errors import CapacityError, CorruptDataError, StorageError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.paramserver.host_records import HostPhase, HostReports, HostStatus
 from cirrus.run_folder import RunFolder
@@ -346,6 +346,16 @@ def test_a_server_whose_client_died_before_it_wrote_a_record(state: RunState) ->
     assert not world.cloud.tokens
 
 
+def test_a_server_whose_record_is_another_release_s_is_not_ended() -> None:
+    """Others may sit there, whom this client cannot see; that the run's seats are left there is told."""
+    world = World()
+    world.cloud.add("i-1", {"cirrus:run": RUN, "cirrus:shards": "0-1"})
+    open_store("memory://test-servers").put("servers/i-1.json", b'{"written": "otherwise"}')
+    with pytest.raises(CorruptDataError, match="i-1"):
+        leave_servers(world.cloud, world.records, RUN, keep=False)
+    assert world.cloud.machines["i-1"].state == "running"
+
+
 def test_free_seats_are_booked_before_anything_is_launched() -> None:
     """Those of the fullest server with room for all; of the right type, size and release, alive, open."""
     world = World(n_shards=1)
@@ -626,6 +636,29 @@ def test_a_server_that_falls_silent() -> None:
     world.now = 300.0
     world.join(threads)
     assert "not been heard of" in str(world.ends[0])
+
+
+def test_a_server_whose_shard_does_not_answer() -> None:
+    """Shard 0, on another server, says so; what it said before it fell silent itself does not count."""
+    world = World(n_shards=2, shards_per_server=1)
+    threads = world.serve(1)
+    eventually(lambda: len(world.cloud.machines) == 2)
+    (name,) = (name for name in world.cloud.machines if world.seats(name) == {RUN: (1,)})
+    world.report(name, HostPhase.SERVING)
+    eventually(lambda: "starting shards" in world.servers.phase)
+    status = RunStatus(state=RunState.RUNNING, heartbeat_at=1.0, silent_shards=(1,))
+    for now in (10.0, 100.0, 200.0):  # the status stands still
+        world.folder.write_status(status)
+        world.now = now
+        world.await_look()
+    assert not world.ends
+    for step in range(1, 10):
+        world.folder.write_status(dataclasses.replace(status, heartbeat_at=1.0 + step))
+        world.now = 200.0 + 9.0 * step
+        eventually(lambda enough=world.n_looks + 2: world.ends or world.n_looks >= enough)
+    world.join(threads)
+    assert "not been heard of" in str(world.ends[1])
+    assert world.cloud.machines[name].state == "shutting-down"
 
 
 def test_no_machine_to_be_had() -> None:

@@ -89,6 +89,8 @@ class Host:
         self._standbys = Standbys()
         self._stays: dict[int, Stay] = {}
         self._idle_at: float | None = None
+        self._blind_at: float | None = None
+        """Since when the record can be neither read nor written, in monotonic seconds."""
         self._most_taken = os.cpu_count() or 1
 
     def stop(self) -> None:
@@ -162,10 +164,23 @@ class Host:
             record = self._records.read(self._instance.instance)
             if record is not None:  # without one, what is booked stays as it was
                 self._settle(record)
-            return HostPhase.ENDED if self._is_needless(record) else None
-        except CirrusError as error:  # shards go on whatever the store says for a moment
+            needless = self._is_needless(record)
+        except CirrusError as error:
             log.warning("the record of this server cannot be used now: %s", error)
-            return None
+            return HostPhase.FAILED if self._is_blind_for_good() else None
+        self._blind_at = None
+        return HostPhase.ENDED if needless else None
+
+    def _is_blind_for_good(self) -> bool:
+        """Tell whether nobody is at work here, nor could come: for so long the record has been of no use.
+
+        Shards go on whatever becomes of the record. But without them, to wait for a record that somebody has
+        damaged, or for a role that was taken away, would cost as long as the instance may live.
+        """
+        now = time.monotonic()
+        if self._blind_at is None or not all(stay.has_ended for stay in self._stays.values()):
+            self._blind_at = now
+        return now - self._blind_at > self._options.client_lost_seconds
 
     def _settle(self, record: ServerRecord) -> None:
         """Have what is at work be what is booked."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cirrus.client_backend.aws.facade import (
@@ -265,28 +265,31 @@ def leave_servers(facade: AwsFacade, records: ServerRecords, run_id: str, *, kee
         waits_after = not left.bookings and left.last_run == run_id
         return left.close() if waits_after and not keep else left
 
-    entered = records.all()
+    entered = {found.instance: found for found in records.all()}
     over: list[str] = []
     problem: CirrusError | None = None
-    for found in entered:
+
+    def leave(name: str) -> None:
+        nonlocal problem
+        try:
+            left = records.change(name, step)
+        except CirrusError as error:  # the others shall end all the same
+            problem = error
+            return
+        # Without a record nobody else can have come to what was launched for this run.
+        if left.is_over if left is not None else name not in entered:
+            over.append(name)
+
+    for found in entered.values():
         if found.of_run(run_id) or (not found.bookings and found.last_run == run_id):
-            try:
-                left = records.change(found.instance, step)
-            except CirrusError as error:  # the others shall end all the same
-                problem = error
-            else:
-                over += [found.instance] if left is not None and left.is_over else []
+            leave(found.instance)
     if not keep:
-        over += _unrecorded(facade, {record.instance for record in entered}, run_id)
+        for launched in facade.instances(run_id=run_id, states=LIVING_STATES):
+            if launched.instance_id not in entered:
+                leave(launched.instance_id)
     facade.terminate(over)
     for name in over:
         records.forget(name)
     if problem is not None:
         raise problem
     return tuple(over)
-
-
-def _unrecorded(facade: AwsFacade, recorded: Collection[str], run_id: str) -> list[str]:
-    """Return the servers that were launched for a run and have no record: nobody else can have come there."""
-    launched = facade.instances(run_id=run_id, states=LIVING_STATES)
-    return [found.instance_id for found in launched if found.instance_id not in recorded]

@@ -94,6 +94,9 @@ class ServerRecord:
             raise ConfigError("bookings", f"seats {sorted(seats)} of {self.capacity} cannot be taken")
         if any(len(booking.seats) != len(booking.shards) for booking in self.bookings):
             raise ConfigError("bookings", "every shard must have a seat")
+        numbers = [booking.number for booking in self.bookings]
+        if len(set(numbers)) < len(numbers) or not all(1 <= n <= self.n_bookings for n in numbers):
+            raise ConfigError("bookings", f"numbers {numbers} of {self.n_bookings} cannot be")
 
     @property
     def free_seats(self) -> tuple[int, ...]:
@@ -271,6 +274,8 @@ class ServerRecords:
             return None
         except (ValueError, ConfigError) as error:
             raise CorruptDataError(f"{self._store.url}/{key}: {error}") from error
+        if record.instance != instance:
+            raise CorruptDataError(f"{self._store.url}/{key}: is about {record.instance!r}")
         return record, etag
 
 

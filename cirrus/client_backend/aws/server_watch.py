@@ -14,7 +14,7 @@ from cirrus.client_backend.aws.server_bill import ServerBill
 from cirrus.client_backend.fleet import AttemptError
 from cirrus.client_backend.status_cache import StatusCache
 from cirrus.errors import CirrusError, StorageError
-from cirrus.metrics import RunState
+from cirrus.metrics import RunState, RunStatus
 from cirrus.paramserver.host_records import HostPhase, HostReports, HostStatus
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,11 @@ LOOKS_WITHOUT_BOOKING = 2
 UNKNOWN_SECONDS = 60.0
 #: From booking to the first shard: boot, packages, kernels. Measured at 60 to 90 seconds; this is the limit.
 STARTUP_LIMIT_SECONDS = 600.0
-#: Shard 0 renews the status twice a second; a server whose status stands still for this long is dead.
+#: Shard 0 renews the status twice a second, and says there which shards do not answer. A server whose status
+#: stands still, or whose shard does not answer, for this long is dead.
 SILENT_SECONDS = 60.0
+#: What a status says of other shards counts for so long after it was renewed.
+STALE_SECONDS = 10.0
 
 _PHASE_WORDS = {
     HostPhase.INSTALLING: "installing packages",
@@ -86,6 +89,7 @@ class Watch:
         self._describe_at = now + DESCRIBE_SECONDS
         self._serving = False
         self._heartbeat = (0.0, now)
+        self._answered_at = now
 
     def run(self) -> None:
         """Watch.
@@ -121,8 +125,7 @@ class Watch:
                     f"server {self._name} hosted no shard within {STARTUP_LIMIT_SECONDS:.0f} s; last it was"
                     f" {'not heard of' if report is None else report.phase.value}"
                 )
-            if self._hosts_shard_0 and self._serving:
-                self._check_heartbeat(0.0 if status is None else status.heartbeat_at, now)
+            self._check_signs_of_life(status, now)
 
     def _pay(self, now: float) -> None:
         """Put the time since the last look on the bill: whoever has seats here pays in proportion."""
@@ -170,6 +173,7 @@ class Watch:
         if report.phase is HostPhase.SERVING and not self._serving:
             self._serving = True
             self._heartbeat = (self._heartbeat[0], self._paid_until)
+            self._answered_at = self._paid_until
         self._all.phase = f"server {self._name} is {_PHASE_WORDS[report.phase]}"
         return False
 
@@ -187,10 +191,23 @@ class Watch:
             self._all.notice(f"server {self._name} has ended{why}; another one replaces it")
             raise AttemptError(f"server {self._name} is {found[0].state}{why}")
 
-    def _check_heartbeat(self, heartbeat_at: float, now: float) -> None:
-        """Compare the status with itself: the clocks of two machines need not agree."""
+    def _check_signs_of_life(self, status: RunStatus | None, now: float) -> None:
+        """See whether shard 0 renews the status, or, of other shards, says there that they answer."""
+        heartbeat_at = 0.0 if status is None else status.heartbeat_at
+        # The status is compared with itself: the clocks of two machines need not agree.
         if heartbeat_at != self._heartbeat[0]:
             self._heartbeat = (heartbeat_at, now)
-        elif now - self._heartbeat[1] > SILENT_SECONDS:
+        if not self._serving:
+            return
+        silent_since = self._heartbeat[1] if self._hosts_shard_0 else now
+        if status is None or not self._are_missed(status, now):
+            self._answered_at = now
+        if now - min(silent_since, self._answered_at) > SILENT_SECONDS:
             self._all.notice(f"server {self._name} has fallen silent; another one replaces it")
             raise AttemptError(f"server {self._name} has not been heard of for {SILENT_SECONDS:.0f} s")
+
+    def _are_missed(self, status: RunStatus, now: float) -> bool:
+        """Tell whether shard 0 says, and of late, that a shard here does not answer."""
+        is_new = now - self._heartbeat[1] <= STALE_SECONDS
+        running = status.state is RunState.RUNNING
+        return is_new and running and not set(self._booking.shards).isdisjoint(status.silent_shards)
