@@ -131,6 +131,29 @@ def test_an_interrupted_search_is_resumed_or_killed(home, svmlight):
     assert Overview(str(home)).search("idle").state.state == "killed"
 
 
+def test_a_resumed_search_keeps_its_limits(home, svmlight):
+    """What it may spend is what it was begun with; an option replaces that one limit."""
+    data = cirrus.load_svmlight(svmlight, home / "rows").url
+    limits = ("--max-seconds", 0.2, "--max-cost", 5, "--max-concurrent", 1, "--max-workers", 2)
+    trials = ("--grid", "l1=0,1", "--epochs", 1_000_000, "--set", "tol=none", "--set", "max_seconds=90")
+    code, _, err = run("search", data, *trials, *limits, "--name", "kept")
+    assert code == 0, err
+    config = Overview(str(home)).search("kept").config
+    assert config is not None
+    assert (config.max_seconds, config.max_cost) == (0.2, 5)
+    assert (config.max_concurrent, config.max_workers) == (1, 2)
+    for options, told in (
+        ((), "for 0.2 s and $5 in all"),
+        (("--max-seconds", 0.3, "--max-cost", 7), "for 0.3 s and $7 in all"),
+    ):
+        code, _, err = run("search", "--resume", "kept", *options)
+        assert code == 0, err
+        assert f"going on with search kept, {told}\n" in err
+        state = Overview(str(home)).search("kept").state
+        assert state is not None
+        assert state.stop_reason == "max_seconds"
+
+
 def test_a_command_line_names_its_backend_again(home, tmp_path):
     """What is printed to go on with is what the command was begun with; what is usual is left out."""
     ray_backend = pytest.importorskip("cirrus.client_backend.ray.backend")

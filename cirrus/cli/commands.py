@@ -443,9 +443,12 @@ def search(
     ] = None,
     fixed: SetOption = None,
     pruner: Annotated[Pruner, typer.Option(help="How the hopeless are given up.")] = Pruner.NONE,
-    max_concurrent: Annotated[int, typer.Option(help="Trials at a time.")] = 4,
+    max_concurrent: Annotated[int | None, typer.Option(help="Trials at a time.", show_default="4")] = None,
     max_workers: Annotated[int | None, typer.Option(help="Workers at a time, over all trials.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="End after this long.")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="End after this many dollars, over all trials.")
+    ] = None,
     scoring: Annotated[
         str | None, typer.Option(help="A scikit-learn scorer such as roc_auc; default: the loss.")
     ] = None,
@@ -471,7 +474,11 @@ def search(
         str | None, typer.Option(help="What to call the search; the same command goes on with it.")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="SEARCH", help="Go on with a search whose terminal went away.")
+        str | None,
+        typer.Option(
+            metavar="SEARCH",
+            help="Go on with a search whose terminal went away, within its limits: --max-... replace them.",
+        ),
     ] = None,
     format: FormatOption = Format.AUTO,
     label: LabelOption = "0",
@@ -507,6 +514,7 @@ def search(
         max_concurrent=max_concurrent,
         max_workers=max_workers,
         max_seconds=max_seconds,
+        max_cost=max_cost,
         scoring=scoring,
         model=model,
         model_type=model_type,

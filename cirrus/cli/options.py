@@ -278,9 +278,11 @@ class SearchOptions:
     draws: int | None
     fixed: list[str]
     pruner: Pruner
-    max_concurrent: int
+    max_concurrent: int | None
+    """None: as usual, or as the search that is gone on with has it; so are the three that follow."""
     max_workers: int | None
     max_seconds: float | None
+    max_cost: float | None
     scoring: str | None
     model: str | None
     model_type: ModelType | None

@@ -76,10 +76,8 @@ def resume(search_id: str, options: SearchOptions) -> None:
     backend = named_backend(options.backend, options.home, options.ray_address)
     config = SearchFolder.open(backend.root, search_id).config()
     kind = RandomSearch if config.method == "random" else GridSearch
-    if options.max_seconds is not None:
-        say(f"for {options.max_seconds:g} s in all")
-    made = kind.reopen(search_id, backend=backend, progress=True, max_seconds=options.max_seconds)
-    say(f"going on with search {search_id}")
+    made = kind.reopen(search_id, backend=backend, progress=True, **_given_limits(options))
+    say(f"going on with search {search_id}{_limits_text(made)}")
     held_out = None
     if config.validation_url is not None and not made.status.state.ended:
         held_out = Dataset.open(config.validation_url)
@@ -117,8 +115,30 @@ def _finish(
 def _resume_command(search_id: str, options: SearchOptions, backend: Backend) -> str:
     """Return what goes on with a search, to the places that were named for what comes of it."""
     places = {"--model": options.model, "--results": options.results}
-    given = [word for name, place in places.items() if place is not None for word in (name, place)]
+    limits = {f"--{name.replace('_', '-')}": str(value) for name, value in _given_limits(options).items()}
+    given = [
+        word for name, value in {**limits, **places}.items() if value is not None for word in (name, value)
+    ]
     return command("search", "--resume", search_id, *given, *backend.options)
+
+
+def _given_limits(options: SearchOptions) -> dict[str, Any]:
+    """Return the limits that were typed; the others are those of the search."""
+    limits = {
+        "max_concurrent": options.max_concurrent,
+        "max_workers": options.max_workers,
+        "max_seconds": options.max_seconds,
+        "max_cost": options.max_cost,
+    }
+    return {name: value for name, value in limits.items() if value is not None}
+
+
+def _limits_text(made: Search) -> str:
+    """Return where a search ends by itself: its time and its money count from its beginning."""
+    seconds = None if made.max_seconds is None else f"{made.max_seconds:g} s"
+    cost = None if made.max_cost is None else f"${made.max_cost:g}"
+    limits = " and ".join(filter(None, (seconds, cost)))
+    return f", for {limits} in all" if limits else ""
 
 
 def _is_there(dataset: Dataset) -> bool:
@@ -160,11 +180,9 @@ def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
     grid = {name: [value_of(part) for part in text.split(",")] for name, text in map(pair, options.grid)}
     ranges = dict(map(_distribution, options.ranges))
     common: dict[str, Any] = {
-        "max_concurrent": options.max_concurrent,
-        "max_workers": options.max_workers,
+        **_given_limits(options),
         "pruner": None if options.pruner is Pruner.NONE else options.pruner.value,
         "scoring": options.scoring,
-        "max_seconds": options.max_seconds,
         "search_id": search_id,
         "progress": True,
     }
