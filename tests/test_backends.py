@@ -27,8 +27,10 @@ from stand_ins import (
     processes,
 )
 
+from cirrus.client_backend import runs
 from cirrus.client_backend.backend import resolve_backend
 from cirrus.client_backend.claims import new_claim
+from cirrus.client_backend.fleet import WorkerEvent, WorkerResult
 from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.launcher import CostCorrection
 from cirrus.client_backend.local import LocalBackend, LocalLauncher
@@ -445,6 +447,36 @@ def test_the_costs_of_all_clients_of_a_run_are_added(tmp_path: Path) -> None:
     with backend.attach(first.run_id, killed=True) as third:
         pass  # perhaps before shard 0 has written anything
     assert third.status.cost == pytest.approx(0.75)
+
+
+def test_a_run_that_still_starts_is_killed_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine boots for a minute before anybody can take a request: the run's client ends it at once.
+
+    Whoever goes on with it later is not killed by the same request.
+    """
+    monkeypatch.setattr(runs, "KILL_SECONDS", 0.1)
+
+    class Booting(Reckoning):
+        def run_shard(self, shard: int, generation: int) -> None:
+            eventually(lambda: (status := folder.status()) and status.state.ended)
+
+        def invoke(self, event: WorkerEvent) -> WorkerResult:
+            eventually(lambda: (status := folder.status()) and status.state.ended)
+            return WorkerResult(outcome="finished")
+
+    class BootingBackend(LocalBackend):
+        def launcher(self, folder: RunFolder, config: RunConfig) -> Booting:
+            return Booting(folder.url, self._commands)
+
+    folder = RunFolder(f"{tmp_path}/runs/r")
+    with BootingBackend(root=tmp_path).start(make_config(run_id="r")) as run:
+        open_run(str(tmp_path), "r").kill()
+        assert run.wait(10.0).state is RunState.KILLED
+    with make_backend(tmp_path).attach("r", killed=True) as again:
+        eventually(lambda: again.status.updates > 0)
+        assert not folder.requests()
 
 
 @pytest.mark.parametrize("taken_over", [False, True])

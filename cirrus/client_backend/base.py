@@ -197,6 +197,9 @@ class Backend(ABC):
             raise
         # Workers read the status too, and must not think that the run is over before shard 0 writes it anew.
         status = folder.status() or RunStatus(state=RunState.STARTING)
+        if status.state is RunState.KILLED:  # on a request that nobody may have been there to take
+            for key, _ in folder.requests():
+                folder.finish_request(key)
         starting = dataclasses.replace(
             status, state=RunState.STARTING, stop_reason=None, error=None, heartbeat_at=time.time()
         )

@@ -310,8 +310,15 @@ class Run:
         if _is_over(self.status):
             return
         self._folder.request(ControlRequest(action="kill"))
-        end = time.monotonic() + timeout
+        begun = time.monotonic()
+        end = begun + timeout
         while not _is_over(status := self.status):
+            if status.state is RunState.STARTING and time.monotonic() - begun > KILL_SECONDS:
+                # Nobody is there yet to take the request, and a machine may boot for a minute before somebody
+                # is. The run's client sees this, and ends what it has begun. A shard 0 that comes all the
+                # same finds the request.
+                self._write_killed()
+                return
             if status.state is RunState.INTERRUPTED and self._kill_abandoned():
                 return
             if time.monotonic() > end:
