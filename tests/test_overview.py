@@ -90,6 +90,19 @@ class TestIndex:
             ("finished", 9),
         ]
 
+    def test_what_a_client_puts_right_after_the_end_is_listed(self, tmp_path: Path) -> None:
+        """While its client holds a run that has ended, its cost may change: it is read again until then."""
+        folder = make_run(tmp_path, "a")
+        claim = new_claim()
+        folder.claim(claim)
+        overview = Overview(str(tmp_path))
+        assert [run.status.cost for run in overview.runs() if run.status] == [0.0]
+        folder.write_status(RunStatus(state=RunState.FINISHED, updates=7, cost=2.5))
+        folder.claim(dataclasses.replace(claim, released=True))
+        assert [run.status.cost for run in overview.runs() if run.status] == [2.5]
+        folder.store.delete("config.json")
+        assert [run.status.cost for run in overview.runs() if run.status] == [2.5]
+
     def test_runs_that_are_gone_are_forgotten(self, tmp_path: Path) -> None:
         """A run whose folder was removed is listed no more, nor kept in the index."""
         make_run(tmp_path, "a")

@@ -39,7 +39,8 @@ from cirrus.metrics import MetricPoint, RunState
 from cirrus.run_folder import MetricsCursor, MetricsReader, RunFolder
 from cirrus.storage import open_store
 
-#: Of these a run does not come back: what was read once holds for ever. (A killed one can be resumed.)
+#: Of these a run does not come back: once its client has left it, what it says holds for ever. (A killed one
+#: can be resumed.)
 FINAL_STATES = frozenset({RunState.FINISHED, RunState.FAILED})
 #: How long a request to a search may take to be carried out.
 REQUEST_SECONDS = 20.0
@@ -113,22 +114,26 @@ class Overview:
 
     def _refreshed(self, run_id: str, known: IndexedRun | None) -> IndexedRun:
         """Return a run as it is now, reading no more than may have changed."""
-        if known is None:
-            summary = summarise_run(self.root, run_id)
-        elif known.is_final:
+        if known is not None and known.is_final:
             return known
-        else:
-            # The config never changes, and is much the longest to read.
-            folder = RunFolder(run_url(self.root, run_id))
-            try:
-                status = judge_status(folder.status(), folder.claim_holder(), time.time())
+        folder = RunFolder(run_url(self.root, run_id))
+        may_change = True
+        try:
+            # A client that still holds a run that ended puts its cost right, and gives the claim back after
+            # that: so the claim comes first.
+            claim = folder.claim_holder()
+            may_change = is_held(claim, time.time())
+            if known is None:
+                summary = summarise_run(self.root, run_id)
+            else:
+                # The config never changes, and is much the longest to read.
+                status = judge_status(folder.status(), claim, time.time())
                 summary = dataclasses.replace(known.summary, url=folder.url, status=status, problem=None)
-            except CirrusError as error:
-                summary = dataclasses.replace(known.summary, status=None, problem=str(error))
-        status_now = summary.status
-        return IndexedRun(
-            summary=summary, is_final=status_now is not None and status_now.state in FINAL_STATES
-        )
+        except CirrusError as error:
+            known_so_far = known.summary if known is not None else RunSummary(run_id=run_id, url=folder.url)
+            summary = dataclasses.replace(known_so_far, status=None, problem=str(error))
+        has_ended = summary.status is not None and summary.status.state in FINAL_STATES
+        return IndexedRun(summary=summary, is_final=has_ended and not may_change)
 
     def run_config(self, run_id: str) -> RunConfig:
         """Return a run's whole config.
