@@ -26,8 +26,9 @@ from cirrus.chunks import plan_leases
 from cirrus.client_backend.local import LocalLauncher
 from cirrus.client_backend.overview import Overview
 from cirrus.client_backend.runs import list_runs, open_run
-from cirrus.client_backend.search_folder import SearchFolder, Trial, TrialStatus
+from cirrus.client_backend.search_folder import SearchFolder, SearchRequest, Trial, TrialStatus
 from cirrus.errors import ConfigError, ConflictError, DataError, NotFoundError, RunError, StorageError
+from cirrus.frontend.search.requests import Requests
 from cirrus.frontend.search.schedules import Job
 from cirrus.metrics import RunState
 from cirrus.run_folder import RunFolder
@@ -276,9 +277,11 @@ class TestRoom:
                 eventually(lambda: statuses(search) == ["running", "running"])
 
     def test_a_trial_too_large_for_the_limit_is_refused(self, data: Any) -> None:
-        """It would wait for ever."""
+        """It would wait for ever; numpy's numbers count as others do."""
         with pytest.raises(ConfigError, match="max_workers"):
             GridSearch(estimator(), {"n_workers": [1, 5]}, max_workers=4).fit(data[0])
+        with pytest.raises(ConfigError, match="n_workers=5"):
+            GridSearch(estimator(n_workers=np.int64(5)), {"l1": [0]}, max_workers=4).fit(data[0])
 
     @pytest.mark.parametrize("budget", ["max_seconds", "max_cost"])
     def test_budgets_end_a_search(self, data: Any, budget: str) -> None:
@@ -434,9 +437,9 @@ class TestKilling:
             if asked:
                 return job
             if moment == "run just ended":
-                if 0 in search._driver._at_work:
-                    live = search._driver._at_work[0]
-                    eventually(lambda: live.run.supervisor.ended)
+                work = search._driver._at_work._works.get(0)
+                if work is not None:
+                    eventually(lambda: work.live.run.supervisor.ended)
                     ask()
             elif job is not None and job.rung == 1:
                 assert search._driver._ledger.trials[0].status is TrialStatus.PAUSED
@@ -454,6 +457,35 @@ class TestKilling:
             assert trial.status is TrialStatus.KILLED
             assert len(trial.runs) == (2 if moment == "chosen for promotion" else 1)
             assert search.status.state is (RunState.KILLED if request_ == "kill_all" else RunState.FINISHED)
+
+    def test_what_is_asked_for_at_the_last_moment_is_done(self, data: Any) -> None:
+        """A trial that is gone on with while the driver finds that it has nothing left to do is at work."""
+        resuming: list[threading.Thread] = []
+
+        def hook(job: Job | None) -> Job | None:
+            # The driver's thread is the one that waits here: it has heard all that was asked before.
+            if job is None and not resuming and search.status.trials[0].status is TrialStatus.KILLED:
+                resuming.append(threading.Thread(target=search.resume, args=(0,)))
+                resuming[0].start()
+                eventually(lambda: not search._driver._requests.is_heard)
+            return job
+
+        search = GridSearch(estimator(epochs=FOR_EVER), {"l1": [0]}, pruner=_HookedPruner(hook))
+        with search.start(data[0]):
+            eventually(lambda: at_work(search, 0) or search.status.trials[0].losses)
+            search.kill(0)
+            eventually(lambda: resuming)
+            resuming[0].join()
+            eventually(lambda: at_work(search, 0))
+
+    def test_what_comes_too_late_is_said(self, tmp_path: Path) -> None:
+        """Whoever asks a search that ends before it has heard that learns that nothing was done."""
+        folder = SearchFolder(f"{tmp_path}/searches/s")
+        ended = threading.Event()
+        requests = Requests(folder, "s", lambda request: None, 0.01)
+        ended.set()
+        with pytest.raises(RunError, match="s has ended before it was done"):
+            requests.ask(SearchRequest(action="resume", trial=0), ended)
 
     def test_what_cannot_be_killed_is_said(self, data: Any) -> None:
         """A trial that is not there is an error."""

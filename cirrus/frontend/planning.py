@@ -31,6 +31,7 @@ from cirrus.config import (
     TableConfig,
     WorkerPrices,
     check_on_client_loss,
+    whole_number,
 )
 from cirrus.errors import ConfigError
 from cirrus.models import TableSpec, create_model
@@ -144,8 +145,8 @@ def plan_run(
         raise ConfigError("early_stopping", "needs data to watch: fit(..., validation=...)")
     if params["early_stopping"] and params["tol"] is None:
         raise ConfigError("early_stopping", "needs a tol to compare improvements with, got tol=None")
-    n_shards = _whole(params["n_shards"], "n_shards")
-    n_workers = _whole(params["n_workers"], "n_workers")
+    n_shards = whole_number(params["n_shards"], "n_shards")
+    n_workers = whole_number(params["n_workers"], "n_workers")
     batch_size = _auto(params["batch_size"], "batch_size", auto_batch_size(manifest.n_rows))
     batch_size = min(batch_size, manifest.n_rows)
     leases = plan_leases(manifest, n_workers, batch_size)
@@ -192,7 +193,7 @@ def plan_run(
         resume_url=None if start is None else start.url,
         resume_ledger=start is not None and start.schedule is not None,
         on_client_loss=params["on_client_loss"],
-        worker_memory_mb=_whole(params["worker_memory_mb"], "worker_memory_mb"),
+        worker_memory_mb=whole_number(params["worker_memory_mb"], "worker_memory_mb"),
         dollars_per_hour=dollars_per_hour,
         worker_prices=worker_prices or WorkerPrices(),
         model_metadata={} if metadata is None else metadata,
@@ -247,7 +248,7 @@ def check_params(params: Mapping[str, Any]) -> None:
     _stop(params, 1, 1.0)
     _auto(params["batch_size"], "batch_size", 1)
     for name in ("n_workers", "n_shards"):
-        _whole(params[name], name)
+        whole_number(params[name], name)
     choices = {
         "compression": COMPRESSIONS,
         "wire_dtype": WIRE_DTYPES,
@@ -267,7 +268,7 @@ def check_params(params: Mapping[str, Any]) -> None:
     if isinstance(seed, numbers.Integral) and not 0 <= int(seed) < 2**32:
         raise ConfigError("random_state", f"must be a whole number from 0 to 2**32 - 1 or None, got {seed}")
     least, most = WORKER_MEMORY_MB
-    memory = _whole(params["worker_memory_mb"], "worker_memory_mb")
+    memory = whole_number(params["worker_memory_mb"], "worker_memory_mb")
     if not least <= memory <= most:
         raise ConfigError("worker_memory_mb", f"must be between {least} and {most}, got {memory}")
 
@@ -410,13 +411,7 @@ def _auto(value: Any, name: str, automatic: int) -> int:
         if value == "auto":
             return automatic
         raise ConfigError(name, f'must be a whole number >= 1 or "auto", got {value!r}')
-    return _whole(value, name)
-
-
-def _whole(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
-        raise ConfigError(name, f"must be a whole number >= 1, got {value!r}")
-    return int(value)
+    return whole_number(value, name)
 
 
 def _number(value: Any, name: str) -> float:

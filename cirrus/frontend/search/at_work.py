@@ -76,12 +76,6 @@ class TrialsAtWork:
     def __len__(self) -> int:
         return len(self._works)
 
-    def __getitem__(self, trial: int) -> LiveRun:
-        return self._works[trial].live
-
-    def __contains__(self, trial: int) -> bool:
-        return trial in self._works
-
     @property
     def n_workers(self) -> int:
         """Workers that they need together."""

@@ -137,7 +137,7 @@ class Driver:
         """Have a request carried out, and wait for that.
 
         Raises:
-            RunError: It cannot be, or was not in time.
+            RunError: It cannot be, was not in time, or the search ended first.
         """
         if self._ended.is_set():
             raise RunError(f"search {self._config.search_id} is not at work")
@@ -182,7 +182,8 @@ class Driver:
         self._check_budgets()
         self._fill()
         self._ledger.write_if_due()
-        return self._is_done and not self._requests.are_pending
+        # What was asked for during this step may give it something to do.
+        return self._is_done and not self._requests.are_pending and self._requests.is_heard
 
     @property
     def _is_done(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.runs import open_run, run_url
 from cirrus.client_backend.search_folder import Trial
-from cirrus.config import RunConfig
+from cirrus.config import RunConfig, as_whole_number
 from cirrus.errors import NotFoundError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
@@ -112,8 +112,8 @@ class TrainingJobs:
 
     def n_workers(self, trial: Trial) -> int:
         """See :class:`~cirrus.frontend.search.roles.Jobs`."""
-        n_workers = self.estimator(trial).get_params(deep=False)["n_workers"]
-        return n_workers if isinstance(n_workers, int) else 1
+        n_workers = as_whole_number(self.estimator(trial).get_params(deep=False)["n_workers"])
+        return 1 if n_workers is None else n_workers  # what is none fails when it is started
 
     def fitted(self, run_id: str) -> Estimator:
         """Return the estimator that a finished run has fitted.

@@ -70,7 +70,7 @@ class Requests:
             ended: Set when nobody will carry it out any more.
 
         Raises:
-            RunError: It cannot be, or was not in time.
+            RunError: It cannot be, was not in time, or the search ended first.
         """
         message = _Message(request)
         self._mailbox.put(message)
@@ -82,6 +82,8 @@ class Requests:
                 raise RunError(f"search {self._search_id}: not done within {REQUEST_SECONDS:g} s")
         if message.error is not None:
             raise message.error
+        if not message.done.is_set():
+            raise RunError(f"search {self._search_id} has ended before it was done")
 
     def wake(self) -> None:
         """Have :meth:`hear` return at once."""
