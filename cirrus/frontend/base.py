@@ -38,7 +38,7 @@ from cirrus.frontend.raw_rows import prepare_array
 from cirrus.frontend.scratch import Scratch
 from cirrus.frontend.starting import optimizer_names, resume_point, starting_tables
 from cirrus.frontend.training import Outcome, TrainingRun, check_finished
-from cirrus.metrics import MetricPoint
+from cirrus.metrics import MetricPoint, RunState
 from cirrus.paramserver.checkpoint import Checkpoint, write_checkpoint
 from cirrus.storage import open_store
 
@@ -315,7 +315,9 @@ class Estimator(BaseEstimator, abc.ABC):  # type: ignore[misc]  # scikit-learn h
     def _run_to_end(self, run: TrainingRun) -> Self:
         with run:
             status = run.wait()
-        check_finished(run.run_id, status, resolve_backend(self.backend).options)
+        # Who names the backend in words looks for it: what was deployed last may be another by now, or gone.
+        interrupted = status.state is RunState.INTERRUPTED
+        check_finished(run.run_id, status, resolve_backend(self.backend).options if interrupted else ())
         return self
 
     def _begin(

@@ -117,7 +117,7 @@ class FolderSource:
     ) -> None:
         self._root = root.rstrip("/")
         self._overview = Overview(self._root)
-        is_remote = "://" in self._root and not self._root.startswith(("memory:", "file:"))
+        is_remote = RunFolder(self._root).is_remote
         # Over the network a reader waits most of the time; on this machine more than one would only compete.
         self._readers = ThreadPoolExecutor(READ_THREADS, "dashboard-read") if is_remote else None
         self._poll_seconds = poll_seconds or (REMOTE_POLL_SECONDS if is_remote else POLL_SECONDS)
