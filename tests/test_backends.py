@@ -474,8 +474,8 @@ def test_a_run_that_still_starts_is_killed_from_elsewhere(
     with BootingBackend(root=tmp_path).start(make_config(run_id="r")) as run:
         open_run(str(tmp_path), "r").kill()
         assert run.wait(10.0).state is RunState.KILLED
-    with make_backend(tmp_path).attach("r", killed=True) as again:
-        eventually(lambda: again.status.updates > 0)
+    assert [request.action for _, request in folder.requests()] == ["kill"]
+    with BootingBackend(root=tmp_path).attach("r", killed=True):
         assert not folder.requests()
 
 
