@@ -278,7 +278,7 @@ def _json_targets() -> Iterator[tuple[str, Callable[[bytes], object], bytes]]:
     )
     yield (
         "host",
-        _in_store("hosts/i-0.json", lambda url: HostReports(open_store(url)).read("i-0")),
+        _in_store("hosts/i-0.json", lambda url: HostReports(open_store(url)).read("i-0", 0)),
         _plain(host),
     )
     seats = ServerRecord(instance="i-0", instance_type="x", capacity=2, launched_at=1.0).book("r", [0])

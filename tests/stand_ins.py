@@ -30,6 +30,7 @@ from cirrus.client_backend.runs import new_run_id
 from cirrus.config import LeaseRange, ModelConfig, OptimizerConfig, RunConfig, StopConfig, TableConfig
 from cirrus.errors import SupersededError
 from cirrus.metrics import RunState, RunStatus
+from cirrus.paramserver.host_records import HostReports, HostStatus
 from cirrus.run_folder import RunFolder, ShardAddress
 
 POLL_SECONDS = 0.01
@@ -71,6 +72,13 @@ def make_backend(root: Path | str, **options: Any) -> LocalBackend:
     return LocalBackend(
         root=root, commands=LocalCommands(shard=shard_command, worker=_worker_command), **options
     )
+
+
+def last_report(folder: RunFolder, instance: str) -> HostStatus | None:
+    """Return what a server has said last of a run, of its newest booking there."""
+    keys = folder.store.list(f"hosts/{instance}/")
+    numbers = [int(key.rpartition("/")[2].removesuffix(".json")) for key in keys]
+    return HostReports(folder.store).read(instance, max(numbers, default=0))
 
 
 def shard_command(run_url: str, shard: int, generation: int) -> list[str]:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from fake_metadata import FakeMetadata, instance_values
 from real_runs import assert_exact, make_dataset, plan
-from stand_ins import eventually, make_config, shard_command
+from stand_ins import eventually, last_report, make_config, shard_command
 
 from cirrus.client_backend.aws import run_service
 from cirrus.client_backend.aws.host import compile_kernels
@@ -30,7 +30,7 @@ from cirrus.client_backend.local import LocalCommands
 from cirrus.errors import ConfigError, RunError
 from cirrus.metrics import RunState
 from cirrus.paramserver.__main__ import STANDBY
-from cirrus.paramserver.host_records import HostPhase, HostReports
+from cirrus.paramserver.host_records import HostPhase
 from cirrus.run_folder import ControlRequest, RunFolder
 from cirrus.storage import open_store
 from cirrus.worker_runtime.handler import handler
@@ -99,7 +99,7 @@ class Machine:
 
     def phase(self, folder):
         """Return the phase that the instance reports for a run."""
-        status = HostReports(folder.store).read(NAME)
+        status = last_report(folder, NAME)
         return status and status.phase
 
     def ended(self):
@@ -144,7 +144,7 @@ def test_a_run_is_served_to_its_end_and_then_the_next(machine):
     second = machine.new_run()
     assert machine.book(second).number == 2
     eventually(lambda: is_up(second))
-    assert HostReports(second.store).read(NAME).booking == 2
+    assert last_report(second, NAME).booking == 2
     assert not machine.ended()
 
 
@@ -425,7 +425,7 @@ def test_shards_that_the_run_does_not_have_fail(machine, shards):
     run = machine.new_run(n_shards=2)
     machine.launch(run, shards)
     eventually(machine.ended)
-    report = HostReports(run.store).read(NAME)
+    report = last_report(run, NAME)
     assert report.phase is HostPhase.FAILED
     assert (report.error_type, "the run has shards 0 to 1" in report.error) == ("ConfigError", True)
 
@@ -435,7 +435,7 @@ def test_a_shard_that_always_crashes_fails(machine):
     run = machine.new_run(shard="crash")
     machine.launch(run)
     eventually(machine.ended)
-    report = HostReports(run.store).read(NAME)
+    report = last_report(run, NAME)
     assert report.phase is HostPhase.FAILED
     assert report.error.startswith("shard 0 ended with exit code")
 

@@ -32,7 +32,6 @@ from cirrus.client_backend.processes import child_environment
 from cirrus.client_backend.runs import Run, open_run
 from cirrus.errors import ConfigError
 from cirrus.metrics import RunState
-from cirrus.paramserver.host_records import HostReports
 from cirrus.preprocessing import MinMaxScaler
 from cirrus.storage import open_store
 
@@ -109,7 +108,7 @@ def test_a_second_run_finds_a_warm_server(stack: Stack, no_servers: None, rows: 
 
 def run_of(name: str, run: Run) -> int:
     """Return the number of a run's booking on a server, by the server's last report of it."""
-    report = HostReports(run.folder.store).read(name)
+    report = stand_ins.last_report(run.folder, name)
     return 0 if report is None else report.booking
 
 

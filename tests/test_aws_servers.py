@@ -331,6 +331,25 @@ def test_a_server_that_works_for_the_run_is_taken_over() -> None:
     assert not world.cloud.tokens
 
 
+def test_two_bookings_on_one_server_are_taken_over() -> None:
+    """Each is told of by itself: what is said last of one takes nothing away from the other."""
+    world = World()
+    world.cloud.add("i-1", {})
+    world.records.enter(booked("i-1", (RUN, (0,)), (RUN, (1,))))
+    for number, phase in ((1, HostPhase.SERVING), (2, HostPhase.SERVING)):
+        world.reports.write(HostStatus(instance="i-1", phase=phase, booking=number))
+    threads = world.serve(0, 1)
+    eventually(lambda: world.n_looks >= 8)
+    world.folder.write_status(RunStatus(state=RunState.RUNNING, heartbeat_at=1.0))
+    world.now = server_watch.STARTUP_LIMIT_SECONDS + 1.0
+    enough = world.n_looks + 8
+    eventually(lambda: world.ends or world.n_looks >= enough)
+    world.finish()
+    world.join(threads)
+    assert world.ends == {0: None, 1: None}
+    assert not world.cloud.tokens
+
+
 @pytest.mark.parametrize("state", [RunState.FINISHED, RunState.KILLED])
 def test_a_server_whose_client_died_before_it_wrote_a_record(state: RunState) -> None:
     """The tags say whose it is: who attaches takes it over, who kills the run ends it."""

@@ -16,7 +16,7 @@ import uuid
 import pytest
 from aws_sandbox import SandboxInstance
 from real_runs import assert_exact, assert_whole, await_work, make_dataset, plan
-from stand_ins import assert_within, eventually
+from stand_ins import assert_within, eventually, last_report
 
 import cirrus
 from cirrus.client_backend.aws.deploy import destroy
@@ -219,7 +219,7 @@ def test_an_instance_runs_its_user_data_and_serves(on_aws, facade):
         record = records.read(name)
         assert (record.capacity, record.release) == (2, on_aws.deployment.server_release)
         assert len(record.release) == 64
-        assert HostReports(client.folder.store).read(name).phase is HostPhase.ENDED
+        assert last_report(client.folder, name).phase is HostPhase.ENDED
     second = plan(train, epochs=1, n_workers=1)
     with Client(root, second) as client:
         assert records.book(name, second.run_id, (0, 1)) is not None
@@ -300,7 +300,7 @@ def test_a_run_outlives_its_host_program_and_its_instance(on_aws):
 
     with cirrus.AWSBackend(on_aws.deployment.bucket).start(config) as run:
         await_work(run)
-        (name,) = (key.rpartition("/")[2].removesuffix(".json") for key in run.folder.store.list("hosts/"))
+        (name,) = {key.split("/")[1].removesuffix(".json") for key in run.folder.store.list("hosts/")}
         instance = on_aws.operator.living[name]
         starts = instance.calls.count(["start-unit", "cirrus-host.service"])
         generation = run.folder.shard_address(1).generation
@@ -345,7 +345,7 @@ def test_user_data_that_fails_says_so_and_ends(on_aws, tmp_path):
     try:
         assert instance.wait_for_user_data(BOOT_SECONDS) == 1
         assert instance.is_down
-        report = HostReports(open_store(f"{deployment.root}/runs/a-run")).read("i-0bad")
+        report = HostReports(open_store(f"{deployment.root}/runs/a-run")).read("i-0bad", 0)
         assert report.phase is HostPhase.FAILED
         assert "fetching the packages from the bucket failed" in report.error
     finally:

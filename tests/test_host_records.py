@@ -28,15 +28,21 @@ def store():
 
 
 def test_reports_are_read_back(store):
-    """What an instance reports, clients read, for each instance that ever worked for the run."""
+    """What an instance reports, clients read, for each booking that the run had anywhere."""
     reports = HostReports(store)
-    assert reports.read("i-0a") is None
-    first = HostStatus(instance="i-0a", phase=HostPhase.SERVING, shards=(0, 1), at=3.5)
+    assert reports.read("i-0a", 1) is None
+    setting_up = HostStatus(instance="i-0a", phase=HostPhase.INSTALLING)
+    reports.write(setting_up)
+    assert reports.read("i-0a", 1) == setting_up
+    first = HostStatus(instance="i-0a", phase=HostPhase.SERVING, shards=(0, 1), booking=1, at=3.5)
+    later = HostStatus(instance="i-0a", phase=HostPhase.ENDED, shards=(2,), booking=2, at=4.5)
     second = HostStatus(instance="i-0b", phase=HostPhase.FAILED, error="no disk", error_type="OSError")
     reports.write(first)
+    reports.write(later)
     reports.write(second)
-    assert reports.read("i-0a") == first
-    assert reports.read("i-0b") == second
+    assert reports.read("i-0a", 1) == first
+    assert reports.read("i-0a", 2) == later
+    assert reports.read("i-0b", 7) == second
     assert not first.phase.is_last
     assert second.phase.is_last
 
@@ -46,7 +52,7 @@ def test_damaged_records_are_named(store, raw):
     """A record that cannot be read is an error that names its key."""
     store.put("hosts/i-0a.json", raw)
     with pytest.raises(CorruptDataError, match=r"hosts/i-0a\.json"):
-        HostReports(store).read("i-0a")
+        HostReports(store).read("i-0a", 0)
 
 
 @given(st.sets(st.integers(0, 9999), min_size=1, max_size=50))

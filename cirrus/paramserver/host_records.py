@@ -1,7 +1,14 @@
-"""What the machines that host shards report of a run, in ``runs/RUN/hosts/INSTANCE.json``.
+"""What the machines that host shards report of a run.
 
-Each report has one writer, the instance. Who has which seats on which instance is told elsewhere
-(:mod:`cirrus.client_backend.aws.seats`).
+Each report has one writer, the instance, and each of a run's bookings there has a report of its own. Who has
+which seats on which instance is told elsewhere (:mod:`cirrus.client_backend.aws.seats`).
+
+=====================================  ==========================================================
+key                                    what
+=====================================  ==========================================================
+``runs/RUN/hosts/INSTANCE.json``       how it is set up, told to the run that it was launched for
+``runs/RUN/hosts/INSTANCE/N.json``     how far it is with booking N
+=====================================  ==========================================================
 """
 
 from __future__ import annotations
@@ -71,23 +78,30 @@ class HostReports:
         self._store = folder
 
     def write(self, status: HostStatus) -> None:
-        """Replace an instance's report."""
+        """Replace an instance's report of a booking."""
         data = json.dumps(dataclasses.asdict(status)).encode()
-        self._store.put(f"{HOSTS}{status.instance}.json", data)
+        self._store.put(_key(status.instance, status.booking), data)
 
-    def read(self, instance: str) -> HostStatus | None:
-        """Return an instance's report, or None before its first.
+    def read(self, instance: str, booking: int) -> HostStatus | None:
+        """Return what an instance says of a booking, else of its own setting up; None before its first word.
 
         Raises:
             CorruptDataError: It is no report.
         """
-        key = f"{HOSTS}{instance}.json"
+        found = self._read(_key(instance, booking))
+        return self._read(_key(instance, 0)) if found is None and booking else found
+
+    def _read(self, key: str) -> HostStatus | None:
         try:
             return from_plain(HostStatus, parse_json(self._store.get(key)), key)
         except NotFoundError:
             return None
         except (ValueError, ConfigError) as error:
             raise CorruptDataError(f"{self._store.url}/{key}: {error}") from error
+
+
+def _key(instance: str, booking: int) -> str:
+    return f"{HOSTS}{instance}/{booking}.json" if booking else f"{HOSTS}{instance}.json"
 
 
 def parse_shards(text: str) -> tuple[int, ...]:

@@ -142,21 +142,23 @@ class SeatSearch:
         for name, found in living.items():
             if name in recorded or found.tags.get(TAG_RUN) != self._plan.run_id:
                 continue
-            report = self._around.reports.read(name)
             made = None
             with contextlib.suppress(ConfigError):  # the tags or the type are not what Cirrus launches
                 made = self._plan.record(name).book(self._plan.run_id, parse_shards(found.tags[TAG_SHARDS]))
-            if made is not None and (report is None or not report.phase.is_last):
+            if made is not None and not self._has_ended(name, made[1]):
                 with contextlib.suppress(CorruptDataError):  # of another release
                     records.append(self._records.enter(made[0]))
+
+    def _has_ended(self, name: str, booking: Booking) -> bool:
+        """Tell whether a server says that none of a booking's shards works there, nor will."""
+        report = self._around.reports.read(name, booking.number)
+        return report is not None and report.phase.is_last
 
     def _adopt(self, records: Iterable[ServerRecord], missing: list[int]) -> list[int]:
         """Take over the seats that the run has already; return the shards that have none."""
         for record in records:
             for booking in record.of_run(self._plan.run_id):
-                report = self._around.reports.read(record.instance)
-                has_ended = report is not None and report.booking == booking.number and report.phase.is_last
-                if set(booking.shards) <= set(missing) and not has_ended:
+                if set(booking.shards) <= set(missing) and not self._has_ended(record.instance, booking):
                     missing = self._seat(record.instance, booking, missing)
         return missing
 

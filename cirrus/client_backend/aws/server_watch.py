@@ -149,13 +149,11 @@ class Watch:
             self._looks_without_booking += 1
 
     def _read_report(self) -> HostStatus | None:
-        """Return what the host says of this booking, not of one that the run had there before."""
         try:
-            report = self._all.reports.read(self._name)
+            return self._all.reports.read(self._name, self._booking.number)
         except StorageError as error:
             log.info("the report of %s cannot be read now: %s", self._name, error)
             return None
-        return report if report is None or report.booking in (0, self._booking.number) else None
 
     def _take(self, report: HostStatus) -> bool:
         """Take note of what the host says; return whether it has done its part."""
