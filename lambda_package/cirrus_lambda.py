@@ -52,7 +52,7 @@ def handler(event: Mapping[str, Any], context: Context) -> dict[str, Any]:
     try:
         result = work(event, context)
     except BaseException:
-        log.ready().exception("generation failed")
+        log.failure("generation failed")
         raise
     log.ready().info("generation ended", extra={"result": result})
     _emit(result, ids)
@@ -69,7 +69,7 @@ def _load(event: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
 
         answer = handle(event)
     except BaseException:
-        log.ready().exception("task failed", extra=call)
+        log.failure("task failed", call)
         raise
     log.ready().info("task ended", extra={**call, "error": answer.get("error")})
     return answer
@@ -106,6 +106,12 @@ class _Log:
             self._begin()
         assert self._logger is not None
         return self._logger
+
+    def failure(self, text: str, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the error that is being handled; why there is no log, its thread has told."""
+        self._beginning.join()
+        if self._logger is not None:
+            self._logger.exception(text, extra=dict(extra or {}))
 
 
 def _ids(event: Any) -> dict[str, Any]:

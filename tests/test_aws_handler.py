@@ -151,3 +151,32 @@ def test_errors_are_answers(function: Function, tmp_path: Path) -> None:
     assert function.process.poll() is None
     failed = [line for line in function.lines() if line.get("message") == "generation failed"]
     assert [line["exception_name"] for line in failed] == ["ConfigError", "NotFoundError"]
+
+
+def test_a_log_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+    """What went wrong with the work is the answer; after work that went well, it is the log's own error."""
+    (tmp_path / "aws_lambda_powertools.py").write_text("raise ImportError('no powertools in this zip')")
+    program = """
+import cirrus_lambda
+for works in (False, True):
+    if works:
+        cirrus_lambda.work = lambda event, context: {"rows": 1, "steps": 1}
+    try:
+        cirrus_lambda.handler({"role": "sleep"}, None)
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    environment = child_environment(os.environ)
+    path = [str(tmp_path), str(PACKAGE), environment.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    failed, worked = done.stdout.splitlines()
+    assert failed.startswith("ConfigError")
+    assert worked == "ImportError no powertools in this zip"
+    assert "no powertools in this zip" in done.stderr
