@@ -71,7 +71,7 @@ class RunStatus:
     worker_cost: float = 0.0
     """The part of ``cost`` that is the workers' time and invocations."""
     worker_correction: float = 0.0
-    """The part of ``worker_cost`` that clients have added, and shard 0 does not know; may be below 0."""
+    """The part of ``worker_cost`` that clients have added, and shard 0 could not know; may be below 0."""
     server_correction: float = 0.0
     """Likewise, of the rest of ``cost``."""
     n_workers: int = 0

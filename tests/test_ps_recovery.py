@@ -272,6 +272,28 @@ def test_a_stopped_shard_snapshots_everything(tmp_path: Path) -> None:
         assert_exact(shards, config)
 
 
+def test_what_clients_added_to_the_cost_stays(tmp_path: Path) -> None:
+    """The next generation of shard 0 counts on from it, and tells of it, for the client that comes next."""
+    config = make_config(
+        leases=SOME_LEASES, stop={"epochs": 10**6, "max_cost": 15.0}, snapshot_seconds=1000.0
+    )
+    with running(tmp_path / "run", config) as shards, Workers(shards.url, hold=True):
+        eventually(lambda: shards.counts("steps_applied")[0] > 100)
+        shards.shards[0].stop()
+        status = shards.folder.status()
+        assert status is not None
+        shards.folder.write_status(
+            dataclasses.replace(
+                status, cost=17.0, worker_cost=7.0, worker_correction=7.0, server_correction=10.0
+            )
+        )
+    with running(tmp_path / "run") as shards, Workers(shards.url):
+        status = shards.wait(40.0)
+    assert (status.state, status.stop_reason) == (RunState.FINISHED, "max_cost")
+    assert (status.cost, status.worker_cost) == (17.0, 7.0)
+    assert (status.worker_correction, status.server_correction) == (7.0, 10.0)
+
+
 def test_a_run_that_was_begun_before_something_was_counted_goes_on(tmp_path: Path) -> None:
     """A snapshot of an older version has a counter less: of that there was none, the rest is as it was."""
     config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 40}, snapshot_seconds=1000.0)

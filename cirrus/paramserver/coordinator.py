@@ -121,6 +121,7 @@ class Coordinator:
         self._grant = generation * GRANTS_PER_GENERATION
         self._workers: dict[int, _Worker] = {}
         self._times = WorkerTimes()
+        self._worker_correction = self._server_correction = 0.0
         self._shard_generations = [UNKNOWN_GENERATION] * config.n_shards
         self._shard_generations[0] = generation
         self._progress = RunProgress()
@@ -440,10 +441,15 @@ class Coordinator:
     def cost(self, now: float) -> float:
         """Return what the run has cost so far, in dollars."""
         fixed = self.lifetime(now) / 3600.0 * self.config.dollars_per_hour
-        return fixed + self._worker_cost(now)
+        return fixed + self._server_correction + self._worker_cost(now)
 
     def _worker_cost(self, now: float) -> float:
-        return self._times.dollars(self.config.worker_prices, now)
+        return self._times.dollars(self.config.worker_prices, now) + self._worker_correction
+
+    def keep_corrections(self, status: RunStatus) -> None:
+        """Count what clients have added to the cost that a former generation of shard 0 told of."""
+        self._worker_correction = status.worker_correction
+        self._server_correction = status.server_correction
 
     def tick(self, now: float, mark_of: Callable[[LeaseKey], int]) -> None:
         """Look at the clock: expired leases, limits, curve points.
@@ -622,6 +628,8 @@ class Coordinator:
             validation_loss=progress.validation_loss,
             cost=self.cost(now),
             worker_cost=self._worker_cost(now),
+            worker_correction=self._worker_correction,
+            server_correction=self._server_correction,
             n_workers=self.n_workers,
             workers={str(worker.worker): worker.generation for worker in self._workers.values()},
             worker_seconds=self._times.seconds(now),

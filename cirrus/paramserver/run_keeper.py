@@ -18,7 +18,9 @@ from cirrus.config import RunConfig
 from cirrus.errors import (
     AuthenticationError,
     CirrusError,
+    ConfigError,
     ConnectionLostError,
+    CorruptDataError,
     LeaseLostError,
     ProtocolError,
     ShardError,
@@ -145,6 +147,9 @@ class RunKeeper:
         self._turns = threading.Condition(lock)
         """Notified when something may have changed for those who wait for their turn."""
         self.coordinator = Coordinator(config, generation, time.monotonic(), time.time())
+        with contextlib.suppress(CorruptDataError, ConfigError):  # it is written anew in a moment
+            if (before := folder.status()) is not None:
+                self.coordinator.keep_corrections(before)
         self._shard = shard
         self._folder = folder
         self._config = config
