@@ -231,6 +231,16 @@ class WorkerPrices:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackendRecord:
+    """What a run or a search notes down of its backend. Its root is where the note lies."""
+
+    name: str
+    """``local``, ``aws`` or ``ray``, as a command line has it; of any other, its class."""
+    address: str | None = None
+    """Of the Ray cluster, as it was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training job, whole. Written once; never changed."""
 
@@ -286,6 +296,8 @@ class RunConfig:
     """What the job costs while it runs, but for what is in ``worker_prices``."""
     worker_prices: WorkerPrices = field(default_factory=WorkerPrices)
     """What the workers cost by their own time."""
+    backend: BackendRecord | None = None
+    """Where the run works: whoever goes on with it does so there."""
     model_metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the client wants back when it attaches: estimator class, parameters, classes, encoding."""
     search: str | None = None

@@ -13,9 +13,12 @@ from typer.testing import CliRunner
 import cirrus
 from cirrus import GridSearch, InlineBackend, LocalBackend, LogisticRegression
 from cirrus.cli.commands import app
-from cirrus.client_backend.backend import named_backend
+from cirrus.client_backend.backend import backend_going_on, named_backend
 from cirrus.client_backend.overview import Overview
-from cirrus.client_backend.search_folder import TrialStatus
+from cirrus.client_backend.runs import open_run
+from cirrus.client_backend.search_folder import SearchFolder, TrialStatus
+from cirrus.config import BackendRecord
+from cirrus.errors import ConfigError, RunError
 
 
 @pytest.fixture
@@ -167,6 +170,39 @@ def test_a_command_line_names_its_backend_again(home, tmp_path):
         backend = named_backend(name, root, address)
         assert isinstance(backend, ray_backend.RayBackend) == (name == "ray")
         assert backend.options == options
+
+
+def test_what_goes_on_does_so_where_it_was_begun(home, svmlight):
+    """Runs and searches note down their backend, with which commands that name none go on."""
+    pytest.importorskip("ray")
+    begun, ray = LocalBackend(root=home), named_backend("ray", str(home), "h:1")
+    assert backend_going_on(begun, None) is begun
+    assert backend_going_on(begun, begun.record) is begun
+    found = backend_going_on(begun, ray.record)
+    assert (type(found), found.options, found.record) == (type(ray), ray.options, ray.record)
+    with pytest.raises(ConfigError, match="is no deployment on AWS"):
+        backend_going_on(begun, BackendRecord(name="aws"))
+    with pytest.raises(ConfigError, match="begun on MyBackend, which no command line can name"):
+        backend_going_on(begun, BackendRecord(name="MyBackend"))
+    data = cirrus.load_svmlight(svmlight, home / "rows")
+    estimator = LogisticRegression(epochs=100_000, tol=None, n_workers=1, backend=begun)
+    search = GridSearch(estimator, {"l1": [0]}, search_id="noted")
+    with search.start(data):
+        eventually(lambda: search.status.trials[0].updates > 0)
+    folder = SearchFolder.open(str(home), "noted")
+    run_id = search.status.trials[0].runs[0]
+    assert folder.config().backend == open_run(str(home), run_id).config.backend == begun.record
+    # As if it had been begun in a cluster that is gone.
+    for place, what in (
+        (folder.store, "search.json"),
+        (open_run(str(home), run_id).folder.store, "config.json"),
+    ):
+        place.put(what, place.get(what).replace(b'"name": "local"', b'"name": "ray"'))
+        assert b'"name": "ray"' in place.get(what)
+    with pytest.raises(RunError, match=f"'cirrus attach {run_id} --backend ray' goes on with it"):
+        open_run(str(home), run_id).stop()
+    with pytest.raises(RunError, match="'cirrus search --resume noted --backend ray' goes on with it"):
+        Overview(str(home)).stop_search("noted")
 
 
 def test_a_search_that_was_cut_short_has_nothing_at_work(home, svmlight):

@@ -195,6 +195,7 @@ CONFIG_FIELDS = {
     "worker_memory_mb": "test_aws_deployment.py::test_a_size_without_a_function_names_the_variable",
     "dollars_per_hour": "test_estimator.py::test_a_price_makes_a_cost",
     "worker_prices": "test_ps_coordinator.py::test_the_time_of_workers_costs_and_counts_towards_the_limit",
+    "backend": "test_ray.py::test_what_was_killed_goes_on_where_it_was",
     "model_metadata": "test_cli.py::test_a_run_whose_terminal_died_is_attached_and_finished",
     "search": "test_overview.py",
     "trial": "test_dashboard_server.py::test_a_trial_is_one_line_with_one_curve",

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cirrus_dashboard.actions import attach_process
 from ray_cluster import SmallCluster
 from real_runs import assert_exact, assert_whole, await_work, make_dataset, plan
 from stand_ins import eventually, processes
@@ -369,6 +371,24 @@ def test_a_search_runs_as_a_task_that_starts_runs(small: Dataset, backend: cirru
         backend.submit(lambda: 1 / 0).result(RUN_SECONDS)
     marked = cirrus.RayBackend(backend.address, runtime_env={"env_vars": {"CIRRUS_TEST_MARK": "here"}})
     assert marked.submit(lambda: os.environ["CIRRUS_TEST_MARK"]).result(RUN_SECONDS) == "here"
+
+
+def test_what_was_killed_goes_on_where_it_was(small: Dataset, backend: cirrus.RayBackend) -> None:
+    """A dashboard's Resume, which knows the root alone, goes on in the cluster that the run was begun on."""
+    with backend.start(plan(small, n_shards=1)) as run:
+        await_work(run)
+        run.kill()
+    eventually(lambda: actors_of(run) == [])
+    resumed = open_run(backend.root, run.run_id)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(attach_process, backend.root, run.run_id)
+        try:
+            eventually(lambda: ended.done() or actors_of(run), RUN_SECONDS)
+            assert not ended.done(), ended.result()
+            eventually(lambda: resumed.status.state is RunState.RUNNING, RUN_SECONDS)
+        finally:
+            resumed.kill()
+        assert ended.result(RUN_SECONDS) == f"error: run {run.run_id} killed"
 
 
 def test_cost_is_the_share_of_the_nodes(small: Dataset, backend: cirrus.RayBackend) -> None:

@@ -613,7 +613,8 @@ def attach(
     from cirrus.cli import runs as work
     from cirrus.client_backend.backend import named_backend
 
-    work.attach(run, named_backend(backend, home, ray_address), killed=killed)
+    is_named = backend is not None or ray_address is not None
+    work.attach(run, named_backend(backend, home, ray_address), is_named=is_named, killed=killed)
 
 
 @_command

@@ -7,7 +7,8 @@ import webbrowser
 from importlib.metadata import entry_points
 
 from cirrus.cli.console import say, show
-from cirrus.client_backend.local import LocalBackend, local_folder
+from cirrus.client_backend.homes import local_folder
+from cirrus.client_backend.local import LocalBackend
 from cirrus.errors import ConfigError
 
 #: Where the dashboard's package says what serves it.

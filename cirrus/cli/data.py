@@ -17,9 +17,9 @@ import numpy as np
 from cirrus.cli.console import bytes_text, say, show
 from cirrus.cli.console import count as count_of
 from cirrus.cli.preprocessing import describe_columns
+from cirrus.client_backend.homes import default_home
 from cirrus.client_backend.inputs import is_stream, open_inputs
 from cirrus.client_backend.load_job import is_begun
-from cirrus.client_backend.local import default_home
 from cirrus.errors import CirrusError, ConfigError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.model_files import MODEL_KEY

@@ -7,9 +7,9 @@ import shlex
 from cirrus.cli.console import say, show
 from cirrus.cli.options import FileOptions
 from cirrus.cli.sources import OWN_MODEL_TYPES, load_file
+from cirrus.client_backend.homes import default_home
 from cirrus.client_backend.inputs import is_stream
 from cirrus.client_backend.load_job import is_begun
-from cirrus.client_backend.local import default_home
 from cirrus.errors import ConflictError, StorageError
 
 

@@ -187,7 +187,9 @@ HomeOption = Annotated[
 BackendOption = Annotated[
     BackendName | None,
     typer.Option(
-        "--backend", help="Where shards and workers run; default: as --home says.", show_default=False
+        "--backend",
+        help="Where shards and workers run; default: as --home says, and where they did before.",
+        show_default=False,
     ),
 ]
 RayAddressOption = Annotated[

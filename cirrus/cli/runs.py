@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cirrus.cli.console import command, say, show, table
-from cirrus.client_backend.backend import Backend, backend_at
+from cirrus.client_backend.backend import Backend, backend_at, backend_going_on
 from cirrus.client_backend.overview import Overview, SearchSummary
 from cirrus.client_backend.run_cost import CostModel, RunCost
 from cirrus.client_backend.runs import Run, RunSummary, open_run
@@ -114,13 +114,22 @@ def _loss(loss: float | None) -> str:
     return "" if loss is None else f"{loss:.4f}"
 
 
-def attach(run: str, backend: Backend, *, killed: bool = False) -> None:
-    """Go on with a run to its end, and save its model."""
+def attach(run: str, backend: Backend, *, is_named: bool = True, killed: bool = False) -> None:
+    """Go on with a run to its end, and save its model.
+
+    Args:
+        run: The run.
+        backend: Where.
+        is_named: That was asked for. Otherwise only its root was, and the run goes on where it was begun.
+        killed: Also with one that was killed.
+    """
     if run in search_ids(backend.root):
         raise RunError(
             f"{run} is a search: go on with: {command('search', '--resume', run, *backend.options)}"
         )
     watched = open_run(backend.root, run)
+    if not is_named:
+        backend = backend_going_on(backend, watched.config.backend)
     if watched.status.state is RunState.FINISHED:
         _keep_model(watched, watched.status, backend)
         return

@@ -11,7 +11,7 @@ from cirrus.cli.options import DEFAULT_MODEL_TYPE, FileOptions, Pruner, SearchOp
 from cirrus.cli.parameters import fixed_parameters, pair, value_of
 from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_rows_without_classes
 from cirrus.cli.training import ESTIMATORS, WITHOUT_LABELS, number_or_auto
-from cirrus.client_backend.backend import Backend, named_backend
+from cirrus.client_backend.backend import Backend, backend_going_on, named_backend
 from cirrus.client_backend.overview import Overview
 from cirrus.client_backend.search_folder import (
     CONFIG_KEY,
@@ -75,6 +75,8 @@ def resume(search_id: str, options: SearchOptions) -> None:
     _check_model_place(options.model)
     backend = named_backend(options.backend, options.home, options.ray_address)
     config = SearchFolder.open(backend.root, search_id).config()
+    if options.backend is None and options.ray_address is None:
+        backend = backend_going_on(backend, config.backend)
     kind = RandomSearch if config.method == "random" else GridSearch
     made = kind.reopen(search_id, backend=backend, progress=True, **_given_limits(options))
     say(f"going on with search {search_id}{_limits_text(made)}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.local import LocalBackend
+from cirrus.config import BackendRecord
 from cirrus.errors import ConfigError
 from cirrus.storage import open_store
 
-__all__ = ["Backend", "backend_at", "resolve_backend"]
+__all__ = ["Backend", "backend_at", "backend_going_on", "named_backend", "resolve_backend"]
 
 
 def resolve_backend(backend: str | Backend) -> Backend:
@@ -74,6 +75,27 @@ def named_backend(name: str | None, root: str | None, ray_address: str | None = 
     if name == "aws" and isinstance(found, LocalBackend):
         raise ConfigError("backend", f"{root} is no deployment on AWS: name s3://BUCKET as --home")
     return found
+
+
+def backend_going_on(begun: Backend, record: BackendRecord | None) -> Backend:
+    """Return the backend that a run or a search goes on with: that which it was begun on.
+
+    Args:
+        begun: What :func:`backend_at` found at the root.
+        record: What the run or the search says of its backend; None: nothing, as from an older version.
+
+    Raises:
+        ConfigError: No command line can name it, or it is not what the root belongs to.
+    """
+    if record is None or record == begun.record:
+        return begun
+    if record.name not in ("local", "aws", "ray"):
+        raise ConfigError(
+            "backend",
+            f"it was begun on {record.name}, which no command line can name: go on with it from a program, "
+            "or name another --backend",
+        )
+    return named_backend(record.name, begun.root, record.address)
 
 
 def backend_at(root: str | None) -> Backend:

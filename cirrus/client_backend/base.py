@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Self
 
 from cirrus.client_backend.certificates import make_certificates
 from cirrus.client_backend.claims import new_claim, take_claim
+from cirrus.client_backend.homes import backend_options
 from cirrus.client_backend.launcher import CostCorrection, Launcher
 from cirrus.client_backend.runs import Run, judge_status, open_folder, run_url
 from cirrus.client_backend.supervision import Supervision
 from cirrus.client_backend.supervisor import Supervisor
-from cirrus.config import RunConfig, WorkerPrices
+from cirrus.config import BackendRecord, RunConfig, WorkerPrices
 from cirrus.errors import ConfigError, RunError
 from cirrus.metrics import RunState, RunStatus
 from cirrus.run_folder import ClientClaim, RunFolder
@@ -121,9 +122,14 @@ class Backend(ABC):
         return ()
 
     @property
+    def record(self) -> BackendRecord:
+        """What runs note down of this backend, so that they are gone on with there."""
+        return BackendRecord(name=type(self).__name__)
+
+    @property
     def options(self) -> tuple[str, ...]:
         """What names this backend on a command line, such as ``--home`` and a folder; empty: nothing need."""
-        return "--home", self.root
+        return backend_options(self.record, self.root)
 
     @property
     def max_functions(self) -> int | None:
@@ -157,7 +163,7 @@ class Backend(ABC):
         if self._revise is not None:
             config = self._revise(config)
         certificates = make_certificates(config.n_shards) if self.tls else None
-        config = dataclasses.replace(config, tls=self.tls)
+        config = dataclasses.replace(config, tls=self.tls, backend=self.record)
         folder = RunFolder(run_url(self.root, config.run_id))
         folder.create(config, certificates)
         claim = new_claim()

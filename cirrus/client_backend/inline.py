@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
+from cirrus.client_backend.homes import default_home
 from cirrus.client_backend.launcher import Launcher
-from cirrus.client_backend.local import check_backend_numbers, default_home, home_options
-from cirrus.config import RunConfig
+from cirrus.client_backend.local import check_backend_numbers
+from cirrus.config import BackendRecord, RunConfig
 from cirrus.errors import ConfigError
 from cirrus.run_folder import RunFolder
 
@@ -122,9 +123,9 @@ class InlineBackend(Backend):
         return f"InlineBackend(root={self.root!r})"
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """See :attr:`Backend.options`."""
-        return home_options(self.root)
+    def record(self) -> BackendRecord:
+        """See :attr:`Backend.record`: whoever goes on with a run of threads does so with processes."""
+        return BackendRecord(name="local")
 
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what this machine costs, whatever the size of the run."""

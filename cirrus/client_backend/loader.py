@@ -24,6 +24,7 @@ from cirrus.chunks.vocabulary import Vocabulary, store_vocabulary, union_of
 from cirrus.chunks.writer import Replaced, find_replaced
 from cirrus.client_backend.backend import Backend, resolve_backend
 from cirrus.client_backend.csv_format import CsvFormat, CsvRequest
+from cirrus.client_backend.homes import default_home
 from cirrus.client_backend.inline import InlineBackend
 from cirrus.client_backend.inputs import Inputs, open_inputs
 from cirrus.client_backend.load_formats import CsvLoad, LoadFacts, LoadFormat, SvmlightFormat
@@ -49,7 +50,6 @@ from cirrus.client_backend.load_tasks import (
     segment_key,
 )
 from cirrus.client_backend.load_team import RemoteWorker, Team, Worker
-from cirrus.client_backend.local import default_home
 from cirrus.client_backend.located import first_line_of, locate_segments, true_line, with_true_line
 from cirrus.client_backend.parquet import BATCH_ROWS, find_parquet_format, fit_parquet_format
 from cirrus.client_backend.pieces import REQUESTS_AT_ONCE, get_all, read_names

@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,16 @@ from typing import Self
 
 from cirrus.client_backend.base import Backend
 from cirrus.client_backend.fleet import AttemptError, WorkerEvent, WorkerResult
+from cirrus.client_backend.homes import absolute_root, local_folder
 from cirrus.client_backend.housekeeping import remove_old_runs
 from cirrus.client_backend.launcher import Launcher
 from cirrus.client_backend.processes import ChildExit, ChildProcess, ChildSet
 from cirrus.client_backend.runs import Run
 from cirrus.client_backend.shard_hosts import ShardHosts, Ticket
-from cirrus.config import RunConfig
+from cirrus.config import BackendRecord, RunConfig
 from cirrus.errors import CirrusError, ConfigError, RunError
 from cirrus.run_folder import RunFolder
 
-#: Environment variable with the default root of runs.
-HOME_VARIABLE = "CIRRUS_HOME"
-DEFAULT_HOME = "~/.cirrus"
 #: So many run folders are kept, and all of the last day.
 KEEP_RUNS = 100
 #: Workers hold nothing that is worth saving, and end at once when they are asked to.
@@ -41,16 +38,6 @@ HOSTS_NAME = "searches"
 HOSTS_LOG = "logs/shard-hosts.log"
 #: Shards of this many processes keep any machine's workers busy.
 MAX_HOSTS = 8
-
-
-def default_home() -> str:
-    """Return where runs are kept unless told otherwise."""
-    return os.path.expanduser(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME)
-
-
-def home_options(root: str) -> tuple[str, ...]:
-    """Return what names a root on a command line; nothing where it is what is meant anyway."""
-    return () if root == LocalBackend().root else ("--home", root)
 
 
 def shard_command(run_url: str, shard: int, generation: int) -> list[str]:
@@ -117,12 +104,10 @@ class LocalBackend(Backend):
         tls: bool = False,
         commands: LocalCommands | None = None,
     ) -> None:
-        self.root = default_home() if root is None else os.fspath(root)
+        self.root = absolute_root(root)
         if self.root.startswith("memory:"):
             raise ConfigError("root", "other processes cannot open memory://; give a folder")
         check_backend_numbers(dollars_per_hour, generation_seconds)
-        if folder := local_folder(self.root):
-            self.root = str(folder.absolute())
         self.generation_seconds = generation_seconds
         self.tls = tls
         if keep_runs is not None and keep_runs < 0:
@@ -136,9 +121,9 @@ class LocalBackend(Backend):
         return f"LocalBackend(root={self.root!r})"
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """See :attr:`Backend.options`."""
-        return home_options(self.root)
+    def record(self) -> BackendRecord:
+        """See :attr:`Backend.record`."""
+        return BackendRecord(name="local")
 
     def dollars_per_hour(self, n_workers: int, n_shards: int) -> float:
         """Return what this machine costs, whatever the size of the run."""
@@ -336,13 +321,6 @@ def check_backend_numbers(dollars_per_hour: float, generation_seconds: float | N
         raise ConfigError("dollars_per_hour", f"must be >= 0, got {dollars_per_hour!r}")
     if generation_seconds is not None and generation_seconds <= 0:
         raise ConfigError("generation_seconds", f"must be > 0 or None, got {generation_seconds!r}")
-
-
-def local_folder(url: str) -> Path | None:
-    """Return the folder that an object-store URL names, or None where it is not on this machine's disk."""
-    if url.startswith("file://"):
-        return Path(urllib.parse.unquote(url.removeprefix("file://")))
-    return None if "://" in url else Path(url).expanduser()
 
 
 def _child_error(name: str, end: ChildExit) -> AttemptError:

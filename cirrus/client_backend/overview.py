@@ -7,6 +7,7 @@ is nothing here that the folders do not say; the index only makes it quicker.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from cirrus.chunks import MANIFEST_KEY
 from cirrus.client_backend.claims import is_held, new_claim
+from cirrus.client_backend.homes import backend_options
 from cirrus.client_backend.metric_columns import Columns, columns_of_lines, joined
 from cirrus.client_backend.run_index import IndexedRun, RunIndex, index_path
 from cirrus.client_backend.runs import (
@@ -293,10 +295,9 @@ class Overview:
 
     def _require_driver(self, search_id: str) -> None:
         if not self.is_driven(search_id):
-            raise RunError(
-                f"no program drives search {search_id} any more: "
-                f"'cirrus search --resume {search_id}' goes on with it"
-            )
+            options = backend_options(SearchFolder.open(self.root, search_id).config().backend, self.root)
+            resume = shlex.join(["cirrus", "search", "--resume", search_id, *options])
+            raise RunError(f"no program drives search {search_id} any more: '{resume}' goes on with it")
 
     def _state(self, search_id: str) -> SearchState:
         return SearchFolder.open(self.root, search_id).state()

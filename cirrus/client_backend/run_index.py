@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cirrus.client_backend.local import default_home, local_folder
+from cirrus.client_backend.homes import default_home, local_folder
 from cirrus.client_backend.runs import RunSummary
 from cirrus.config import from_plain
 from cirrus.errors import ConfigError

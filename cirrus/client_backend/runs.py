@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import shlex
 import threading
 import time
 import weakref
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from cirrus.client_backend.claims import is_held, new_claim, take_claim
+from cirrus.client_backend.homes import backend_options
 from cirrus.client_backend.run_cost import CostModel, RunCost
 from cirrus.client_backend.supervision import Supervision
 from cirrus.config import RunConfig
@@ -277,7 +279,10 @@ class Run:
     def _request(self, action: str) -> str:
         state = self.status.state
         if state is RunState.INTERRUPTED:
-            raise RunError(f"run {self.run_id} is interrupted: 'cirrus attach {self.run_id}' goes on with it")
+            root = self.url.removesuffix(f"/runs/{self.run_id}")
+            options = backend_options(self._config.backend, root)
+            attach = shlex.join(["cirrus", "attach", self.run_id, *options])
+            raise RunError(f"run {self.run_id} is interrupted: '{attach}' goes on with it")
         if state.ended:
             raise RunError(f"run {self.run_id} has ended ({state})")
         return self._folder.request(ControlRequest(action=action))

@@ -29,7 +29,7 @@ from typing import Any
 
 from cirrus.client_backend.claims import is_held, seize_claim
 from cirrus.client_backend.runs import new_run_id
-from cirrus.config import from_plain
+from cirrus.config import BackendRecord, from_plain
 from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
 from cirrus.metrics import RunState
 from cirrus.run_folder import ClientClaim, RunFolder
@@ -90,6 +90,8 @@ class SearchConfig:
     train_url: str = ""
     train_fingerprint: str = ""
     validation_url: str | None = None
+    backend: BackendRecord | None = None
+    """As of :class:`~cirrus.config.RunConfig`."""
     created_at: float = 0.0
     """Unix time."""
 

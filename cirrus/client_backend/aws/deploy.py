@@ -24,7 +24,7 @@ from cirrus.client_backend.aws.package import build_server_package, build_worker
 from cirrus.client_backend.aws.terraform import Terraform
 from cirrus.client_backend.aws.translation import aws_errors
 from cirrus.client_backend.aws.wheels import HOST, Target
-from cirrus.client_backend.local import default_home
+from cirrus.client_backend.homes import default_home
 from cirrus.config import from_plain
 from cirrus.errors import CloudError, ConfigError
 from cirrus.storage import ObjectStore, open_store

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cirrus.client_backend.local import default_home
+from cirrus.client_backend.homes import default_home
 from cirrus.config import from_plain, parse_json
 from cirrus.errors import ConfigError, CorruptDataError, NotFoundError
 from cirrus.storage import open_store

@@ -9,7 +9,7 @@ from cirrus.client_backend.aws.deployment import Deployment
 from cirrus.client_backend.aws.rates import Rates
 from cirrus.client_backend.aws.seats import MAX_SEATS
 from cirrus.client_backend.base import Backend
-from cirrus.config import WorkerPrices
+from cirrus.config import BackendRecord, WorkerPrices
 
 #: A new server takes so long to host its first shard, by the model.
 MODELLED_STARTUP_SECONDS = 90.0
@@ -28,6 +28,11 @@ class PricedBackend(Backend):
     _rates: Rates
     _shards_per_server: int | None
     _has_many_runs: bool = False
+
+    @property
+    def record(self) -> BackendRecord:
+        """See :attr:`Backend.record`."""
+        return BackendRecord(name="aws")
 
     @property
     def shards_per_server(self) -> int:

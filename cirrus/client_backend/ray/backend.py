@@ -16,8 +16,9 @@ from ray import exceptions
 
 from cirrus.client_backend.base import Backend, begin_run
 from cirrus.client_backend.claims import new_claim
+from cirrus.client_backend.homes import absolute_root
 from cirrus.client_backend.launcher import Launcher
-from cirrus.client_backend.local import check_backend_numbers, default_home, home_options, local_folder
+from cirrus.client_backend.local import check_backend_numbers
 from cirrus.client_backend.ray.cluster import (
     HEAD_RESOURCE,
     NAMESPACE,
@@ -33,7 +34,7 @@ from cirrus.client_backend.ray.remote import RemoteSupervision
 from cirrus.client_backend.ray.sizes import Need, run_needs
 from cirrus.client_backend.runs import Run, open_folder
 from cirrus.client_backend.supervision import Supervision
-from cirrus.config import RunConfig
+from cirrus.config import BackendRecord, RunConfig
 from cirrus.errors import ConfigError, ConflictError
 from cirrus.run_folder import ClientClaim, RunFolder
 
@@ -106,11 +107,9 @@ class RayBackend(Backend):
         runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
         self.address = address
-        self.root = default_home() if root is None else os.fspath(root)
+        self.root = absolute_root(root)
         if self.root.startswith("memory:"):
             raise ConfigError("root", "other processes cannot open memory://; give a folder or s3://")
-        if folder := local_folder(self.root):
-            self.root = str(folder.absolute())
         check_backend_numbers(dollars_per_node_hour, generation_seconds)
         for name, value, least in (
             ("worker_cpus", worker_cpus, 0.01),
@@ -136,10 +135,9 @@ class RayBackend(Backend):
     # Prices and places.
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """See :attr:`Backend.options`."""
-        address = () if self.address is None else ("--ray-address", self.address)
-        return "--backend", "ray", *address, *home_options(self.root)
+    def record(self) -> BackendRecord:
+        """See :attr:`Backend.record`."""
+        return BackendRecord(name="ray", address=self.address)
 
     def check(self) -> None:
         """See :meth:`Backend.check`: this process connects to the cluster."""

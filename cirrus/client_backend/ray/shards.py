@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from cirrus.client_backend.claims import SignsOfLife
-from cirrus.client_backend.local import local_folder
+from cirrus.client_backend.homes import local_folder
 from cirrus.client_backend.processes import MALLOC_THRESHOLDS
 from cirrus.errors import CirrusError, SupersededError
 from cirrus.run_folder import RunFolder

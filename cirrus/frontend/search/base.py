@@ -421,6 +421,7 @@ class Search(SearchAnswers, abc.ABC):
             train_url=rows.url,
             train_fingerprint=rows.manifest.fingerprint,
             validation_url=None if held_out is None else held_out.url,
+            backend=backend.record,
             created_at=time.time(),
         )
         return self._with_budgets(config, backend)
