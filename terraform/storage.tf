@@ -85,7 +85,8 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
       }
 
       expiration {
-        days = var.temporary_days
+        # A server's record must outlive the server, however long nobody changes it.
+        days = rule.value == "servers" ? max(var.temporary_days, ceil(var.max_hours / 24) + 1) : var.temporary_days
       }
 
       abort_incomplete_multipart_upload {

@@ -141,7 +141,7 @@ variable "data_buckets" {
 }
 
 variable "temporary_days" {
-  description = "After how many days temporary objects (below tmp/, scratch/, jobs/ and servers/) are deleted."
+  description = "After how many days temporary objects (below tmp/, scratch/ and jobs/) are deleted; those below servers/ also outlive max_hours."
   type        = number
   default     = 2
   nullable    = false
