@@ -473,7 +473,7 @@ def test_a_run_that_still_starts_is_killed_from_elsewhere(
     folder = RunFolder(f"{tmp_path}/runs/r")
     with BootingBackend(root=tmp_path).start(make_config(run_id="r")) as run:
         open_run(str(tmp_path), "r").kill()
-        assert run.wait(10.0).state is RunState.KILLED
+        assert run.wait(PATIENCE_SECONDS).state is RunState.KILLED
     assert [request.action for _, request in folder.requests()] == ["kill"]
     with BootingBackend(root=tmp_path).attach("r", killed=True):
         assert not folder.requests()

@@ -395,8 +395,6 @@ class RunSummary:
     model: str = ""
     n_workers: int = 0
     n_shards: int = 0
-    dollars_per_hour: float = 0.0
-    """What the run costs while it works, but for its workers' own time."""
     cost_model: CostModel = dataclasses.field(default_factory=CostModel)
     """What its size should cost."""
     search: str | None = None
@@ -408,6 +406,11 @@ class RunSummary:
     """None when the folder is broken."""
     problem: str | None = None
     """What is wrong with the folder, or None."""
+
+    @property
+    def dollars_per_hour(self) -> float:
+        """What the run costs while it works, but for its workers' own time."""
+        return self.cost_model.dollars_per_hour
 
 
 def open_run(root: str, run_id: str) -> Run:
@@ -458,7 +461,6 @@ def summarise_run(root: str, run_id: str) -> RunSummary:
         model=config.model.name,
         n_workers=config.n_workers,
         n_shards=config.n_shards,
-        dollars_per_hour=config.dollars_per_hour,
         cost_model=CostModel.of(config),
         search=config.search,
         trial=config.trial,
