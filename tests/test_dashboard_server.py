@@ -361,7 +361,14 @@ class TestFolders:
         )
         search = cirrus.GridSearch(estimator, {"l1": [0]}, search_id="sweep")
         with search.start(data):
-            eventually(lambda: search.status.trials[0].updates > 0)
+            # A shard and a worker have to start as processes: of a busy machine that asks much.
+            trial = eventually(
+                lambda: (
+                    (trial := search.status.trials[0]) and (trial.updates or trial.status.ended) and trial
+                ),
+                60,
+            )
+            assert not trial.status.ended, trial.error
             search.kill(0)
         with FolderSource(str(backend.root), poll_seconds=0.1) as source:
             eventually(lambda: "sweep:0" in source.snapshot.records)
