@@ -306,6 +306,26 @@ def test_tol_ends_a_run_that_does_not_improve() -> None:
     finish(run)
 
 
+def test_an_epoch_whose_loss_is_of_some_rows_decides_nothing() -> None:
+    """What a killed worker found before is not known: the mean of the others is no target, and no best."""
+    run = desk(2, 3, 1, stop={"epochs": 50, "tol": 0.01, "target_loss": 0.5})
+    run.finish_epoch(1.0)
+    task = run.lease(1)
+    rest = complete(task, run.generations, run.config.leases[task.lease].n_steps - 1, loss=0.1)
+    assert run.coordinator.complete(1, rest, True, run.now)
+    run.finish_epoch(0.1)
+    assert run.coordinator.status(run.now, UNIX_NOW, {}).train_loss == pytest.approx(0.1)
+    after = Desk(run.config, generation=2)
+    after.register(1)
+    after.coordinator.restore(json.loads(json.dumps(run.coordinator.to_plain(run.now))))
+    for epoch in range(PATIENCE_EPOCHS + 1):
+        assert after.phase == Phase.RUNNING
+        after.finish_epoch(0.98 - 0.02 * epoch)
+    after.finish_epoch(0.4)
+    assert after.reason == "target_loss"
+    finish(after)
+
+
 def test_target_loss_ends_a_run() -> None:
     """The loss of an epoch at or below the target is enough."""
     run = desk(stop={"epochs": 50, "target_loss": 0.5})

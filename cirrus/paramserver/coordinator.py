@@ -546,6 +546,7 @@ class Coordinator:
             return
         progress.completed_epochs = self.ledger.epoch + 1
         progress.train_loss = progress.epoch_loss.mean
+        progress.epoch_is_known = progress.epoch_loss.covers(self.config.rows_per_epoch)
         self._point(now, end_of_epoch=True)
         progress.epoch_loss = EpochLoss()
         if self._evaluates:
@@ -566,8 +567,8 @@ class Coordinator:
         if self._reached_target(decides):
             self.end("target_loss")
             return
-        watched = progress.validation_loss if decides and stop.early_stopping else progress.train_loss
-        if stop.tol is not None and watched is not None and progress.patience.is_over(watched, stop.tol):
+        watched = progress.validation_loss if decides and stop.early_stopping else self._epoch_loss
+        if stop.tol is not None and progress.patience.is_over(watched, stop.tol):
             self.end("early_stopping" if stop.early_stopping else "tol")
             return
         self.ledger.advance()
@@ -577,8 +578,13 @@ class Coordinator:
         limit = self.config.stop.max_updates
         return limit is not None and self._progress.updates >= limit
 
+    @property
+    def _epoch_loss(self) -> float | None:
+        """The training loss of the epoch that was completed, where enough of it is known to decide by it."""
+        return self._progress.train_loss if self._progress.epoch_is_known else None
+
     def _reached_target(self, decides: bool) -> bool:
-        loss = self._progress.validation_loss if decides else self._progress.train_loss
+        loss = self._progress.validation_loss if decides else self._epoch_loss
         target = self.config.stop.target_loss
         return target is not None and loss is not None and loss <= target
 

@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 from cirrus.config import PATIENCE_EPOCHS
 from cirrus.paramserver.protocol import Complete
 
+#: Of so many of an epoch's rows losses must be known for its mean to stand beside those of other epochs.
+KNOWN_SHARE = 0.99
+
 
 @dataclass(slots=True)
 class Sums:
@@ -42,15 +45,24 @@ class Sums:
 
 @dataclass(slots=True)
 class EpochLoss:
-    """What the leases of an epoch reported; the mean does not depend on the order in which they came."""
+    """What the leases of an epoch reported; the mean does not depend on the order in which they came.
+
+    Who takes up a lease in its middle reports the rest of it: what a killed worker found before is not known.
+    """
 
     losses: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    n_rows: int = 0
 
     def add(self, done: Complete) -> None:
         """Count what a lease reports."""
         self.losses.append(done.loss_sum)
         self.weights.append(done.weight_sum)
+        self.n_rows += done.n_rows
+
+    def covers(self, n_rows: int) -> bool:
+        """Tell whether it is the loss of about all rows of an epoch, not of those that happen to be known."""
+        return self.n_rows >= KNOWN_SHARE * n_rows
 
     @property
     def mean(self) -> float | None:
@@ -66,8 +78,15 @@ class Patience:
     best: float = math.inf
     waited: int = 0
 
-    def is_over(self, loss: float, tol: float) -> bool:
-        """Look at the loss of one more epoch; tell whether it was the last one to wait for."""
+    def is_over(self, loss: float | None, tol: float) -> bool:
+        """Look at the loss of one more epoch; tell whether it was the last one to wait for.
+
+        Args:
+            loss: None where it is not known of enough rows: the epoch is then as if it had not been.
+            tol: What is an improvement.
+        """
+        if loss is None:
+            return False
         if loss > self.best - tol:
             self.waited += 1
         else:
@@ -94,6 +113,8 @@ class RunProgress:
     validation_loss: float | None = None
     patience: Patience = field(default_factory=Patience)
     epoch_loss: EpochLoss = field(default_factory=EpochLoss)
+    epoch_is_known: bool = True
+    """Whether ``train_loss`` at the end of the last epoch was of about all of its rows."""
 
     def to_plain(self, *, seconds: float, lifetime: float) -> dict[str, Any]:
         """Return it as JSON.
@@ -114,6 +135,8 @@ class RunProgress:
             "waited": self.patience.waited,
             "epoch_losses": list(self.epoch_loss.losses),
             "epoch_weights": list(self.epoch_loss.weights),
+            "epoch_rows": self.epoch_loss.n_rows,
+            "epoch_is_known": self.epoch_is_known,
         }
 
     @classmethod
@@ -135,5 +158,9 @@ class RunProgress:
             train_loss=plain["train_loss"],
             validation_loss=plain["validation_loss"],
             patience=Patience(math.inf if best is None else float(best), int(plain["waited"])),
-            epoch_loss=EpochLoss(list(plain["epoch_losses"]), list(plain["epoch_weights"])),
+            # Snapshots of before have no rows: their epoch is one that is not known.
+            epoch_loss=EpochLoss(
+                list(plain["epoch_losses"]), list(plain["epoch_weights"]), int(plain.get("epoch_rows", 0))
+            ),
+            epoch_is_known=bool(plain.get("epoch_is_known", True)),
         )
