@@ -184,7 +184,8 @@ class TestAnswers:
     def test_scoring_ranks_trials(self, data: Any, scoring: Any) -> None:
         """Names of scikit-learn's scorers and functions, over the validation data."""
         train, test = data
-        search = GridSearch(estimator(), {"learning_rate": [0.001, 0.3]}, scoring=scoring)
+        refit = scoring if isinstance(scoring, str) else True
+        search = GridSearch(estimator(), {"learning_rate": [0.001, 0.3]}, scoring=scoring, refit=refit)
         search.fit(train, validation=test)
         expected = search.score(test)
         if scoring == "neg_log_loss":
@@ -520,6 +521,8 @@ class TestFailures:
             ("pruner", {"pruner": "magic"}, {"l1": [0]}),
             ("scoring", {"scoring": "magic"}, {"l1": [0]}),
             ("scoring", {"scoring": "accuracy"}, {"l1": [0]}),
+            ("refit", {"refit": "roc_auc"}, {"l1": [0]}),
+            ("refit", {"refit": len}, {"l1": [0]}),
             ("search_id", {"search_id": "../up"}, {"l1": [0]}),
             ("no_such", {}, {"no_such": [0]}),
             ("backend", {}, {"backend": ["local"]}),

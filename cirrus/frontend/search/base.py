@@ -42,7 +42,13 @@ from cirrus.frontend.search.roles import TrialSource
 from cirrus.frontend.search.schedules import Schedule, resolve_pruner, schedule_from_plain
 from cirrus.frontend.search.scorers import resolve_scorer, scoring_name
 from cirrus.frontend.search.search_data import open_data, take_data
-from cirrus.frontend.search.settings import CHANGEABLE, check_estimator, check_limits, check_searched
+from cirrus.frontend.search.settings import (
+    CHANGEABLE,
+    check_estimator,
+    check_limits,
+    check_refit,
+    check_searched,
+)
 from cirrus.frontend.search.spaces import Params, usable_params
 from cirrus.metrics import RunState
 
@@ -384,6 +390,7 @@ class Search(SearchAnswers, abc.ABC):
         check_limits({name: getattr(self, name) for name in CHANGEABLE}, self.search_id)
         self._own_schedule()
         resolve_scorer(self.scoring, self.estimator)
+        check_refit(self.refit, self.scoring)
         check_searched(self._names(), self.estimator)
 
     def _check_room(self, n_workers: int) -> None:

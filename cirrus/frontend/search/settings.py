@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from cirrus.config import whole_number
 from cirrus.errors import ConfigError
 from cirrus.frontend.base import Estimator
@@ -52,6 +54,25 @@ def check_limits(limits: Mapping[str, Any], search_id: object) -> None:
             raise ConfigError(name, f"must be a positive number or None, got {value!r}")
     if search_id is not None and not _SEARCH_ID.fullmatch(str(search_id)):
         raise ConfigError("search_id", f"must be letters, figures, '.', '_' and '-' only, got {search_id!r}")
+
+
+def check_refit(refit: object, scoring: object) -> None:
+    """Check whether there shall be a best estimator.
+
+    Args:
+        refit: True, False, or as for scikit-learn the name of what trials are ranked by.
+        scoring: What they are ranked by.
+
+    Raises:
+        ConfigError: It would rank trials by something else.
+    """
+    if isinstance(refit, (bool, np.bool_)) or (isinstance(refit, str) and refit == scoring):
+        return
+    raise ConfigError(
+        "refit",
+        f"must be True, False or the name that scoring has, got {refit!r}: trials are ranked by one metric; "
+        "whoever chooses by more finds all trials in results_",
+    )
 
 
 def check_searched(names: Iterable[str], estimator: Estimator) -> None:
