@@ -123,6 +123,7 @@ def interrupt(process: subprocess.Popen[str], home: Path) -> float:
     seconds = time.monotonic() - begun_at
     assert process.returncode == 130
     assert "Traceback" not in err
+    assert "nothing is kept, as its rows were read from a file" in err
     eventually(lambda: not processes_of(home))
     return seconds
 

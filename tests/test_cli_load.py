@@ -248,12 +248,13 @@ def test_a_store_that_takes_no_more_and_the_same_command_again(tmp_path: Path) -
     assert full.stderr.splitlines()[-1].endswith(": File too large")
     assert full.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/ds/")
     assert full.stderr.splitlines()[-2] == "what is parsed is kept: the same command goes on with it"
-    code, _, err = run("describe", tmp_path / "ds")
-    assert (code, err) == (
-        1,
-        f"error: {tmp_path}/ds: a load to here was interrupted, or is at work: the same command goes on "
-        "with it\n",
-    )
+    for command in (["describe"], ["train"], ["search", "--grid", "l1=0,1"]):
+        code, _, err = run(*command, tmp_path / "ds")
+        assert (code, err) == (
+            1,
+            f"error: {tmp_path}/ds: a load to here was interrupted, or is at work: the same `cirrus load` "
+            "goes on with it\n",
+        )
     code, _, err = run(*options)
     assert code == 0, err
     assert Dataset.open(tmp_path / "ds").n_rows == 4000

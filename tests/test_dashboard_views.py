@@ -394,6 +394,13 @@ class TestRecords:
         ]
         assert config_difference(first, first) == []
 
+    def test_trials_are_called_as_in_the_table(self):
+        """By their search and their number."""
+        trials = [record(f"sweep:{n}", search="sweep", trial=n, learning_rate=n + 1.0) for n in range(2)]
+        text = str(panels.compare(trials))
+        assert "sweep #1" in text
+        assert "sweep:1" not in text
+
     def test_values_that_look_alike_are_told_apart(self):
         """Values are rounded, but not to the same."""
         text = str(panels.compare([record("a", learning_rate=0.100001), record("b", learning_rate=0.100002)]))

@@ -583,6 +583,27 @@ class TestGoingOn:
         assert again.status.trials[1].updates == EPOCHS * steps_of(data[0])
         assert again.best_estimator_.score(data[1]) > 0.85
 
+    @pytest.mark.parametrize("scoring", [None, lambda fitted, rows, labels: 0.0])
+    def test_ctrl_c_says_how_to_go_on(self, tmp_path: Path, data: Any, scoring: Any) -> None:
+        """It stays a KeyboardInterrupt, with a note: by the search's id, where a file holds all of it."""
+
+        def press(state: SearchState) -> None:
+            raise KeyboardInterrupt
+
+        backend = InlineBackend(root=tmp_path)
+        search = GridSearch(
+            estimator(backend, epochs=FOR_EVER), {"l1": [0]}, search_id="s", scoring=scoring, progress=press
+        )
+        with pytest.raises(KeyboardInterrupt) as caught:
+            search.fit(data[0], validation=data[1])
+        way = f"GridSearch.resume('s', backend={backend!r}).wait()"
+        expected = way if scoring is None else "the same program, with search_id='s'"
+        assert caught.value.__notes__ == [f"search s was interrupted; go on with: {expected}"]
+        if scoring is None:
+            with pytest.raises(KeyboardInterrupt) as again:
+                GridSearch.resume("s", backend=backend, progress=press).wait()
+            assert again.value.__notes__ == caught.value.__notes__
+
     def test_the_same_script_goes_on(self, tmp_path: Path, data: Any) -> None:
         """A search with a name of its own goes on where it was; one that ended only answers."""
         rows, labels = make_arrays(500)

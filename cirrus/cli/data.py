@@ -17,9 +17,8 @@ import numpy as np
 from cirrus.cli.console import bytes_text, say, show
 from cirrus.cli.console import count as count_of
 from cirrus.cli.preprocessing import describe_columns
-from cirrus.client_backend.homes import default_home
+from cirrus.cli.sources import is_dataset, load_file_like, refuse_unfinished
 from cirrus.client_backend.inputs import is_stream, open_inputs
-from cirrus.client_backend.load_job import is_begun
 from cirrus.errors import CirrusError, ConfigError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.model_files import MODEL_KEY
@@ -46,10 +45,7 @@ def describe(url: str, columns: int = 0, home: str | None = None) -> None:
             raise DataError(
                 f"{url}: is a file, not a dataset: load it first, with: cirrus load {shlex.quote(url)} URL"
             ) from error
-        if is_begun(url, default_home()):
-            raise NotFoundError(
-                f"{url}: a load to here was interrupted, or is at work: the same command goes on with it"
-            ) from error
+        refuse_unfinished(url)
         raise NotFoundError(f"{url}: there is neither a dataset nor a saved model here") from error
     _describe_dataset(dataset)
     if columns > 0:
@@ -114,7 +110,6 @@ def _describe_model(url: str, estimator: Estimator) -> None:
 
 def predict(model: str, data: str, out: str, *, sep: str | None = None, header: bool | None = None) -> None:
     """Predict the label of each row, as CSV."""
-    from cirrus.cli.sources import is_dataset, load_file_like
     from cirrus.frontend.estimators import load_model
     from cirrus.frontend.preprocessing_steps import last_steps
 

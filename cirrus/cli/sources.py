@@ -12,7 +12,9 @@ from cirrus.cli.console import count, say
 from cirrus.cli.options import FileOptions, Format, ModelType
 from cirrus.client_backend.backend import backend_at
 from cirrus.client_backend.csv_format import NA_VALUES
+from cirrus.client_backend.homes import default_home
 from cirrus.client_backend.inputs import STANDARD_INPUT, open_inputs
+from cirrus.client_backend.load_job import is_begun
 from cirrus.errors import ConfigError, DataError, NotFoundError
 from cirrus.frontend.datasets import Dataset, load_csv, load_csv_like, load_svmlight
 from cirrus.frontend.load_progress import LoadingLine
@@ -83,16 +85,31 @@ def is_dataset(data: str) -> bool:
     if "://" in data:
         if open_store(data).exists(MANIFEST_KEY):
             return True
+        refuse_unfinished(data)
         _check_inputs(data)
         return False
     path = Path(data)
     if path.is_dir():
         if (path / MANIFEST_KEY).is_file():
             return True
+        refuse_unfinished(data)
         raise DataError(f"{data}: is a folder without {MANIFEST_KEY}: name a file, or a dataset to be read")
     if not path.exists():
+        refuse_unfinished(data)
         _check_inputs(data)
     return False
+
+
+def refuse_unfinished(url: str) -> None:
+    """Refuse a place where a load of a dataset has begun that has not ended.
+
+    Raises:
+        NotFoundError: So it is; with what to do.
+    """
+    if is_begun(url, default_home()):
+        raise NotFoundError(
+            f"{url}: a load to here was interrupted, or is at work: the same `cirrus load` goes on with it"
+        )
 
 
 def _check_inputs(data: str) -> None:

@@ -219,6 +219,10 @@ class _Job:
             except KeyboardInterrupt:
                 if self._uses_scratch:
                     run.kill()  # nobody can go on with it: its data goes, too
+                    say(
+                        "nothing is kept, as its rows were read from a file: `cirrus load` it first, and "
+                        "train on the dataset, to be able to go on"
+                    )
                 else:
                     say(f"go on with: {command('attach', run.run_id, *self._options)}")
                 say_cost(run.cost)

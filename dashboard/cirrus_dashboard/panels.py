@@ -22,7 +22,7 @@ from cirrus_dashboard.analysis import (
 from cirrus_dashboard.curves import step_split
 from cirrus_dashboard.parts import LAYOUT, graph, hint
 from cirrus_dashboard.records import RunRecord, Totals, Value, config_difference
-from cirrus_dashboard.rows import value_text
+from cirrus_dashboard.rows import run_name, value_text
 from cirrus_dashboard.styles import QUALITATIVE
 
 #: Colours of a step's parts: fetch, pull, compute, push.
@@ -230,7 +230,7 @@ def compare(records: Sequence[RunRecord]) -> Any:
     if len(pair) != 2 or pair[0].config is None or pair[1].config is None:
         return hint("Tick two runs in the table to compare what they were asked to do.")
     rows = config_difference(pair[0].config, pair[1].config)
-    head = html.Thead(html.Tr([html.Th("", scope="col"), *(html.Th(x.run_id, scope="col") for x in pair)]))
+    head = html.Thead(html.Tr([html.Th("", scope="col"), *(html.Th(run_name(x), scope="col") for x in pair)]))
     results = [("state", pair[0].state, pair[1].state), ("loss", *(_score(record) for record in pair))]
     lines = [
         html.Tr([html.Th(name, scope="row"), *map(html.Td, _apart(first, second))])
@@ -261,10 +261,10 @@ def timeline(record: RunRecord | None, events: Sequence[RunEvent], *, problem: s
     if record is None:
         return hint("Choose a run to see the generations of its workers and shards.")
     if problem is not None:
-        return hint(f"{record.run_id}: {problem}")
+        return hint(f"{run_name(record)}: {problem}")
     groups = by_who(spans(events, time.time()))
     if not groups:
-        return hint(f"Nothing is known of the workers of {record.run_id}.")
+        return hint(f"Nothing is known of the workers of {run_name(record)}.")
     start = min(span.begin for group in groups.values() for span in group)
     names = list(groups)[:MAX_TIMELINE_LINES]
     bars = []
@@ -296,7 +296,7 @@ def timeline(record: RunRecord | None, events: Sequence[RunEvent], *, problem: s
     }
     return html.Div(
         [
-            html.P([html.B(record.run_id), ": each bar is one generation."], className="faint"),
+            html.P([html.B(run_name(record)), ": each bar is one generation."], className="faint"),
             graph({"data": [trace], "layout": layout}, 110 + 24 * len(names)),
         ]
     )

@@ -54,7 +54,7 @@ def parallel(records: Sequence[RunRecord], names: Sequence[str]) -> Any:
                 "y": [axis.places[number] for axis in axes],
                 "line": {"color": SEQUENTIAL[int(share * (len(SEQUENTIAL) - 1))], "width": 1.8},
                 "opacity": 0.85 if len(scored) <= 60 else 0.5,
-                "name": record.run_id,
+                "name": run_name(record),
                 "hovertemplate": f"{title}<extra></extra>",
             }
         )

@@ -101,6 +101,8 @@ class Search(SearchAnswers, abc.ABC):
 
     #: How the subclass calls itself in ``search.json``.
     _method = ""
+    #: Whether the search folder holds all that :meth:`reopen` needs.
+    _is_reopened_by_id = True
     resume = _Resume()
     """On the class, ``resume(search_id)``: see :meth:`reopen`. On a search, ``resume(i)``: see
     :meth:`resume_trial`."""
@@ -312,7 +314,7 @@ class Search(SearchAnswers, abc.ABC):
         driver.start()
 
     def wait(self, timeout: float | None = None) -> Self:
-        """Wait for the end of the search. Ctrl-C ends all its runs, which can be gone on with.
+        """Wait for the end of the search. Ctrl-C ends all its runs, which can be gone on with; it says how.
 
         Args:
             timeout: Most seconds to wait; None: as long as it takes.
@@ -329,13 +331,26 @@ class Search(SearchAnswers, abc.ABC):
                         progress.listener(driver.state)
                     if time.monotonic() >= end:
                         return self
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
                 driver.close()
+                if not self._was_temporary and driver.state.state is RunState.INTERRUPTED:
+                    error.add_note(f"search {self.search_id_} was interrupted; {self._way_on()}")
                 raise
             if progress.listener is not None:
                 progress.listener(driver.state)
         self._check_end(driver)
         return self
+
+    def _way_on(self) -> str:
+        """Return how to go on with the search from a program."""
+        name = self.search_id_
+        if not self._is_reopened_by_id or callable(self.scoring):
+            return f"go on with: the same program, with search_id={name!r}"
+        given = self.estimator.get_params(deep=False)["backend"]
+        resolved = resolve_backend(given)
+        is_usual = given == "local" or (resolved.record.name == "local" and not resolved.options)
+        where = "" if is_usual else f", backend={given!r}"
+        return f"go on with: {type(self).__name__}.resume({name!r}{where}).wait()"
 
     def _check_end(self, driver: Driver) -> None:
         state = driver.state

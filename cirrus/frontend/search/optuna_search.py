@@ -46,6 +46,7 @@ class OptunaSearch(Search):
     """
 
     _method = "optuna"
+    _is_reopened_by_id = False
     study_: optuna.Study
 
     def __init__(

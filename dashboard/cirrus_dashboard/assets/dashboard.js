@@ -365,11 +365,12 @@
       }
       const ids = new Set(ticked || []);
       const every = prop_id.startsWith("kill-all");
-      const targets = (rows || []).filter((row) => row.killable && (every || ids.has(row.id))).map((row) => row.id);
+      const ending = (rows || []).filter((row) => row.killable && (every || ids.has(row.id)));
+      const targets = ending.map((row) => row.id);
       if (!targets.length) return [none(), none(), none()];
       dialog.showModal();
       document.getElementById("kill-cancel").focus();
-      const names = targets.slice(0, 5).join(", ") + (targets.length > 5 ? ` and ${targets.length - 5} more` : "");
+      const names = ending.slice(0, 5).map((row) => row.name).join(", ") + (targets.length > 5 ? ` and ${targets.length - 5} more` : "");
       return [targets, every, targets.length === 1 ? `End ${names}?` : `End ${targets.length} runs: ${names}?`];
     },
 
