@@ -35,6 +35,9 @@ and keep their cause.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class CirrusError(Exception):
     """The root of all errors raised by Cirrus."""
@@ -152,3 +155,8 @@ class RunError(CirrusError):
 
 class RunInterruptedError(RunError):
     """The run's client went away before the run ended."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return which of some known names somebody can have meant who typed another; None: none of them."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), 1)), None)

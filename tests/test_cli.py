@@ -400,7 +400,8 @@ def test_every_parameter_of_the_estimator_can_be_set(home, svmlight, tmp_path):
     assert code == 0, err
     assert cirrus.load_model(tmp_path / "n").get_params()["staleness"] == 0
     for wrong, problem in (
-        (["--set", "l1=1"], "--set: 'l1' has an option of its own"),
+        (["--set", "l1=1"], "--set: 'l1' has an option of its own: --l1 1\n"),
+        (["--set", "early_stopping=yes"], "option of its own: --early-stopping\n"),
         (["--set", "nothing=1"], "--set: --model-type logistic has no parameter 'nothing'"),
         (["--staleness", "-1"], "--staleness: "),
         (["--set", "wire_dtype=float8"], "--set wire_dtype: "),

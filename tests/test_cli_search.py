@@ -90,10 +90,12 @@ def test_draws_come_from_ranges(home, svmlight):
     """So many trials as draws, between the bounds."""
     code, _, err = run(
         *("search", svmlight, "--range", "learning_rate=0.01:1", "--range", "l1=0:1", "--draws", 2),
-        *("--epochs", 1, "--name", "drawn"),
+        *("--epochs", 1, "--tol", "none", "--name", "drawn"),
     )
     assert code == 0, err
-    state = Overview(str(home)).search("drawn").state
+    found = Overview(str(home)).search("drawn")
+    assert found.config.params["tol"] is None
+    state = found.state
     assert state is not None
     assert len(state.trials) == 2
     assert all(0.01 <= trial.params["learning_rate"] <= 1 for trial in state.trials)
@@ -226,14 +228,17 @@ def test_a_search_that_was_cut_short_has_nothing_at_work(home, svmlight):
     [
         (["--epochs", "1"], "name what to try"),
         (["--grid", "l1"], "NAME=VALUES"),
-        (["--grid", "no_such=1"], "no_such"),
+        (["--grid", "no_such=1"], "is no parameter of LogisticRegression: it has 'batch_size', "),
+        (["--grid", "learning_rat=1"], "LogisticRegression: did you mean 'learning_rate'?"),
         (["--range", "l1=0:1"], "--draws"),
         (["--grid", "learning_rate=0.1,-1"], "--grid: 'learning_rate=0.1,-1': must be"),
         (["--grid", "learning_rate="], "'learning_rate=' is not of the form NAME=VALUES"),
         (["--range", "learning_rate=1", "--draws", "2"], "--range: 'learning_rate=1' is not of the form"),
         (["--range", "l1=1:0", "--draws", "2"], "--range: 'l1=1:0': LOW must be below HIGH"),
         (["--grid", "l1=0,1", "--draws", "0"], "--draws: must be"),
-        (["--grid", "l1=0", "--set", "epochs=3"], "option of its own"),
+        (["--grid", "l1=0", "--set", "epochs=3"], "option of its own: --epochs 3"),
+        (["--grid", "l1=0", "--set", "tol=None"], "option of its own: --tol none"),
+        (["--grid", "l1=0", "--tol", "much"], "--tol: must be a number or none, got 'much'"),
         (["--grid", "l1=0", "--set", "depth=3"], "no parameter 'depth'"),
         (["--grid", "l1=0", "--validation-split", "0"], "validation-split"),
         (["--grid", "l1=0", "--scoring", "magic"], "scoring"),

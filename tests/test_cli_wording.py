@@ -182,6 +182,12 @@ def test_parameters_can_be_set() -> None:
     assert fixed == {"max_cost": 2.5, "fit_intercept": False, "optimizer_params": {"beta": 1}}
     assert value_of(" none ") is None
     assert pair("a-b=1,2") == ("a_b", "1,2")
-    for text, problem in (("l1=1", "option of its own"), ("l3=1", "no parameter"), ("l1", "NAME=VALUE")):
+    for text, problem in (
+        ("l1=None", "option of its own: l1=None"),
+        ("depth=1", "no parameter 'depth'$"),
+        ("max_cosd=1", "did you mean 'max_cost'"),
+        ("progress=1", "decided by the command"),
+        ("l1", "NAME=VALUE"),
+    ):
         with pytest.raises(ConfigError, match=problem):
-            fixed_parameters([text], kind, "logistic", ("l1",))
+            fixed_parameters([text], kind, "logistic", ("l1", "progress"))

@@ -47,6 +47,7 @@ from cirrus.cli.options import (
     SeedOption,
     SepOption,
     SetOption,
+    TolOption,
     TrainOptions,
     VocabularyOption,
     YesOption,
@@ -315,10 +316,7 @@ def train(
     ] = None,
     l2: Annotated[float | None, typer.Option(help="Penalty on squares; default: 0.")] = None,
     batch_size: Annotated[str, typer.Option(help='Rows of a minibatch, or "auto".')] = "auto",
-    tol: Annotated[
-        str | None,
-        typer.Option(help="End when the loss improves by less, for 5 epochs, or none; default: the model's."),
-    ] = None,
+    tol: TolOption = None,
     balanced: Annotated[bool, typer.Option("--balanced", help="Weigh the two classes alike.")] = False,
     target_loss: Annotated[float | None, typer.Option(help="End at this loss.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="End after this long.")] = None,
@@ -464,6 +462,7 @@ def search(
         ),
     ] = None,
     epochs: Annotated[str, typer.Option(help='Most passes over the data, or "auto".')] = "auto",
+    tol: TolOption = None,
     workers: Annotated[int, typer.Option(help="Processes that compute gradients, for each trial.")] = 1,
     validation: Annotated[
         str | None, typer.Option(help="File or dataset to validate on, instead of a part of DATA.")
@@ -519,6 +518,7 @@ def search(
         model=model,
         model_type=model_type,
         epochs=epochs,
+        tol=tol,
         workers=workers,
         validation=validation,
         validation_split=validation_split,

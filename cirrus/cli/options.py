@@ -147,6 +147,10 @@ ZeroBasedOption = Annotated[
     ),
 ]
 ProcessesOption = Annotated[int | None, typer.Option(help="Processes that parse; default: one a core.")]
+TolOption = Annotated[
+    str | None,
+    typer.Option(help="End when the loss improves by less, for 5 epochs, or none; default: the model's."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -290,6 +294,7 @@ class SearchOptions:
     model_type: ModelType | None
     """As of :class:`TrainOptions`."""
     epochs: str
+    tol: str | None
     workers: int
     validation: str | None
     validation_split: float

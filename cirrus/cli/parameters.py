@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from cirrus.errors import ConfigError
+from cirrus.errors import ConfigError, nearest
 
 _WORDS: dict[str, Any] = {"none": None, "true": True, "false": False}
 
@@ -40,6 +40,20 @@ def value_of(text: str) -> Any:
     return text
 
 
+def tol_of(text: str) -> float | None:
+    """Return what ``--tol`` was given.
+
+    Raises:
+        ConfigError: It is neither a number nor none.
+    """
+    if text.lower() == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError("tol", f"must be a number or none, got {text!r}") from error
+
+
 def fixed_parameters(
     texts: Sequence[str], kind: Callable[..., Any], model_type: str, taken: Collection[str]
 ) -> dict[str, Any]:
@@ -59,9 +73,14 @@ def fixed_parameters(
     for name, text in (pair(text, "set") for text in texts):
         whole, _, part = name.partition(".")
         if whole in taken:
-            raise ConfigError("set", f"{whole!r} has an option of its own, or is decided by other options")
+            if whole == "progress":
+                raise ConfigError("set", f"{whole!r} is decided by the command: leave it out")
+            # The value as Python has it: the command line's words make an option of that.
+            raise ConfigError("set", f"{whole!r} has an option of its own: {whole}={value_of(text)}")
         if whole not in known:
-            raise ConfigError("set", f"--model-type {model_type} has no parameter {whole!r}")
+            near = nearest(whole, known)
+            hint = "" if near is None else f": did you mean {near!r}?"
+            raise ConfigError("set", f"--model-type {model_type} has no parameter {whole!r}{hint}")
         if part:
             fixed.setdefault(whole, {})[part] = value_of(text)
         else:

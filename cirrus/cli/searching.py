@@ -8,7 +8,7 @@ from scipy.stats import loguniform, uniform
 
 from cirrus.cli.console import command, say, show, table
 from cirrus.cli.options import DEFAULT_MODEL_TYPE, FileOptions, Pruner, SearchOptions
-from cirrus.cli.parameters import fixed_parameters, pair, value_of
+from cirrus.cli.parameters import fixed_parameters, pair, tol_of, value_of
 from cirrus.cli.sources import is_dataset, load_file, load_file_like, refuse_rows_without_classes
 from cirrus.cli.training import ESTIMATORS, WITHOUT_LABELS, number_or_auto
 from cirrus.client_backend.backend import Backend, backend_going_on, named_backend
@@ -170,8 +170,10 @@ def _make(options: SearchOptions, search_id: str, backend: Backend) -> Search:
     if model_type in WITHOUT_LABELS:
         raise ConfigError("model_type", f"{model_type.value} cannot be searched from the command line")
     kind = ESTIMATORS[model_type]
-    taken = ("backend", "progress", "n_workers", "epochs", "random_state", "task")
+    taken = ("backend", "progress", "n_workers", "epochs", "tol", "random_state", "task")
     fixed = fixed_parameters(options.fixed, kind, model_type.value, taken)
+    if options.tol is not None:
+        fixed["tol"] = tol_of(options.tol)
     estimator = kind(
         **fixed,
         epochs=number_or_auto(options.epochs),

@@ -14,7 +14,7 @@ from typing import Any
 from cirrus.chunks import DERIVED_FOLDER
 from cirrus.cli.console import command, count, say, show
 from cirrus.cli.options import DEFAULT_MODEL_TYPE, FileOptions, Mode, ModelType, TrainOptions
-from cirrus.cli.parameters import fixed_parameters
+from cirrus.cli.parameters import fixed_parameters, tol_of
 from cirrus.cli.runs import say_cost
 from cirrus.cli.sources import (
     is_dataset,
@@ -125,7 +125,7 @@ def _estimator(options: TrainOptions, backend: Backend) -> Estimator:
     if strange := sorted(given.keys() - kind().get_params().keys()):
         raise ConfigError(strange[0], f"does not apply to --model-type {model_type.value}")
     if options.tol is not None:
-        given["tol"] = _tol(options.tol)
+        given["tol"] = tol_of(options.tol)
     chosen: dict[str, Any] = {
         "epochs": number_or_auto(options.epochs),
         "n_workers": options.workers,
@@ -231,15 +231,6 @@ class _Job:
         if held_out is not None:
             show("\n".join(scores_table(score_any(estimator, held_out))))
         return self._shown_model
-
-
-def _tol(text: str) -> float | None:
-    if text == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError("tol", f"must be a number or none, got {text!r}") from error
 
 
 def number_or_auto(text: str) -> int | str:

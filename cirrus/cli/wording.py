@@ -179,7 +179,7 @@ class _Words:
         name, value = match.groups()
         if value is None and "_" not in name:  # a word like any other
             return str(match[0])
-        if value is not None and match.string[: match.start()].endswith(("'", '"')):  # what was typed
+        if match.string[: match.start()].endswith(("'", '"')):  # what was typed, or is to be
             return str(match[0])
         return self._name(name, value)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import re
 import shutil
 import time
@@ -26,7 +25,7 @@ from cirrus.client_backend.aws.translation import aws_errors
 from cirrus.client_backend.aws.wheels import HOST, Target
 from cirrus.client_backend.homes import default_home
 from cirrus.config import from_plain
-from cirrus.errors import CloudError, ConfigError
+from cirrus.errors import CloudError, ConfigError, nearest
 from cirrus.storage import ObjectStore, open_store
 
 if TYPE_CHECKING:
@@ -251,8 +250,8 @@ def check_region(session: Session) -> None:
         for name in session.get_available_regions("lambda", partition)
     }
     if region not in known:
-        near = difflib.get_close_matches(region, sorted(known), 1)
-        hint = f"did you mean {near[0]}?" if near else "name one, such as eu-central-1"
+        near = nearest(region, known)
+        hint = "name one, such as eu-central-1" if near is None else f"did you mean {near}?"
         raise ConfigError("region", f"{region!r} is no region of AWS ({hint}); for a new one, upgrade boto3")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cirrus.config import whole_number
-from cirrus.errors import ConfigError
+from cirrus.errors import ConfigError, nearest
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.planning import check_params
 
@@ -84,8 +84,10 @@ def check_searched(names: Iterable[str], estimator: Estimator) -> None:
     params = estimator.get_params(deep=False)
     for name in sorted(names):
         if name not in params:
-            known = ", ".join(sorted(set(params) - set(_OWN_PARAMS)))
-            raise ConfigError(name, f"is no parameter of {type(estimator).__name__}; it has {known}")
+            known = sorted(set(params) - set(_OWN_PARAMS))
+            near = nearest(name, known)
+            hint = f"it has {', '.join(map(repr, known))}" if near is None else f"did you mean {near!r}?"
+            raise ConfigError(name, f"is no parameter of {type(estimator).__name__}: {hint}")
         if name in _OWN_PARAMS:
             raise ConfigError(name, "cannot be searched over: the search sets it itself")
     check_params(params)
