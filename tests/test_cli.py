@@ -187,6 +187,12 @@ def test_train_describe_predict(home, svmlight, tmp_path):
     )
     np.testing.assert_allclose([float(row["probability_of_1"]) for row in rows], expected[:, 1], rtol=1e-4)
     assert {row["label"] for row in rows} == {"-1", "1"}
+    table = tmp_path / "table.csv"
+    table.write_text("clicked,site\n1,a\n")
+    code, _, err = run("predict", model, table)
+    assert (code, f"error: {table}: looks like CSV, but the model is trained on svmlight" in err) == (1, True)
+    table.write_text("1 3:0.5\n1 2:x\n")
+    assert "2:x" in run("predict", model, table)[2]
     # What a link points to is written; what is no file is written to, and not replaced.
     (tmp_path / "link.csv").symlink_to(predictions)
     written = predictions.read_text()
@@ -431,6 +437,10 @@ def test_csv_files_train_and_predict(home, tmp_path):
     assert run("predict", tmp_path / "model", new, "--sep", ";")[1] == out
     code, _, err = run("predict", tmp_path / "model", new, "--sep", ";", "--header")
     assert (code, "--header: does not apply to" in err) == (1, True), err
+    new.write_text("1 3:0.5 7:1\n")
+    code, _, err = run("predict", tmp_path / "model", new)
+    assert code == 1
+    assert f"error: {new}: looks like svmlight, but the model is trained on CSV: name rows" in err
 
 
 def test_datasets_are_loaded_once_and_described(home, svmlight, tmp_path):

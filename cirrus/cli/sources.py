@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cirrus.chunks import MANIFEST_KEY
 from cirrus.cli.console import count, say
+from cirrus.cli.looks import saying_what_it_looks_like
 from cirrus.cli.options import FileOptions, Format, ModelType
 from cirrus.client_backend.backend import backend_at
 from cirrus.client_backend.csv_format import NA_VALUES
@@ -178,7 +179,7 @@ def load_file_like(
     if header is not None and written != "ratings":
         raise ConfigError("header", f"does not apply to {data}, whose columns are known: leave it out")
     say(f"loading {data}")
-    with LoadingLine() as line:
+    with saying_what_it_looks_like(data, written), LoadingLine() as line:
         if written == "csv":
             if sep is not None:
                 encoding = {**encoding, "csv": {**encoding["csv"], "sep": _typed_separator(sep)}}
