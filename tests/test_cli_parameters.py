@@ -14,6 +14,7 @@ import importlib
 import inspect
 import textwrap
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,27 @@ def test_options_reach_the_work(command: str, monkeypatch: pytest.MonkeyPatch) -
     for option in options:
         arguments = [*INSTEAD.get((command, option.name), plain), *words_of(command, option)]
         assert asked_for(command, arguments, monkeypatch) != asked, option.name
+
+
+def test_what_cannot_act_on_a_search_that_goes_on_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every option of `cirrus search` has the search looked for or is named as one for a new one."""
+    monkeypatch.setenv("CIRRUS_HOME", str(tmp_path))
+    acting = {
+        *("--max-concurrent", "--max-workers", "--max-seconds", "--max-cost", "--model", "--results"),
+        *("--home", "--backend", "--ray-address"),
+    }
+    options = {option.opts[0]: option for option in COMMANDS["search"].params if option.opts[0][0] == "-"}
+    assert acting < options.keys()
+    for name in options.keys() - {"--resume"}:
+        result = CliRunner().invoke(app, ["search", "--resume", "gone", *words_of("search", options[name])])
+        refusal = f"error: {name}: the search has its own; give it to a new search\n"
+        assert result.exit_code == 1, result.output
+        assert (result.stderr == refusal) == (name not in acting), result.stderr
+        assert name == "--ray-address" or name not in acting or "no search gone" in result.stderr
+    usual = CliRunner().invoke(app, ["search", "--resume", "gone", "--seed", "0"])
+    assert usual.stderr.startswith("error: --seed: "), "what is typed as the default is typed"
 
 
 def test_every_command_is_walked() -> None:

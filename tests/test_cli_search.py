@@ -184,7 +184,7 @@ def test_what_goes_on_does_so_where_it_was_begun(home, svmlight):
     assert (type(found), found.options, found.record) == (type(ray), ray.options, ray.record)
     with pytest.raises(ConfigError, match="is no deployment on AWS"):
         backend_going_on(begun, BackendRecord(name="aws"))
-    with pytest.raises(ConfigError, match="begun on MyBackend, which no command line can name"):
+    with pytest.raises(ConfigError, match="begun on MyBackend, which no name stands for"):
         backend_going_on(begun, BackendRecord(name="MyBackend"))
     data = cirrus.load_svmlight(svmlight, home / "rows")
     estimator = LogisticRegression(epochs=100_000, tol=None, n_workers=1, backend=begun)

@@ -604,6 +604,24 @@ class TestGoingOn:
                 GridSearch.resume("s", backend=backend, progress=press).wait()
             assert again.value.__notes__ == caught.value.__notes__
 
+    def test_it_goes_on_where_its_folder_says(
+        self, tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without a backend, its own from this user's home; an explicit one replaces it."""
+        monkeypatch.setenv("CIRRUS_HOME", str(tmp_path))
+        begun = GridSearch(estimator(LocalBackend(), epochs=1), {"l1": [0]}, search_id="s").fit(data[0])
+        again = GridSearch.resume("s")
+        assert again.wait().status.trials == begun.status.trials
+        assert isinstance(again.estimator.backend, LocalBackend)
+        assert again._way_on() == "go on with: GridSearch.resume('s').wait()"
+        inline = InlineBackend(root=tmp_path)
+        assert GridSearch.resume("s", backend=inline).wait().estimator.backend is inline
+        store = SearchFolder.open(str(tmp_path), "s").store
+        store.put("search.json", store.get("search.json").replace(b'"name": "local"', b'"name": "Other"'))
+        with pytest.raises(ConfigError, match="begun on Other, which no name stands for"):
+            GridSearch.resume("s")
+        assert GridSearch.resume("s", backend="local").wait().status.trials == begun.status.trials
+
     def test_the_same_script_goes_on(self, tmp_path: Path, data: Any) -> None:
         """A search with a name of its own goes on where it was; one that ended only answers."""
         rows, labels = make_arrays(500)

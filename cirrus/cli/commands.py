@@ -119,6 +119,12 @@ def _show_warning(function: Callable[..., None], message: Warning | str, *_: obj
     print(f"warning: {in_options(str(message), function)}", file=sys.stderr, flush=True)
 
 
+def _typed(context: typer.Context) -> list[str]:
+    """Return the parameters of a command that were typed, even if as their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 def _end(message: str, code: int) -> None:
     print(message, file=sys.stderr, flush=True)
     raise typer.Exit(code) from None
@@ -423,6 +429,7 @@ def train(
 
 @_command
 def search(
+    context: typer.Context,
     data: Annotated[
         str | None,
         typer.Argument(help="An svmlight or CSV file, plain, .gz or .zip, or a dataset.", show_default=False),
@@ -532,7 +539,7 @@ def search(
     if resume is not None:
         if data is not None:
             raise typer.BadParameter("give DATA or --resume, not both", param_hint="--resume")
-        searching.resume(resume, options)
+        searching.resume(resume, options, _typed(context))
         return
     if data is None:
         raise typer.BadParameter("is missing", param_hint="DATA")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from scipy.stats import loguniform, uniform
@@ -32,6 +33,13 @@ from cirrus.frontend.search.progress import trial_cells
 from cirrus.frontend.search.results import rank_key
 from cirrus.metrics import RunState
 
+#: Parameters of the command that act on a search which was begun before; its folder holds the others.
+RESUME_PARAMETERS = frozenset(
+    (
+        *("resume", "max_concurrent", "max_workers", "max_seconds", "max_cost", "model", "results"),
+        *("home", "backend", "ray_address"),
+    )
+)
 #: Lines of the table at the end.
 TOP_TRIALS = 10
 HEAD = ("TRIAL", "STATUS", "EPOCHS", "LOSS", "SCORE", "COST", "HYPERPARAMETERS")
@@ -70,8 +78,20 @@ def search(data: str, file_options: FileOptions, options: SearchOptions) -> None
     _finish(made, search_id, options, held_out, backend)
 
 
-def resume(search_id: str, options: SearchOptions) -> None:
-    """Go on with a search whose terminal went away."""
+def resume(search_id: str, options: SearchOptions, typed: Sequence[str]) -> None:
+    """Go on with a search whose terminal went away.
+
+    Args:
+        search_id: The search.
+        options: What was typed, and defaults.
+        typed: Parameters of the command that were typed.
+
+    Raises:
+        ConfigError: One of them cannot act on it.
+    """
+    for name in typed:
+        if name not in RESUME_PARAMETERS:
+            raise ConfigError(name, "the search has its own; give it to a new search")
     _check_model_place(options.model)
     backend = named_backend(options.backend, options.home, options.ray_address)
     config = SearchFolder.open(backend.root, search_id).config()

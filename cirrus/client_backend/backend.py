@@ -92,8 +92,8 @@ def backend_going_on(begun: Backend, record: BackendRecord | None) -> Backend:
     if record.name not in ("local", "aws", "ray"):
         raise ConfigError(
             "backend",
-            f"it was begun on {record.name}, which no command line can name: go on with it from a program, "
-            "or name another --backend",
+            f"it was begun on {record.name}, which no name stands for: go on with it from a program that "
+            "gives this backend, or name another one",
         )
     return named_backend(record.name, begun.root, record.address)
 

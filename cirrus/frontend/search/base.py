@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from cirrus.client_backend.backend import Backend, resolve_backend
+from cirrus.client_backend.backend import Backend, backend_at, backend_going_on, resolve_backend
 from cirrus.client_backend.claims import new_claim
+from cirrus.client_backend.homes import absolute_root
 from cirrus.client_backend.search_folder import (
     CONFIG_KEY,
     SearchConfig,
@@ -212,7 +213,9 @@ class Search(SearchAnswers, abc.ABC):
             self._feature_names = data.feature_names
             config = self._config(search_id, backend, data.train, data.validation)
             if folder.store.exists(CONFIG_KEY):
-                self._check_same(folder.config(), config)
+                known = folder.config()
+                self._check_same(known, config)
+                config = dataclasses.replace(config, backend=known.backend)
             else:
                 folder.create(config)
             self._drive(folder, claim, config, backend, data.train, data.validation)
@@ -223,12 +226,13 @@ class Search(SearchAnswers, abc.ABC):
         return self
 
     @classmethod
-    def reopen(cls, search_id: str, *, backend: str | Backend = "local", **params: Any) -> Self:
+    def reopen(cls, search_id: str, *, backend: str | Backend | None = None, **params: Any) -> Self:
         """Go on with a search whose program was lost, from where its trials were; :meth:`wait` for its end.
 
         Args:
             search_id: The search, as ``cirrus runs`` lists it.
-            backend: Where it was begun.
+            backend: Where it goes on, below whose root its folder lies. None: where it was begun, as its
+                folder in this user's own home (``$CIRRUS_HOME``) records.
             **params: Parameters to change: ``max_concurrent``, ``max_workers``, ``max_seconds``,
                 ``max_cost`` or ``progress``.
 
@@ -237,9 +241,11 @@ class Search(SearchAnswers, abc.ABC):
             ConflictError: Another living program drives it.
             ConfigError: It cannot be gone on with here.
         """
-        resolved = resolve_backend(backend)
-        folder = SearchFolder.open(resolved.root, search_id)
+        begun = backend_at(None) if backend is None else resolve_backend(backend)
+        folder = SearchFolder.open(begun.root, search_id)
         config = folder.config()
+        if backend is None:
+            backend = backend_going_on(begun, config.backend)
         if config.method != cls._method:
             raise ConfigError("search_id", f"{search_id} is a search of another kind: {config.method}")
         kind = estimator_class(config.estimator)
@@ -308,6 +314,7 @@ class Search(SearchAnswers, abc.ABC):
         )
         self._forget()
         self._driver, self._jobs, self._root = driver, jobs, backend.root
+        self._noted = config.backend
         self.search_id_ = config.search_id
         remove = self._was_temporary
         self._finalizer = weakref.finalize(self, let_go, driver, folder if remove else None, backend.root)
@@ -347,9 +354,8 @@ class Search(SearchAnswers, abc.ABC):
         if not self._is_reopened_by_id or callable(self.scoring):
             return f"go on with: the same program, with search_id={name!r}"
         given = self.estimator.get_params(deep=False)["backend"]
-        resolved = resolve_backend(given)
-        is_usual = given == "local" or (resolved.record.name == "local" and not resolved.options)
-        where = "" if is_usual else f", backend={given!r}"
+        is_found = self._root == absolute_root(None) and resolve_backend(given).record == self._noted
+        where = "" if is_found else f", backend={given!r}"
         return f"go on with: {type(self).__name__}.resume({name!r}{where}).wait()"
 
     def _check_end(self, driver: Driver) -> None:
