@@ -24,8 +24,8 @@ def config_of(run_id: str, **params: Any) -> RunConfig:
     return dataclasses.replace(make_config(run_id=run_id), model_metadata={"card": card}, **fields)
 
 
-def points(losses: Iterable[float], *, begin: int = 0) -> list[MetricPoint]:
-    """Return a point a second with these training losses."""
+def points(losses: Iterable[float], *, begin: int = 0, dollars: float = 0.01) -> list[MetricPoint]:
+    """Return a point a second with these training losses, each at so many dollars."""
     return [
         MetricPoint(
             seconds=float(second),
@@ -33,7 +33,7 @@ def points(losses: Iterable[float], *, begin: int = 0) -> list[MetricPoint]:
             updates=10 * second,
             samples=10 * second,
             train_loss=loss,
-            cost=0.01 * second,
+            cost=dollars * second,
             n_workers=1,
             compute_seconds=0.5,
         )
@@ -47,6 +47,7 @@ def make_run(
     losses: Iterable[float] = (0.7, 0.5),
     *,
     state: RunState = RunState.FINISHED,
+    dollars: float = 0.01,
     **params: Any,
 ) -> RunFolder:
     """Write a run with a curve; a live one is supervised by this process."""
@@ -54,7 +55,7 @@ def make_run(
     folder.create(config_of(run_id, **params))
     folder.claim(dataclasses.replace(new_claim(), released=state.ended))
     writer = MetricsWriter(folder)
-    for point in points(losses):
+    for point in points(losses, dollars=dollars):
         writer.append(point)
     writer.flush()
     write_status(folder, state)

@@ -379,10 +379,12 @@ def test_it_can_be_read_on_a_phone(browser, ended, screenshots):
 def test_one_run_is_enough(browser):
     """A single run has a curve, and its table no columns for hyperparameters."""
     with tempfile.TemporaryDirectory() as folder:
-        make_run(Path(folder), "alone")
+        make_run(Path(folder), "alone", dollars=0.0)
         with serve(folder, port=0) as server:
             page, problems = open_page(browser, server)
             wait_for_traces(page, 1)
+            for chart in ("#chart-loss-cost", "#chart-cost-time"):
+                expect(page.locator(chart)).to_contain_text("Nothing costs on this backend.")
             assert page.locator(".ag-header [col-id^='p:']").count() == 0
             assert problems == []
             page.close()

@@ -297,7 +297,7 @@ def _usual_separator(data: str) -> str:
 def _table_options(data: str, options: FileOptions) -> dict[str, Any]:
     numeric, categorical = columns(options.numeric), columns(options.categorical)
     if not numeric and not categorical:
-        raise ConfigError("categorical", f"{data}: name its columns with --numeric and --categorical")
+        raise DataError(f"{data}: name its columns with --numeric and --categorical")
     return {
         "label": None if options.label == NO_LABEL else column(options.label),
         "numeric": numeric,

@@ -224,13 +224,24 @@
       data: data,
       layout: zoomed(chart, layout(xTitle, yTitle, revision, options)),
     });
+    // Instead of curves along an axis from -1 to 1.
+    const costs = (kind, place, made) => {
+      const isFree = (trace) => held.curves[trace.id][kind][place].every((cost) => cost === 0);
+      if (!traces.length || !traces.every(isFree)) return made;
+      made.data.forEach((drawn) => (drawn.visible = false));
+      made.layout.xaxis.visible = made.layout.yaxis.visible = false;
+      made.layout.annotations = [
+        { text: "Nothing costs on this backend.", xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false },
+      ];
+      return made;
+    };
     const key = held.key;
     const main = grouped ? bands(delta.bands) : each("loss", 0, 1, x, loss);
     return [
       figure("chart-loss", main, x, loss, `${key}${logX}${logY}`, { wide: true, logX, logY, legend, names: grouped ? "" : delta.titles.short }),
       figure("chart-rate", each("rate", 0, 1, x, "updates/s"), x, "updates/s", `${key}${logX}`, { logX, legend: false }),
-      figure("chart-loss-cost", each("loss", 2, 1, "cost ($)", loss), "cost ($)", loss, `${key}${logY}`, { logY, legend: false }),
-      figure("chart-cost-time", each("rate", 3, 2, "time (s)", "cost ($)"), "time (s)", "cost ($)", "cost", { legend: false }),
+      costs("loss", 2, figure("chart-loss-cost", each("loss", 2, 1, "cost ($)", loss), "cost ($)", loss, `${key}${logY}`, { logY, legend: false })),
+      costs("rate", 2, figure("chart-cost-time", each("rate", 3, 2, "time (s)", "cost ($)"), "time (s)", "cost ($)", "cost", { legend: false })),
     ];
   }
 
