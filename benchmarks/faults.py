@@ -9,7 +9,6 @@ minute.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import signal
 import statistics
@@ -27,6 +26,7 @@ from cirrus.client_backend.runs import Run, new_run_id
 from cirrus.client_backend.supervisor import Supervisor
 from cirrus.config import ModelConfig, RunConfig
 from cirrus.frontend.planning import plan_run
+from cirrus.paramserver.snapshots import SNAPSHOT_SECONDS
 
 N_ROWS, N_FEATURES, PER_ROW = 100_000, 2**20, 39
 BATCH_ROWS = 256
@@ -37,8 +37,6 @@ RECOVERY_SECONDS = 5.0
 KILL_SHARE = 0.05
 POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 120.0
-#: Shards keep nothing but what is on disk; this is how much of their work is done again at most.
-SNAPSHOT_SECONDS = 5.0
 
 
 def make_dataset(url: str) -> cirrus.Dataset:
@@ -71,7 +69,7 @@ def plan(train: cirrus.Dataset) -> RunConfig:
     estimator = cirrus.LogisticRegression(
         n_workers=N_WORKERS, n_shards=N_SHARDS, batch_size=BATCH_ROWS, epochs=10**6, tol=None
     )
-    config = plan_run(
+    return plan_run(
         estimator.get_params(),
         run_id=new_run_id(),
         model=ModelConfig(
@@ -81,7 +79,6 @@ def plan(train: cirrus.Dataset) -> RunConfig:
         manifest=train.manifest,
         seed=0,
     )
-    return dataclasses.replace(config, snapshot_seconds=SNAPSHOT_SECONDS)
 
 
 def recover(run: Run, shard: int) -> tuple[float, float]:

@@ -275,8 +275,9 @@ class RunConfig:
     nonfinite_gradients: str = "skip"
     """What happens to a gradient with NaN or infinity, which is never applied: ``skip``, training goes on
     without it; ``fail``, the run ends with an error."""
-    snapshot_seconds: float = 30.0
-    """Longest time between two recovery snapshots of a shard."""
+    snapshot_seconds: float | None = None
+    """Between two recovery snapshots of a shard; None: as often as costs little. What a shard has done since
+    is done again when it is lost, and meanwhile the run gets no further."""
     checkpoint_seconds: float | None = None
     checkpoint_url: str | None = None
     resume_url: str | None = None
@@ -349,8 +350,12 @@ class RunConfig:
             "gradient_threshold",
             f"must be a number >= 0 or None, got {self.gradient_threshold!r}",
         )
-        for name in ("snapshot_seconds", "lease_seconds"):
-            _check(getattr(self, name) > 0, name, f"must be > 0, got {getattr(self, name)!r}")
+        _check(self.lease_seconds > 0, "lease_seconds", f"must be > 0, got {self.lease_seconds!r}")
+        _check(
+            self.snapshot_seconds is None or self.snapshot_seconds > 0,
+            "snapshot_seconds",
+            f"must be > 0 or None, got {self.snapshot_seconds!r}",
+        )
         _check(
             self.checkpoint_seconds is None or self.checkpoint_seconds > 0,
             "checkpoint_seconds",

@@ -97,6 +97,8 @@ class RunStatus:
     """What a run that is starting waits for, or that one goes on without a client, in words."""
     silent_shards: tuple[int, ...] = ()
     """Shards that shard 0 has not heard of for a while, though they are announced."""
+    behind_shards: tuple[int, ...] = ()
+    """Shards that came back without their last steps; while these are done again the run gets no further."""
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     """Counters of all shards: steps applied, duplicates dropped, leases given again, ..."""
 

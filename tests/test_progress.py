@@ -84,6 +84,34 @@ def test_log_files_get_a_line_now_and_then():
     assert lines[-1].startswith("finished (epochs) after 3 epochs")
 
 
+def test_the_loss_of_a_shard_is_told_once():
+    """A run that goes back, or gets no further, for a shard that was killed says so on a line that stays."""
+    out = io.StringIO()
+    with LiveLine(out, clock=lambda: 0.0) as line:
+        line.show(status(11.0, epoch=81, epochs=500))
+        line.show(status(12.0, epoch=16, epochs=500, updates=20, samples=2000))
+        line.show(status(13.0, epoch=17, epochs=500, updates=30, samples=3000))
+        for seconds in (14.0, 15.0):
+            line.show(status(seconds, epoch=17, epochs=500, behind_shards=(1,)))
+        line.show(status(16.0, epoch=18, epochs=500))
+    lines = out.getvalue().splitlines()
+    assert lines[:-1] == [
+        "shard 0 was lost at epoch 82: training goes on from what it had saved, at epoch 17",
+        "shard 1 was lost at epoch 18: the steps that it had not saved are done again",
+    ]
+
+
+def test_rates_after_a_run_went_back_are_not_negative():
+    """What shard 0 lost is no rate: it is taken from what comes after."""
+    meter = RateMeter()
+    meter.add(status(9.0))
+    meter.add(status(10.0))
+    meter.add(status(11.0, samples=2000, updates=20))
+    assert meter.samples_per_second >= 0
+    meter.add(status(12.0, samples=3000, updates=30))
+    assert meter.samples_per_second == pytest.approx(1000)
+
+
 def test_progress_takes_none_true_or_a_function():
     """Anything else is refused by name."""
     with Progress(None) as progress:

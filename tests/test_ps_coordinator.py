@@ -12,7 +12,7 @@ from ps_runs import BATCH_ROWS, complete, make_config, make_leases
 
 from cirrus.config import PATIENCE_EPOCHS, RunConfig, WorkerPrices
 from cirrus.errors import RegistrationError
-from cirrus.metrics import RunState
+from cirrus.metrics import RunState, RunStatus
 from cirrus.paramserver import coordinator as module
 from cirrus.paramserver.coordinator import Coordinator, Phase
 from cirrus.paramserver.protocol import Evaluation, StepTurn, Task
@@ -98,6 +98,11 @@ def desk(*n_steps: int, stop: Mapping[str, Any] | None = None, **options: Any) -
     if made.config.validation_url is not None:
         made.register(2, role="evaluate")
     return made
+
+
+def status_of(run: Desk) -> RunStatus:
+    """Return what the run would tell now."""
+    return run.coordinator.status(run.now, UNIX_NOW, {})
 
 
 # Registration.
@@ -566,6 +571,24 @@ def test_a_shard_that_lost_steps_takes_the_run_back(saving: bool) -> None:
     finish(run)
 
 
+def test_the_status_tells_for_which_shards_steps_are_done_again() -> None:
+    """The run gets no further meanwhile, which people wonder at; afterwards it says no more of it."""
+    run = desk(2, 3, n_shards=3, stop={"epochs": 3})
+    run.finish_epoch()
+    assert status_of(run).behind_shards == ()
+    run.generations[2] = 2
+    assert run.coordinator.shard_started(2, 2, 0, {"0": [2, 1]}) == 1
+    assert status_of(run).behind_shards == (2,)
+    updates = status_of(run).updates
+    assert run.done(run.lease(1))
+    assert (status_of(run).behind_shards, status_of(run).updates) == ((), updates)
+    run.generations[1] = 2
+    assert run.coordinator.shard_started(1, 2, 0, {}) == 2
+    assert status_of(run).behind_shards == (1,)
+    run.coordinator.end("killed", RunState.KILLED)
+    assert status_of(run).behind_shards == ()
+
+
 def test_a_shard_that_lost_nothing_changes_nothing() -> None:
     """Hearing again what is known already, as before saving, gives nothing again."""
     run = desk(2, 3, n_shards=2, stop={"epochs": 1})
@@ -833,6 +856,29 @@ def test_time_and_money_are_counted_over_generations() -> None:
     assert after.coordinator.seconds(after.now) == pytest.approx(15.0)
     assert after.coordinator.cost(after.now) == pytest.approx(15.0)
     assert after.coordinator.status(after.now, 0.0, {}).started_at == UNIX_NOW
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_time_that_was_told_of_is_spent(saved: bool) -> None:
+    """Steps since the snapshot are lost with shard 0; their time is counted, by the clock and in money."""
+    limits = {"epochs": 9, "max_seconds": 20.0}
+    run = desk(dollars_per_hour=3600.0, stop=limits)
+    run.lease(1)
+    run.pass_time(5.0)
+    plain = run.coordinator.to_plain(run.now)
+    run.pass_time(7.0)
+    told = status_of(run)
+    after = desk(dollars_per_hour=3600.0, stop=limits)
+    after.coordinator.keep_told(told)
+    if saved:
+        after.coordinator.restore(plain)
+    assert status_of(after).seconds == pytest.approx(12.0)
+    assert status_of(after).cost == pytest.approx(told.cost)
+    after.lease(1)
+    after.pass_time(7.0)
+    assert (status_of(after).seconds, after.phase) == (pytest.approx(19.0), Phase.RUNNING)
+    after.pass_time(1.0)
+    assert after.reason == "max_seconds"
 
 
 def test_a_run_that_drains_still_drains_after_a_crash() -> None:

@@ -22,7 +22,7 @@ from cirrus.paramserver.checkpoint import Part, TablePart, read_checkpoint
 from cirrus.paramserver.coordinator import Phase
 from cirrus.paramserver.protocol import Done, Evaluation, NextTask, Task
 from cirrus.paramserver.server import Shard
-from cirrus.paramserver.snapshots import Snapshots
+from cirrus.paramserver.snapshots import Snapshots, snapshot_pause
 from cirrus.run_folder import ControlRequest, MetricsReader, RunFolder
 from cirrus.storage import open_store
 
@@ -82,6 +82,35 @@ def test_a_death_before_the_first_snapshot_loses_everything_but_time(tmp_path: P
         shards.replace(victim)
         workers.release()
         assert_exact(shards, config)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "megabytes", "is_remote", "seconds"),
+    [
+        (None, 0.1, False, 2),
+        (None, 60, False, 15),
+        (None, 10_000, False, 30),
+        (None, 0.1, True, 10),
+        (None, 60, True, 15),
+        (1000.0, 0.1, False, 1000),
+        (0.1, 60, True, 0.1),
+    ],
+)
+def test_a_small_shard_has_little_to_do_again(
+    wanted: float | None, megabytes: float, is_remote: bool, seconds: float
+) -> None:
+    """It saves itself every few seconds, so that a run soon gets further; a large one does not."""
+    config = make_config() if wanted is None else make_config(snapshot_seconds=wanted)
+    n_bytes = int(megabytes * 2**20)
+    assert snapshot_pause(config.snapshot_seconds, n_bytes, is_remote=is_remote) == seconds
+
+
+def test_a_shard_saves_itself_unasked(tmp_path: Path) -> None:
+    """A run that says nothing of snapshots has its first ones within seconds, on every shard."""
+    config = make_config(n_shards=2, leases=SOME_LEASES, stop={"epochs": 10**6})
+    with running(tmp_path / "run", config) as shards, Workers(shards.url, hold=True):
+        folder = RunFolder(shards.url)
+        eventually(lambda: all(Snapshots(folder, shard, 1).newest() for shard in range(2)), 15.0)
 
 
 def test_a_resumed_run_that_dies_begins_at_its_checkpoint(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ class RateMeter:
         """Take note of a status."""
         if self._seen and status.seconds <= self._seen[-1][0]:
             return
+        if self._seen and status.samples < self._seen[-1][1]:
+            self._seen.clear()  # shard 0 was lost, and the steps since its snapshot with it
         self._seen.append((status.seconds, status.samples, status.updates))
         while len(self._seen) > 2 and status.seconds - self._seen[1][0] >= RATE_SECONDS:
             self._seen.popleft()
@@ -137,6 +139,7 @@ class LiveLine(LiveDisplay):
         self._cost_model = cost_model
         self._meter = RateMeter()
         self._last: RunStatus | None = None
+        self._before: RunStatus | None = None
         self._shown_epoch = 0
 
     def __exit__(
@@ -149,7 +152,10 @@ class LiveLine(LiveDisplay):
     def show(self, status: RunStatus) -> None:
         """Show the newest status."""
         self._meter.add(status)
-        self._last = status
+        if self._before is not None:
+            for line in losses(self._before, status):
+                self._console.print(line, soft_wrap=True)
+        self._last = self._before = status
         if self._is_drawn:
             self._draw(self._line(status))
             return
@@ -165,6 +171,19 @@ class LiveLine(LiveDisplay):
 
     def _line(self, status: RunStatus) -> str:
         return status_line(status, self._meter, self._cost_model)
+
+
+def losses(before: RunStatus, status: RunStatus) -> list[str]:
+    """Return what is to be said of shards that were lost between two statuses, a line each."""
+    if status.state.ended:
+        return []
+    at = f"was lost at epoch {_epoch(before)}"
+    lines = []
+    if status.updates < before.updates:
+        lines.append(f"shard 0 {at}: training goes on from what it had saved, at epoch {_epoch(status)}")
+    for shard in sorted(set(status.behind_shards) - set(before.behind_shards)):
+        lines.append(f"shard {shard} {at}: the steps that it had not saved are done again")
+    return lines
 
 
 def status_line(status: RunStatus, meter: RateMeter, cost_model: CostModel | None = None) -> str:
@@ -225,8 +244,12 @@ def _progress(status: RunStatus) -> str:
     if not status.samples_per_epoch or not status.updates:
         return f"starting: {status.detail}" if status.detail else "starting"
     done = status.samples / status.samples_per_epoch - status.epoch
-    epoch = min(status.epoch + 1, max(status.epochs, 1))
-    return f"epoch {epoch}/{status.epochs} {min(max(done, 0.0), 1.0):4.0%}"
+    return f"epoch {_epoch(status)}/{status.epochs} {min(max(done, 0.0), 1.0):4.0%}"
+
+
+def _epoch(status: RunStatus) -> int:
+    """Return the epoch that a run is in, from 1 on."""
+    return min(status.epoch + 1, max(status.epochs, 1))
 
 
 def short_number(value: float) -> str:

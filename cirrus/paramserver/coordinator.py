@@ -122,8 +122,12 @@ class Coordinator:
         self._workers: dict[int, _Worker] = {}
         self._times = WorkerTimes()
         self._worker_correction = self._server_correction = 0.0
+        self._told_seconds = 0.0
+        """That former generations of shard 0 told of, at least."""
         self._shard_generations = [UNKNOWN_GENERATION] * config.n_shards
         self._shard_generations[0] = generation
+        self._lossy_shards: set[int] = set()
+        """That came back without steps, since all such steps were last done again."""
         self._progress = RunProgress()
         self._since_point = Sums()
         self._last_point_at = now
@@ -285,10 +289,21 @@ class Coordinator:
     ) -> int:
         """A shard says what it holds; return how many leases it lost steps of."""
         self._shard_generations[shard] = max(generation, self._shard_generations[shard])
+        if not self.ledger.has_lost:
+            self._lossy_shards.clear()
         lost = self.ledger.reopen_lost(completed_epochs, marks)
         self.ledger.note_held(completed_epochs, marks)
+        if lost:
+            self._lossy_shards.add(shard)
         self._drain_again()
         return lost
+
+    @property
+    def behind_shards(self) -> tuple[int, ...]:
+        """The shards for whose sake leases are done again at present."""
+        if not self.ledger.has_lost or self.phase is Phase.ENDED:
+            return ()
+        return tuple(sorted(self._lossy_shards))
 
     def attached(self, key: LeaseKey) -> None:
         """A worker takes up a lease, perhaps by a grant of a former shard 0 that was forgotten with it."""
@@ -446,10 +461,20 @@ class Coordinator:
     def _worker_cost(self, now: float) -> float:
         return self._times.dollars(self.config.worker_prices, now) + self._worker_correction
 
-    def keep_corrections(self, status: RunStatus) -> None:
-        """Count what clients have added to the cost that a former generation of shard 0 told of."""
+    def keep_told(self, status: RunStatus) -> None:
+        """Count on from what a former generation of shard 0 told of: time, and what clients added.
+
+        Its last steps may be lost with it, and are done again; the time that they took was spent.
+        """
         self._worker_correction = status.worker_correction
         self._server_correction = status.server_correction
+        self._told_seconds = status.seconds
+        self._count_told()
+
+    def _count_told(self) -> None:
+        missing = max(0.0, self._told_seconds - self._progress.seconds)
+        self._progress.seconds += missing
+        self._progress.lifetime += missing
 
     def tick(self, now: float, mark_of: Callable[[LeaseKey], int]) -> None:
         """Look at the clock: expired leases, limits, curve points.
@@ -646,6 +671,7 @@ class Coordinator:
             stop_reason=self.stop_reason,
             error=self.error,
             warning=self.warning,
+            behind_shards=self.behind_shards,
             counts={**counts, "leases_given_again": self.ledger.given_again},
         )
 
@@ -672,6 +698,7 @@ class Coordinator:
         self._times.restore(plain["worker_times"])
         self._started_at = float(plain["started_at"])
         self._progress = RunProgress.from_plain(plain)
+        self._count_told()
         if plain["stop_reason"] is not None:
             self.stop_reason, self.final_state = plain["stop_reason"], RunState.FINISHED
             self.phase = Phase.DRAINING

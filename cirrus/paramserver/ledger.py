@@ -106,6 +106,11 @@ class Ledger:
         return self._later_epoch > self.epoch
 
     @property
+    def has_lost(self) -> bool:
+        """True while leases that were done are done again, for a shard that lost steps of them."""
+        return bool(self._lost)
+
+    @property
     def at_rest(self) -> bool:
         """True when every lease that was ever begun is done: all shards hold the same steps."""
         return not self.open and not self._begun and not self.is_behind

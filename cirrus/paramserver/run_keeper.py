@@ -149,7 +149,7 @@ class RunKeeper:
         self.coordinator = Coordinator(config, generation, time.monotonic(), time.time())
         with contextlib.suppress(CorruptDataError, ConfigError):  # it is written anew in a moment
             if (before := folder.status()) is not None:
-                self.coordinator.keep_corrections(before)
+                self.coordinator.keep_told(before)
         self._shard = shard
         self._folder = folder
         self._config = config
@@ -439,6 +439,9 @@ class RunKeeper:
             status = self.coordinator.status(time.monotonic(), time.time(), counts)
             self._events.take()
         problems = [status.warning, self._checkpoint_problem, *self._snapshot_problems(counts)]
+        problems += [
+            f"shard {shard} was lost; its last steps are done again" for shard in status.behind_shards
+        ]
         status = dataclasses.replace(
             status,
             silent_shards=self._silent_shards,

@@ -57,7 +57,7 @@ from cirrus.paramserver.protocol import (
     WriteCheckpoint,
 )
 from cirrus.paramserver.run_keeper import RunKeeper
-from cirrus.paramserver.snapshots import Snapshots
+from cirrus.paramserver.snapshots import Snapshots, snapshot_pause
 from cirrus.paramserver.sockets import close
 from cirrus.paramserver.tables import ShardTables, table_bytes
 from cirrus.run_folder import ControlRequest, RunFolder, ShardAddress
@@ -549,7 +549,9 @@ class Shard:
 
     def _take_snapshots(self) -> None:
         steps_before = -1
-        pause = self.config.snapshot_seconds
+        n_bytes = table_bytes(self.config.shard_tables, self.shard)
+        usual = snapshot_pause(self.config.snapshot_seconds, n_bytes, is_remote=self.folder.is_remote)
+        pause = usual
         while not self.stopping.wait(pause):
             steps = self.counts()[f"shard{self.shard}.steps_applied"]
             if steps == steps_before:
@@ -561,10 +563,10 @@ class Shard:
             except CirrusError:
                 log.exception("shard %d could not write a snapshot; it tries again", self.shard)
                 self._snapshots_failing += 1
-                pause = min(self.config.snapshot_seconds, SNAPSHOT_RETRY_SECONDS)
+                pause = min(usual, SNAPSHOT_RETRY_SECONDS)
             else:
                 self._snapshots_failing = 0
-                pause = self.config.snapshot_seconds
+                pause = usual
                 steps_before = steps
 
     def _check_place(self, url: str) -> None:

@@ -29,6 +29,28 @@ from cirrus.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 NEWEST_KEY = "newest.json"
+#: A shard that is lost has this long to do again, at most, where its tables are small.
+SNAPSHOT_SECONDS = 2.0
+#: In an object store over the network, where every snapshot is requests that cost money.
+REMOTE_SNAPSHOT_SECONDS = 10.0
+#: What a shard writes in snapshots, on average: little beside what training does.
+SNAPSHOT_BYTES_PER_SECOND = 4 * 2**20
+#: However large the tables are.
+LONGEST_SNAPSHOT_SECONDS = 30.0
+
+
+def snapshot_pause(wanted_seconds: float | None, table_bytes: int, *, is_remote: bool) -> float:
+    """Return the seconds between two snapshots of a shard.
+
+    Args:
+        wanted_seconds: What its run asks for; None: as often as costs little.
+        table_bytes: The memory of its tables: the larger they are, the more rarely they are written.
+        is_remote: Whether they are written over the network.
+    """
+    if wanted_seconds is not None:
+        return wanted_seconds
+    shortest = REMOTE_SNAPSHOT_SECONDS if is_remote else SNAPSHOT_SECONDS
+    return max(shortest, min(LONGEST_SNAPSHOT_SECONDS, table_bytes / SNAPSHOT_BYTES_PER_SECOND))
 
 
 class Snapshots:
