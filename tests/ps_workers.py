@@ -10,6 +10,7 @@ from ps_runs import complete
 
 from cirrus.config import RunConfig
 from cirrus.errors import CirrusError, ConnectionLostError, LeaseLostError, SupersededError
+from cirrus.metrics import RunState
 from cirrus.paramserver.client import Channel, ParameterClient
 from cirrus.paramserver.protocol import Ids, NextTask, Register, Registered, Task
 from cirrus.paramserver.tls import worker_context
@@ -105,10 +106,13 @@ class Worker(threading.Thread):
             channel.close()
 
     def _wait_for_end(self) -> None:
-        """As a fleet does: a shard may die between its word and its last status, and come back."""
+        """As a fleet does: a shard may die between its word and its last status, and come back.
+
+        So may one that lost its client: the client that comes next needs workers.
+        """
         for _ in range(round(1 / RETRY_SECONDS)):
             status = self._folder.status()
-            if status is not None and status.state.ended:
+            if status is not None and status.state.ended and status.state is not RunState.INTERRUPTED:
                 self.ended = True
                 return
             self.stopping.wait(RETRY_SECONDS)
