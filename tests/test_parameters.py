@@ -215,7 +215,7 @@ _SEARCH = {
     "max_workers": "test_search.py::test_trials_queue",
     "pruner": "test_search.py::test_asha_goes_on_from_models",
     "scoring": "test_search.py::test_scoring_ranks_trials",
-    "refit": "test_search.py::test_without_refit_there_is_no_estimator",
+    "refit": "test_search.py::test_several_metrics_are_columns_and_refit_names_the_one_that_ranks",
     "max_seconds": "test_search.py::test_budgets_end_a_search",
     "max_cost": "test_search.py::test_budgets_end_a_search",
     "search_id": "test_search.py::test_the_same_script_goes_on",

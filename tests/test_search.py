@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 import signal
 import socket
@@ -191,6 +192,54 @@ class TestAnswers:
         if scoring == "neg_log_loss":
             expected = -search.results_[search.best_index_]["loss"]
         assert search.best_score_ == pytest.approx(expected, abs=1e-4)
+
+    def test_several_metrics_are_columns_and_refit_names_the_one_that_ranks(
+        self, data: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each has the value that it has alone, from one pass over the validation data; `refit` ranks."""
+        train, test = data
+        passes: list[int] = []
+
+        read = LogisticRegression.iter_decisions
+
+        def counted(self: LogisticRegression, dataset: Any) -> Any:
+            passes.append(1)
+            return read(self, dataset)
+
+        monkeypatch.setattr(LogisticRegression, "iter_decisions", counted)
+
+        def worst(fitted: Any, rows: Any, labels: Any) -> float:
+            return -float(np.mean(fitted.predict(rows) == labels))
+
+        scoring = {"area": "roc_auc", "log": "neg_log_loss", "hits": "accuracy", "worst": worst}
+        ranked = {}
+        for refit in ("area", "worst"):
+            grid = {"learning_rate": [0.001, 0.3]}
+            search = GridSearch(estimator(), grid, scoring=scoring, refit=refit)
+            passes.clear()
+            search.fit(train, validation=test)
+            assert len(passes) == len(search.results_)
+            rows = search.results_
+            ranked[refit] = search.best_params_["learning_rate"]
+            assert [row["score"] for row in rows] == [row[f"score_{refit}"] for row in rows]
+            assert search.best_score_ == max(row[f"score_{refit}"] for row in rows)
+            best = rows[search.best_index_]
+            assert best["score_hits"] == -best["score_worst"] == pytest.approx(search.score(test))
+            assert best["score_log"] == pytest.approx(-best["loss"], abs=1e-4)
+            assert "score,score_area,score_log,score_hits,score_worst,param_" in rows.to_csv()
+        assert ranked == {"area": 0.3, "worst": 0.001}
+
+    def test_several_metrics_without_refit_have_no_best(self, data: Any) -> None:
+        """As scikit-learn's; the loss ranks the table. It has to be said."""
+        with pytest.raises(ConfigError, match="for multi-metric scoring, must be the name .* got True"):
+            GridSearch(estimator(), {"l1": [0]}, scoring=["accuracy", "roc_auc"]).check()
+        search = GridSearch(estimator(epochs=1), {"l1": [0]}, scoring=["accuracy", "roc_auc"], refit=False)
+        search.fit(data[0], validation=data[1])
+        (row,) = search.results_
+        assert row["score"] == -row["loss"]
+        assert 0.5 < row["score_accuracy"] < row["score_roc_auc"] < 1
+        for name in ("best_index_", "best_params_", "best_score_", "best_estimator_"):
+            assert not hasattr(search, name)
 
     def test_without_refit_there_is_no_estimator(self, data: Any) -> None:
         """The parameters and the score are there all the same."""
@@ -523,6 +572,14 @@ class TestFailures:
             ("scoring", {"scoring": "accuracy"}, {"l1": [0]}),
             ("refit", {"refit": "roc_auc"}, {"l1": [0]}),
             ("refit", {"refit": len}, {"l1": [0]}),
+            ("refit", {"scoring": ["accuracy", "roc_auc"]}, {"l1": [0]}),
+            ("refit", {"scoring": ["accuracy"], "refit": "roc_auc"}, {"l1": [0]}),
+            ("refit", {"scoring": {"a": "accuracy"}, "refit": "accuracy"}, {"l1": [0]}),
+            ("scoring", {"scoring": [], "refit": False}, {"l1": [0]}),
+            ("scoring", {"scoring": [len], "refit": False}, {"l1": [0]}),
+            ("scoring", {"scoring": {"a": None}, "refit": "a"}, {"l1": [0]}),
+            ("scoring", {"scoring": {1: "accuracy"}, "refit": False}, {"l1": [0]}),
+            ("scoring", {"scoring": ["accuracy"] * 2, "refit": False}, {"l1": [0]}),
             ("search_id", {"search_id": "../up"}, {"l1": [0]}),
             ("no_such", {}, {"no_such": [0]}),
             ("backend", {}, {"backend": ["local"]}),
@@ -603,6 +660,47 @@ class TestGoingOn:
             with pytest.raises(KeyboardInterrupt) as again:
                 GridSearch.resume("s", backend=backend, progress=press).wait()
             assert again.value.__notes__ == caught.value.__notes__
+
+    def test_several_metrics_outlive_their_program(self, tmp_path: Path, data: Any) -> None:
+        """Names are in the folder, functions are given anew; another scoring or refit is another search."""
+        backend = InlineBackend(root=tmp_path)
+
+        def hits(fitted: Any, rows: Any, labels: Any) -> float:
+            return float(np.mean(fitted.predict(rows) == labels))
+
+        def make(scoring: Any, refit: Any, name: str) -> GridSearch:
+            est = estimator(backend, epochs=1)
+            return GridSearch(est, {"l1": [0]}, scoring=scoring, refit=refit, search_id=name)
+
+        named = make(["accuracy", "roc_auc"], "roc_auc", "named").fit(data[0], validation=data[1])
+        again = GridSearch.resume("named", backend=backend).wait()
+        assert list(again.results_) == list(named.results_)
+        assert again.best_score_ == named.best_score_ == again.results_[0]["score_roc_auc"]
+        for scoring, refit, what in (
+            (["accuracy", "roc_auc"], "accuracy", "refit"),
+            (["accuracy"], "accuracy", "scoring"),
+            ("roc_auc", True, "scoring"),
+        ):
+            with pytest.raises(ConfigError, match=f"another {what}"):
+                make(scoring, refit, "named").fit(data[0], validation=data[1])
+        held = make({"hits": hits, "area": "roc_auc"}, "hits", "held").fit(data[0], validation=data[1])
+        with pytest.raises(
+            ConfigError, match="no file holds the functions hits: a program has to give them anew"
+        ):
+            GridSearch.resume("held", backend=backend)
+        with pytest.raises(ConfigError, match="another one than the search was begun with"):
+            GridSearch.resume("held", backend=backend, scoring={"hits": hits})
+        anew = GridSearch.resume("held", backend=backend, scoring={"hits": hits, "area": "roc_auc"}).wait()
+        assert list(anew.results_) == list(held.results_)
+        # A folder of before there were several metrics.
+        store = SearchFolder.open(str(tmp_path), make(None, True, "old").fit(data[0]).search_id_).store
+        for key in ("search.json", "state.json"):
+            plain = json.loads(store.get(key))
+            for record in (plain, *plain.get("trials", ())):
+                for new in ("metrics", "ranked_by", "scores"):
+                    record.pop(new, None)
+            store.put(key, json.dumps(plain).encode())
+        assert GridSearch.resume("old", backend=backend).wait().best_index_ == 0
 
     def test_it_goes_on_where_its_folder_says(
         self, tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch

@@ -76,7 +76,11 @@ class SearchConfig:
     space: Mapping[str, Any] = field(default_factory=dict)
     """What is searched: the values of a grid, or distributions in words."""
     scoring: str | None = None
-    """Name of a scikit-learn scorer; None: the loss."""
+    """Name of a scikit-learn scorer; None: the loss, or several metrics."""
+    metrics: dict[str, str | None] = field(default_factory=dict)
+    """Several metrics: by what they are called the name of a scikit-learn scorer, or None for a function."""
+    ranked_by: str | None = None
+    """Which of several metrics ranks trials; None: the loss does."""
     refit: bool = True
     pruner: Mapping[str, Any] = field(default_factory=dict)
     """``{"name": "asha", ...}`` with the pruner's parameters; empty: none."""
@@ -114,6 +118,8 @@ class Trial:
     """The newest loss: of the validation data where there is some, else of training."""
     score: float | None = None
     """What ranks trials, higher is better: of its best model, the scorer's value or minus the loss."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """What each of several metrics says of that model."""
     best_run: str | None = None
     """The run that left that model; None as long as none has."""
     epochs: float = 0.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
@@ -26,6 +27,8 @@ ScoreKind = Literal["log odds", "margins", "numbers"]
 
 class ScoringEstimator(SgdEstimator):
     """An estimator whose model gives each row one score, or one for each class."""
+
+    _known_scores: tuple[Dataset, Array] | None = None
 
     @property
     @abc.abstractmethod
@@ -60,9 +63,22 @@ class ScoringEstimator(SgdEstimator):
     def _block_scores(self, block: Block) -> Array:
         """Return scores of a block's rows: (n_rows,) or (n_rows, n_scores)."""
 
+    def with_scores(self, dataset: Dataset, scores: Array) -> Self:
+        """Return a copy that need not read a dataset again to tell what it predicts for its rows.
+
+        Args:
+            dataset: The dataset; this object alone is recognised.
+            scores: What :meth:`iter_decisions` gives for it, (n_rows,) or (n_rows, n_scores).
+        """
+        knowing = copy.copy(self)
+        knowing._known_scores = (dataset, scores)
+        return knowing
+
     def _scores(self, X: Any) -> Array:
         check_is_fitted(self)
         refuse_path("X", X, self.loader)
+        if self._known_scores is not None and X is self._known_scores[0]:
+            return self._known_scores[1]
         if isinstance(X, Dataset):
             parts = [scores for _, scores in self.iter_decisions(X)]
             return np.concatenate(parts)

@@ -13,6 +13,7 @@ from cirrus.frontend.base import Estimator
 from cirrus.frontend.search.driver import Driver
 from cirrus.frontend.search.jobs import TrainingJobs
 from cirrus.frontend.search.results import Row, SearchResults
+from cirrus.frontend.search.scorers import is_several, metric_names
 from cirrus.frontend.search.spaces import Params, usable_params
 
 DASHBOARD_ENTRY_POINTS = "cirrus.dashboard"
@@ -21,7 +22,8 @@ DASHBOARD_ENTRY_POINTS = "cirrus.dashboard"
 class SearchAnswers(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """The half of a search that others look at; :class:`~cirrus.frontend.search.base.Search` begins it."""
 
-    refit: bool
+    refit: bool | str
+    scoring: Any
     _driver: Driver
     _jobs: TrainingJobs
     _root: str
@@ -42,7 +44,7 @@ class SearchAnswers(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]  #
     @property
     def results_(self) -> SearchResults:
         """All trials as a table, as far as they are."""
-        return SearchResults(self._fitted_state)
+        return SearchResults(self._fitted_state, list(metric_names(self.scoring)))
 
     def top(self, n: int) -> list[Row]:
         """Return the rows of the best ``n`` trials so far, best first."""
@@ -181,6 +183,8 @@ class SearchAnswers(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]  #
 
     @property
     def _best(self) -> Trial:
+        if not self.refit and is_several(self.scoring):
+            raise AttributeError("with several metrics and refit=False, none says which trial is the best")
         best = self._fitted_state.best
         if best is None or not best.status.ended:
             raise AttributeError("no trial has ended with a model yet")

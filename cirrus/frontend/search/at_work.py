@@ -234,14 +234,14 @@ class TrialsAtWork:
         losses = (*trial.losses[: job.rung], *[None] * (job.rung - len(trial.losses)), trial.loss)
         changes: dict[str, Any] = {"status": self._status_after(trial, status.stop_reason, work)}
         try:
-            score = self._jobs.score(run_id, status, trial.loss)
+            score, scores = self._jobs.score(run_id, status, trial.loss)
         except (CirrusError, ValueError) as error:
             log.warning("trial %d cannot be scored: %s", job.trial, error)
             changes = {"status": TrialStatus.FAILED, "error": f"cannot be scored: {error}"}
         else:
             if trial.score is None or (score is not None and score > trial.score):
                 # A rung may be better than those above it: more training is not always better.
-                changes |= {"score": score, "best_run": run_id}
+                changes |= {"score": score, "scores": scores, "best_run": run_id}
         self._ledger.put(job.trial, losses=losses, **changes)
 
     def _status_after(self, trial: Trial, reason: str | None, work: _Work | None) -> TrialStatus:

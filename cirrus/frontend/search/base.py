@@ -41,7 +41,14 @@ from cirrus.frontend.search.jobs import TrainingJobs
 from cirrus.frontend.search.progress import SearchListener, SearchProgress
 from cirrus.frontend.search.roles import TrialSource
 from cirrus.frontend.search.schedules import Schedule, resolve_pruner, schedule_from_plain
-from cirrus.frontend.search.scorers import resolve_scorer, scoring_name
+from cirrus.frontend.search.scorers import (
+    check_same_scoring,
+    holds_functions,
+    is_several,
+    metric_names,
+    resolve_scorer,
+    scoring_name,
+)
 from cirrus.frontend.search.search_data import open_data, take_data
 from cirrus.frontend.search.settings import (
     CHANGEABLE,
@@ -83,8 +90,10 @@ class Search(SearchAnswers, abc.ABC):
             :class:`cirrus.MedianPruner` or :class:`cirrus.AshaPruner`: the hopeless are given up.
         scoring: What ranks trials: None, minus the loss (of ``validation`` if given, else of training); the
             name of a scikit-learn scorer; or a function of (estimator, dataset, labels). Higher is better.
+            Several metrics: a list of names, or a dict of names to such names and functions.
         refit: Whether there is a ``best_estimator_``: the best model that any trial left at the end of a
-            rung. It was trained on all of the training data already.
+            rung. It was trained on all of the training data already. With several metrics the name of the
+            one that ranks trials, or False: then minus the loss ranks them, and there is no ``best_...``.
         max_seconds: End after this long; trials at work keep what they have learned.
         max_cost: End after this many dollars, over all trials.
         search_id: What to call the search; a search of that name that was interrupted goes on. None: a new
@@ -116,7 +125,7 @@ class Search(SearchAnswers, abc.ABC):
         max_workers: int | None = None,
         pruner: Schedule | str | None = None,
         scoring: Any = None,
-        refit: bool = True,
+        refit: bool | str = True,
         max_seconds: float | None = None,
         max_cost: float | None = None,
         search_id: str | None = None,
@@ -234,7 +243,7 @@ class Search(SearchAnswers, abc.ABC):
             backend: Where it goes on, below whose root its folder lies. None: where it was begun, as its
                 folder in this user's own home (``$CIRRUS_HOME``) records.
             **params: Parameters to change: ``max_concurrent``, ``max_workers``, ``max_seconds``,
-                ``max_cost`` or ``progress``.
+                ``max_cost`` or ``progress``; or ``scoring`` anew, where it was or held functions.
 
         Raises:
             NotFoundError: There is no such search.
@@ -255,10 +264,11 @@ class Search(SearchAnswers, abc.ABC):
         trials = () if found is None else found[0].trials
         estimator = kind(**restored_params(config.params), backend=backend)
         search = cls._reopened(estimator, config, trials)
-        allowed = (*CHANGEABLE, "progress")
+        allowed = (*CHANGEABLE, "progress", "scoring")
         for name in params:
             if name not in allowed:
                 raise ConfigError(name, f"cannot be changed; {', '.join(allowed)} can")
+        check_same_scoring(params.get("scoring", search.scoring), config)
         limits = {name: getattr(config, name) for name in CHANGEABLE}
         search.set_params(**{**limits, **params}, search_id=search_id)
         search._check_settings()  # and not the trials: what is impossible about them they have told
@@ -290,7 +300,7 @@ class Search(SearchAnswers, abc.ABC):
         rows: Dataset | None,
         held_out: Dataset | None,
     ) -> None:
-        scorer = resolve_scorer(self.scoring, self.estimator)
+        scorer = resolve_scorer(self.scoring, self.estimator, self.refit)
         kind, params = type(self.estimator), self.estimator.get_params(deep=False)
         jobs = TrainingJobs(kind, params, backend, config.search_id, rows, held_out, scorer)
         found = folder.read_state()
@@ -351,7 +361,7 @@ class Search(SearchAnswers, abc.ABC):
     def _way_on(self) -> str:
         """Return how to go on with the search from a program."""
         name = self.search_id_
-        if not self._is_reopened_by_id or callable(self.scoring):
+        if not self._is_reopened_by_id or holds_functions(self.scoring):
             return f"go on with: the same program, with search_id={name!r}"
         given = self.estimator.get_params(deep=False)["backend"]
         is_found = self._root == absolute_root(None) and resolve_backend(given).record == self._noted
@@ -410,7 +420,7 @@ class Search(SearchAnswers, abc.ABC):
         check_estimator(self.estimator)
         check_limits({name: getattr(self, name) for name in CHANGEABLE}, self.search_id)
         self._own_schedule()
-        resolve_scorer(self.scoring, self.estimator)
+        resolve_scorer(self.scoring, self.estimator, self.refit)
         check_refit(self.refit, self.scoring)
         check_searched(self._names(), self.estimator)
 
@@ -444,6 +454,8 @@ class Search(SearchAnswers, abc.ABC):
             method=self._method,
             space=self._space(),
             scoring=scoring_name(self.scoring),
+            metrics=metric_names(self.scoring),
+            ranked_by=str(self.refit) if self.refit and is_several(self.scoring) else None,
             refit=bool(self.refit),
             pruner=schedule.to_plain(),
             train_url=rows.url,
@@ -465,9 +477,10 @@ class Search(SearchAnswers, abc.ABC):
 
     def _check_same(self, known: SearchConfig, mine: SearchConfig) -> None:
         """Refuse to go on with a search of this name that was another one."""
-        for field in ("method", "estimator", "params", "space", "scoring", "pruner", "train_fingerprint"):
+        words = {"train_fingerprint": "data", "metrics": "scoring", "ranked_by": "refit"}
+        for field in ("method", "estimator", "params", "space", "scoring", "pruner", *words):
             if _as_json(getattr(known, field)) != _as_json(getattr(mine, field)):
-                what = "data" if field == "train_fingerprint" else field
+                what = words.get(field, field)
                 raise ConfigError(
                     "search_id",
                     f"{known.search_id} is there already, with another {what}: give this one another name",

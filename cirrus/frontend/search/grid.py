@@ -9,6 +9,7 @@ from cirrus.client_backend.search_folder import SearchConfig, Trial
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.search.base import Search
 from cirrus.frontend.search.schedules import schedule_from_plain
+from cirrus.frontend.search.scorers import restored_scoring
 from cirrus.frontend.search.spaces import Params, grid_candidates, random_candidates, space_in_words
 
 
@@ -41,7 +42,7 @@ class GridSearch(Search):
         max_workers: int | None = None,
         pruner: Any = None,
         scoring: Any = None,
-        refit: bool = True,
+        refit: bool | str = True,
         max_seconds: float | None = None,
         max_cost: float | None = None,
         search_id: str | None = None,
@@ -73,8 +74,8 @@ class GridSearch(Search):
             estimator,
             [{name: [value] for name, value in trial.params.items()} for trial in trials],
             pruner=schedule_from_plain(config.pruner),
-            scoring=config.scoring,
-            refit=config.refit,
+            scoring=restored_scoring(config),
+            refit=config.ranked_by or config.refit,
         )
 
 
@@ -109,7 +110,7 @@ class RandomSearch(Search):
         max_workers: int | None = None,
         pruner: Any = None,
         scoring: Any = None,
-        refit: bool = True,
+        refit: bool | str = True,
         max_seconds: float | None = None,
         max_cost: float | None = None,
         search_id: str | None = None,
@@ -144,6 +145,6 @@ class RandomSearch(Search):
             [{name: [value] for name, value in trial.params.items()} for trial in trials],
             n_iter=max(1, len(trials)),
             pruner=schedule_from_plain(config.pruner),
-            scoring=config.scoring,
-            refit=config.refit,
+            scoring=restored_scoring(config),
+            refit=config.ranked_by or config.refit,
         )

@@ -15,15 +15,15 @@ from cirrus.errors import NotFoundError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.datasets import Dataset
 from cirrus.frontend.estimators import finish_job
-from cirrus.frontend.search.roles import LiveRun
+from cirrus.frontend.search.roles import LiveRun, Worth
 from cirrus.frontend.search.schedules import Job
 from cirrus.frontend.search.spaces import usable_params
 from cirrus.frontend.training import MODEL_PREFIX
 from cirrus.metrics import MetricPoint, RunStatus
 from cirrus.run_folder import MetricsReader
 
-#: Scores a fitted estimator on validation data, higher is better.
-Scorer = Callable[[Estimator, Dataset], float]
+#: Scores a fitted estimator on validation data; a ``score`` of None: minus the loss ranks it.
+Scorer = Callable[[Estimator, Dataset], Worth]
 
 
 class _Attached:
@@ -125,11 +125,13 @@ class TrainingJobs:
         run = open_run(self._backend.root, run_id)
         return finish_job(run, run.status)
 
-    def score(self, run_id: str, status: RunStatus, loss: float | None) -> float | None:
+    def score(self, run_id: str, status: RunStatus, loss: float | None) -> Worth:
         """See :class:`~cirrus.frontend.search.roles.Jobs`."""
+        by_loss = Worth(None if loss is None or math.isnan(loss) else -loss, {})
         if self._scorer is None or self._validation is None:
-            return None if loss is None or math.isnan(loss) else -loss
-        return self._scorer(self.fitted(run_id), self._validation)
+            return by_loss
+        found = self._scorer(self.fitted(run_id), self._validation)
+        return found if found.score is not None else by_loss._replace(scores=found.scores)
 
 
 def limited(config: RunConfig, fraction: float | None) -> RunConfig:

@@ -61,7 +61,7 @@ class OptunaSearch(Search):
         max_workers: int | None = None,
         pruner: Any = None,
         scoring: Any = None,
-        refit: bool = True,
+        refit: bool | str = True,
         max_seconds: float | None = None,
         max_cost: float | None = None,
         search_id: str | None = None,

@@ -36,20 +36,26 @@ class SearchResults(Sequence[Row]):
     """The rows of a search's table, a dict for each trial in the order of the trials.
 
     Keys are ``rank`` (1 is the best), ``trial``, ``status``, ``score``, ``loss``, ``epochs``, ``updates``,
-    ``seconds``, ``worker_seconds``, ``cost``, ``runs`` (ids), ``error``, and ``param_NAME`` for each
-    hyperparameter.
+    ``seconds``, ``worker_seconds``, ``cost``, ``runs`` (ids), ``error``, ``param_NAME`` for each
+    hyperparameter, and ``score_NAME`` for each of several metrics.
 
     Args:
         state: The search, with its trials. One that was at work when the search ended is ``interrupted``.
+        metrics: Several metrics; of one there is but ``score``.
     """
 
-    def __init__(self, state: SearchState) -> None:
+    def __init__(self, state: SearchState, metrics: Sequence[str] = ()) -> None:
         trials = state.trials
         ranked = sorted(trials, key=rank_key)
         ranks = {trial.index: rank for rank, trial in enumerate(ranked, start=1)}
         names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-        self._rows = [_row(trial, state.trial_state(trial), ranks[trial.index], names) for trial in trials]
-        self.columns = (*COLUMNS[:4], *(f"param_{name}" for name in names), *COLUMNS[4:])
+        self._rows = [
+            _row(trial, state.trial_state(trial), ranks[trial.index], names)
+            | {f"score_{metric}": trial.scores.get(metric) for metric in metrics}
+            for trial in trials
+        ]
+        scores = (f"score_{metric}" for metric in metrics)
+        self.columns = (*COLUMNS[:4], *scores, *(f"param_{name}" for name in names), *COLUMNS[4:])
         """All keys, in the order of a table."""
 
     @overload

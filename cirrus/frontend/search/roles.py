@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cirrus.client_backend.runs import Run
 from cirrus.client_backend.search_folder import Trial
 from cirrus.frontend.search.schedules import Job
 from cirrus.metrics import MetricPoint, RunStatus
+
+
+class Worth(NamedTuple):
+    """What a model is worth."""
+
+    score: float | None
+    """What ranks it, higher is better; None: nobody knows."""
+    scores: dict[str, float]
+    """By the name of each of several metrics; empty where there is one."""
 
 
 class LiveRun(Protocol):
@@ -49,8 +58,8 @@ class Jobs(Protocol):
     def n_workers(self, trial: Trial) -> int:
         """Return how many workers a trial needs."""
 
-    def score(self, run_id: str, status: RunStatus, loss: float | None) -> float | None:
-        """Return what a finished run's model is worth, higher is better."""
+    def score(self, run_id: str, status: RunStatus, loss: float | None) -> Worth:
+        """Return what a finished run's model is worth."""
 
 
 class TrialSource(Protocol):

@@ -13,6 +13,7 @@ from cirrus.config import whole_number
 from cirrus.errors import ConfigError, nearest
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.planning import check_params
+from cirrus.frontend.search.scorers import is_several, metric_names
 
 #: Limits of a search, which may be others when it goes on.
 CHANGEABLE = ("max_concurrent", "max_workers", "max_seconds", "max_cost")
@@ -61,11 +62,20 @@ def check_refit(refit: object, scoring: object) -> None:
 
     Args:
         refit: True, False, or as for scikit-learn the name of what trials are ranked by.
-        scoring: What they are ranked by.
+        scoring: What they are ranked by, or several metrics of which ``refit`` names the one.
 
     Raises:
         ConfigError: It would rank trials by something else.
     """
+    if is_several(scoring):
+        is_off = isinstance(refit, (bool, np.bool_)) and not refit
+        if is_off or (isinstance(refit, str) and refit in metric_names(scoring)):
+            return
+        raise ConfigError(
+            "refit",
+            "for multi-metric scoring, must be the name of the metric that ranks trials and that best_* "
+            f"are of, or False if this is not needed; got {refit!r}",
+        )
     if isinstance(refit, (bool, np.bool_)) or (isinstance(refit, str) and refit == scoring):
         return
     raise ConfigError(
