@@ -140,7 +140,7 @@ def test_a_resumed_search_keeps_its_limits(home, svmlight):
     """What it may spend is what it was begun with; an option replaces that one limit."""
     data = cirrus.load_svmlight(svmlight, home / "rows").url
     limits = ("--max-seconds", 0.2, "--max-cost", 5, "--max-concurrent", 1, "--max-workers", 2)
-    trials = ("--grid", "l1=0,1", "--epochs", 1_000_000, "--set", "tol=none", "--set", "max_seconds=90")
+    trials = ("--grid", "l1=0,1", "--epochs", 1_000_000, "--tol", "none", "--set", "max_seconds=90")
     code, _, err = run("search", data, *trials, *limits, "--name", "kept")
     assert code == 0, err
     config = Overview(str(home)).search("kept").config
