@@ -241,6 +241,32 @@ class TestAnswers:
         for name in ("best_index_", "best_params_", "best_score_", "best_estimator_"):
             assert not hasattr(search, name)
 
+    def test_a_function_may_choose_the_best(self, tmp_path: Path, data: Any) -> None:
+        """It is given the results; it has to name a trial with a model, and be given anew to go on."""
+        backend = InlineBackend(root=tmp_path)
+
+        def strongest(results: Any) -> int:
+            return max(range(len(results)), key=lambda i: results[i]["param_l2"])
+
+        est = estimator(backend, epochs=1)
+        search = GridSearch(
+            est, {"l2": [100.0, 0.0]}, scoring=["accuracy", "roc_auc"], refit=strongest, search_id="chosen"
+        )
+        assert not hasattr(search, "best_index_")
+        search.fit(data[0], validation=data[1])
+        assert (search.best_index_, search.best_params_) == (0, {"l2": 100.0})
+        assert search.results_[0]["rank"] == 2
+        assert search.best_estimator_.l2 == 100.0
+        assert not hasattr(search, "best_score_")
+        for wrong in (2, -1, "first"):
+            search.refit = lambda _, wrong=wrong: wrong
+            with pytest.raises(ConfigError, match="must return the index of a trial with a model"):
+                _ = search.best_params_
+        for refit in ({}, {"refit": min}):
+            with pytest.raises(ConfigError, match="no file holds the function strongest"):
+                GridSearch.resume("chosen", backend=backend, **refit)
+        assert GridSearch.resume("chosen", backend=backend, refit=strongest).wait().best_index_ == 0
+
     def test_without_refit_there_is_no_estimator(self, data: Any) -> None:
         """The parameters and the score are there all the same."""
         search = GridSearch(estimator(epochs=1), {"l1": [1]}, refit=False).fit(data[0])
@@ -571,7 +597,6 @@ class TestFailures:
             ("scoring", {"scoring": "magic"}, {"l1": [0]}),
             ("scoring", {"scoring": "accuracy"}, {"l1": [0]}),
             ("refit", {"refit": "roc_auc"}, {"l1": [0]}),
-            ("refit", {"refit": len}, {"l1": [0]}),
             ("refit", {"scoring": ["accuracy", "roc_auc"]}, {"l1": [0]}),
             ("refit", {"scoring": ["accuracy"], "refit": "roc_auc"}, {"l1": [0]}),
             ("refit", {"scoring": {"a": "accuracy"}, "refit": "accuracy"}, {"l1": [0]}),
@@ -697,7 +722,7 @@ class TestGoingOn:
         for key in ("search.json", "state.json"):
             plain = json.loads(store.get(key))
             for record in (plain, *plain.get("trials", ())):
-                for new in ("metrics", "ranked_by", "scores"):
+                for new in ("metrics", "ranked_by", "chosen_by", "scores"):
                     record.pop(new, None)
             store.put(key, json.dumps(plain).encode())
         assert GridSearch.resume("old", backend=backend).wait().best_index_ == 0

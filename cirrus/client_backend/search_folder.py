@@ -81,6 +81,8 @@ class SearchConfig:
     """Several metrics: by what they are called the name of a scikit-learn scorer, or None for a function."""
     ranked_by: str | None = None
     """Which of several metrics ranks trials; None: the loss does."""
+    chosen_by: str | None = None
+    """What the function is called that chooses the best trial; None: the first in rank is the best."""
     refit: bool = True
     pruner: Mapping[str, Any] = field(default_factory=dict)
     """``{"name": "asha", ...}`` with the pruner's parameters; empty: none."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sklearn.base import BaseEstimator, MetaEstimatorMixin
 
 from cirrus.client_backend.overview import Overview
 from cirrus.client_backend.search_folder import SearchRequest, SearchState, Trial
+from cirrus.config import as_whole_number
 from cirrus.errors import ConfigError, RunError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.search.driver import Driver
 from cirrus.frontend.search.jobs import TrainingJobs
 from cirrus.frontend.search.results import Row, SearchResults
-from cirrus.frontend.search.scorers import is_several, metric_names
+from cirrus.frontend.search.scorers import choice_name, is_several, metric_names
 from cirrus.frontend.search.spaces import Params, usable_params
 
 DASHBOARD_ENTRY_POINTS = "cirrus.dashboard"
@@ -22,7 +24,7 @@ DASHBOARD_ENTRY_POINTS = "cirrus.dashboard"
 class SearchAnswers(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """The half of a search that others look at; :class:`~cirrus.frontend.search.base.Search` begins it."""
 
-    refit: bool | str
+    refit: bool | str | Callable[[SearchResults], int]
     scoring: Any
     _driver: Driver
     _jobs: TrainingJobs
@@ -125,7 +127,9 @@ class SearchAnswers(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]  #
 
     @property
     def best_score_(self) -> float:
-        """The best trial's score, higher is better."""
+        """The best trial's score, higher is better; as in scikit-learn none where a function chose."""
+        if choice_name(self.refit) is not None:
+            raise AttributeError("best_score_: refit is a function, which has chosen by whatever it wanted")
         assert self._best.score is not None
         return self._best.score
 
@@ -183,6 +187,8 @@ class SearchAnswers(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]  #
 
     @property
     def _best(self) -> Trial:
+        if callable(self.refit):
+            return self._chosen(self.refit)
         if not self.refit and is_several(self.scoring):
             raise AttributeError("with several metrics and refit=False, none says which trial is the best")
         best = self._fitted_state.best
@@ -190,5 +196,24 @@ class SearchAnswers(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]  #
             raise AttributeError("no trial has ended with a model yet")
         return best
 
+    def _chosen(self, choose: Callable[[SearchResults], int]) -> Trial:
+        """Return the trial that the user's function takes for the best.
+
+        Raises:
+            AttributeError: No trial has ended with a model yet.
+            ConfigError: The function names none that has.
+        """
+        trials = self._fitted_state.trials
+        if not any(_has_model(trial) for trial in trials):
+            raise AttributeError("no trial has ended with a model yet")
+        index = as_whole_number(choose(self.results_))
+        if index is None or not 0 <= index < len(trials) or not _has_model(trials[index]):
+            raise ConfigError("refit", "the function must return the index of a trial with a model")
+        return trials[index]
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_driver") and self._driver.state.best is not None
+
+
+def _has_model(trial: Trial) -> bool:
+    return trial.status.ended and trial.best_run is not None

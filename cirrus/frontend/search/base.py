@@ -39,10 +39,13 @@ from cirrus.frontend.search.driver import Driver
 from cirrus.frontend.search.endings import Farewell, let_go
 from cirrus.frontend.search.jobs import TrainingJobs
 from cirrus.frontend.search.progress import SearchListener, SearchProgress
+from cirrus.frontend.search.results import SearchResults
 from cirrus.frontend.search.roles import TrialSource
 from cirrus.frontend.search.schedules import Schedule, resolve_pruner, schedule_from_plain
 from cirrus.frontend.search.scorers import (
+    check_same_choice,
     check_same_scoring,
+    choice_name,
     holds_functions,
     is_several,
     metric_names,
@@ -94,6 +97,7 @@ class Search(SearchAnswers, abc.ABC):
         refit: Whether there is a ``best_estimator_``: the best model that any trial left at the end of a
             rung. It was trained on all of the training data already. With several metrics the name of the
             one that ranks trials, or False: then minus the loss ranks them, and there is no ``best_...``.
+            Or a function that is given ``results_`` and returns the index of the trial to take for the best.
         max_seconds: End after this long; trials at work keep what they have learned.
         max_cost: End after this many dollars, over all trials.
         search_id: What to call the search; a search of that name that was interrupted goes on. None: a new
@@ -125,7 +129,7 @@ class Search(SearchAnswers, abc.ABC):
         max_workers: int | None = None,
         pruner: Schedule | str | None = None,
         scoring: Any = None,
-        refit: bool | str = True,
+        refit: bool | str | Callable[[SearchResults], int] = True,
         max_seconds: float | None = None,
         max_cost: float | None = None,
         search_id: str | None = None,
@@ -243,7 +247,8 @@ class Search(SearchAnswers, abc.ABC):
             backend: Where it goes on, below whose root its folder lies. None: where it was begun, as its
                 folder in this user's own home (``$CIRRUS_HOME``) records.
             **params: Parameters to change: ``max_concurrent``, ``max_workers``, ``max_seconds``,
-                ``max_cost`` or ``progress``; or ``scoring`` anew, where it was or held functions.
+                ``max_cost`` or ``progress``; or ``scoring`` and ``refit`` anew, where they were functions or
+                held some.
 
         Raises:
             NotFoundError: There is no such search.
@@ -264,11 +269,12 @@ class Search(SearchAnswers, abc.ABC):
         trials = () if found is None else found[0].trials
         estimator = kind(**restored_params(config.params), backend=backend)
         search = cls._reopened(estimator, config, trials)
-        allowed = (*CHANGEABLE, "progress", "scoring")
+        allowed = (*CHANGEABLE, "progress", "scoring", *(["refit"] if config.chosen_by else []))
         for name in params:
             if name not in allowed:
                 raise ConfigError(name, f"cannot be changed; {', '.join(allowed)} can")
         check_same_scoring(params.get("scoring", search.scoring), config)
+        check_same_choice(params.get("refit"), config)
         limits = {name: getattr(config, name) for name in CHANGEABLE}
         search.set_params(**{**limits, **params}, search_id=search_id)
         search._check_settings()  # and not the trials: what is impossible about them they have told
@@ -361,7 +367,7 @@ class Search(SearchAnswers, abc.ABC):
     def _way_on(self) -> str:
         """Return how to go on with the search from a program."""
         name = self.search_id_
-        if not self._is_reopened_by_id or holds_functions(self.scoring):
+        if not self._is_reopened_by_id or holds_functions(self.scoring) or callable(self.refit):
             return f"go on with: the same program, with search_id={name!r}"
         given = self.estimator.get_params(deep=False)["backend"]
         is_found = self._root == absolute_root(None) and resolve_backend(given).record == self._noted
@@ -455,7 +461,8 @@ class Search(SearchAnswers, abc.ABC):
             space=self._space(),
             scoring=scoring_name(self.scoring),
             metrics=metric_names(self.scoring),
-            ranked_by=str(self.refit) if self.refit and is_several(self.scoring) else None,
+            ranked_by=self.refit if isinstance(self.refit, str) and is_several(self.scoring) else None,
+            chosen_by=choice_name(self.refit),
             refit=bool(self.refit),
             pruner=schedule.to_plain(),
             train_url=rows.url,
@@ -477,7 +484,12 @@ class Search(SearchAnswers, abc.ABC):
 
     def _check_same(self, known: SearchConfig, mine: SearchConfig) -> None:
         """Refuse to go on with a search of this name that was another one."""
-        words = {"train_fingerprint": "data", "metrics": "scoring", "ranked_by": "refit"}
+        words = {
+            "train_fingerprint": "data",
+            "metrics": "scoring",
+            "ranked_by": "refit",
+            "chosen_by": "refit",
+        }
         for field in ("method", "estimator", "params", "space", "scoring", "pruner", *words):
             if _as_json(getattr(known, field)) != _as_json(getattr(mine, field)):
                 what = words.get(field, field)

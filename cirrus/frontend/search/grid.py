@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from cirrus.client_backend.search_folder import SearchConfig, Trial
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.search.base import Search
+from cirrus.frontend.search.results import SearchResults
 from cirrus.frontend.search.schedules import schedule_from_plain
 from cirrus.frontend.search.scorers import restored_scoring
 from cirrus.frontend.search.spaces import Params, grid_candidates, random_candidates, space_in_words
@@ -42,7 +43,7 @@ class GridSearch(Search):
         max_workers: int | None = None,
         pruner: Any = None,
         scoring: Any = None,
-        refit: bool | str = True,
+        refit: bool | str | Callable[[SearchResults], int] = True,
         max_seconds: float | None = None,
         max_cost: float | None = None,
         search_id: str | None = None,
@@ -110,7 +111,7 @@ class RandomSearch(Search):
         max_workers: int | None = None,
         pruner: Any = None,
         scoring: Any = None,
-        refit: bool | str = True,
+        refit: bool | str | Callable[[SearchResults], int] = True,
         max_seconds: float | None = None,
         max_cost: float | None = None,
         search_id: str | None = None,

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cirrus.client_backend.search_folder import SearchConfig, Trial, TrialStatus
@@ -14,6 +14,7 @@ from cirrus.config import whole_number
 from cirrus.errors import ConfigError
 from cirrus.frontend.base import Estimator
 from cirrus.frontend.search.base import Search
+from cirrus.frontend.search.results import SearchResults
 from cirrus.frontend.search.roles import TrialSource
 from cirrus.frontend.search.schedules import Schedule, WholeSchedule
 from cirrus.frontend.search.spaces import Params, plain_params, usable_params
@@ -61,7 +62,7 @@ class OptunaSearch(Search):
         max_workers: int | None = None,
         pruner: Any = None,
         scoring: Any = None,
-        refit: bool | str = True,
+        refit: bool | str | Callable[[SearchResults], int] = True,
         max_seconds: float | None = None,
         max_cost: float | None = None,
         search_id: str | None = None,

@@ -91,6 +91,24 @@ def check_same_scoring(scoring: Any, config: SearchConfig) -> None:
         raise ConfigError("scoring", f"is another one than the search was begun with: {begun!r}")
 
 
+def choice_name(refit: Any) -> str | None:
+    """Return what the function that chooses the best trial is called; None where there is none."""
+    return str(getattr(refit, "__name__", type(refit).__name__)) if callable(refit) else None
+
+
+def check_same_choice(refit: Any, config: SearchConfig) -> None:
+    """Check that the function which chose the best trial of a search is given anew.
+
+    Raises:
+        ConfigError: It is another one, or missing.
+    """
+    if choice_name(refit) != config.chosen_by:
+        raise ConfigError(
+            "refit",
+            f"no file holds the function {config.chosen_by}: a program has to give it anew, as refit",
+        )
+
+
 def _checked_list(scoring: Sequence[Any]) -> Sequence[str]:
     if not all(isinstance(name, str) for name in scoring):
         raise ConfigError("scoring", f"a list must hold names; a dict names functions; got {scoring!r}")

@@ -61,12 +61,15 @@ def check_refit(refit: object, scoring: object) -> None:
     """Check whether there shall be a best estimator.
 
     Args:
-        refit: True, False, or as for scikit-learn the name of what trials are ranked by.
+        refit: True, False, or as for scikit-learn the name of what trials are ranked by, or a function of
+            the results that returns the best one's index.
         scoring: What they are ranked by, or several metrics of which ``refit`` names the one.
 
     Raises:
         ConfigError: It would rank trials by something else.
     """
+    if callable(refit):
+        return
     if is_several(scoring):
         is_off = isinstance(refit, (bool, np.bool_)) and not refit
         if is_off or (isinstance(refit, str) and refit in metric_names(scoring)):
@@ -74,14 +77,13 @@ def check_refit(refit: object, scoring: object) -> None:
         raise ConfigError(
             "refit",
             "for multi-metric scoring, must be the name of the metric that ranks trials and that best_* "
-            f"are of, or False if this is not needed; got {refit!r}",
+            f"are of, a function of the results, or False if this is not needed; got {refit!r}",
         )
     if isinstance(refit, (bool, np.bool_)) or (isinstance(refit, str) and refit == scoring):
         return
     raise ConfigError(
         "refit",
-        f"must be True, False or the name that scoring has, got {refit!r}: trials are ranked by one metric; "
-        "whoever chooses by more finds all trials in results_",
+        f"must be True, False, the name that scoring has, or a function of the results; got {refit!r}",
     )
 
 
