@@ -541,8 +541,9 @@ class TestKilling:
         def hook(job: Job | None) -> Job | None:
             # The driver's thread is the one that waits here: it has heard all that was asked before.
             if job is None and not resuming and search.status.trials[0].status is TrialStatus.KILLED:
-                resuming.append(threading.Thread(target=search.resume, args=(0,)))
-                resuming[0].start()
+                asking = threading.Thread(target=search.resume, args=(0,))
+                asking.start()
+                resuming.append(asking)  # once it can be joined
                 eventually(lambda: not search._driver._requests.is_heard)
             return job
 
