@@ -181,6 +181,14 @@ class World:
             thread.start()
         return threads
 
+    def serve_but_hold_the_launch(self) -> tuple[list[threading.Thread], threading.Event]:
+        """Serve shards 0 and 1 as far as into a launch, which goes on once the event is set."""
+        begun, done = threading.Event(), threading.Event()
+        self.cloud.at_launch = lambda: (begun.set(), done.wait(10.0))
+        threads = self.serve(0, 1)
+        assert begun.wait(10.0)
+        return threads, done
+
     def report(self, name: str, phase: HostPhase, error: str | None = None, kind: str | None = None) -> None:
         """Have a host report."""
         number = self.booking(name)
@@ -259,10 +267,7 @@ def test_what_is_launched_while_the_run_ends_is_ended(monkeypatch: pytest.Monkey
     """The end waits for a launch for a while only; the launch then sees by itself that it came too late."""
     monkeypatch.setattr(servers, "LAUNCHING_SECONDS", 0.05)
     world = World()
-    begun, done = threading.Event(), threading.Event()
-    world.cloud.at_launch = lambda: (begun.set(), done.wait(10.0))
-    threads = world.serve(0, 1)
-    assert begun.wait(10.0)
+    threads, done = world.serve_but_hold_the_launch()
     world.servers.close()
     assert not world.cloud.machines
     done.set()
@@ -287,10 +292,7 @@ def test_what_is_launched_for_a_run_that_was_taken_over_is_ended(monkeypatch: py
     """The other client cannot know of it, and has found seats of its own: shards would work twice."""
     monkeypatch.setattr(servers, "LAUNCHING_SECONDS", 0.05)
     world = World()
-    begun, done = threading.Event(), threading.Event()
-    world.cloud.at_launch = lambda: (begun.set(), done.wait(10.0))
-    threads = world.serve(0, 1)
-    assert begun.wait(10.0)
+    threads, done = world.serve_but_hold_the_launch()
     world.cloud.add("i-other", {})
     world.records.enter(booked("i-other", (RUN, (0, 1))))
     world.servers.let_go()
@@ -461,6 +463,7 @@ def test_servers_of_a_deployment_that_knows_no_sharing_are_not_shared() -> None:
     eventually(lambda: len(world.cloud.tokens) == 1)
     threads += other.serve(0)
     eventually(lambda: len(world.cloud.tokens) == 2)
+    assert all(server.closed for server in world.records.all())
     for each in (world, other):
         each.finish()
     world.join(threads)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from stand_ins import CTRL_C_SECONDS, PATIENCE_SECONDS, assert_within, eventually
+from stand_ins import CTRL_C_SECONDS, FOR_EVER, PATIENCE_SECONDS, assert_within, eventually
 from typer.testing import CliRunner
 
 import cirrus
@@ -626,6 +626,23 @@ def test_a_run_whose_terminal_died_is_attached_and_finished(home, svmlight, tmp_
     assert out == f"model {model}\n"
     assert cirrus.load_model(model).n_iter_ == 1000
     assert list((home / "scratch").iterdir()) == []
+
+
+def test_ctrl_c_of_an_attached_run_says_how_to_go_on(home, svmlight, tmp_path, start):
+    """As it does of the command that began the run: what is printed is what has to be typed."""
+    process = start("train", svmlight, "--epochs", FOR_EVER, "--tol", "none", "--model", tmp_path / "model")
+    run_id = run_id_of(process)
+    process.kill()
+    process.communicate()
+    eventually(lambda: "interrupted" in run("runs")[1])
+    attached = start("attach", run_id)
+    assert f"attached to run {run_id}" in attached.stderr.readline()
+    attached.send_signal(signal.SIGINT)
+    _, err = attached.communicate(timeout=PATIENCE_SECONDS)
+    assert attached.returncode == 130
+    assert f"go on with: cirrus attach {run_id}\n" in err
+    eventually(lambda: not processes_of(home))
+    assert run("kill", run_id)[0] == 0
 
 
 def _tamper(run_folder: Path, **notes: str) -> None:

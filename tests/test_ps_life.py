@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from cirrus.paramserver.peers import Peers
 from cirrus.paramserver.protocol import MarksReply, MarksRequest, NextTask, Task
 from cirrus.paramserver.run_keeper import RunKeeper
 from cirrus.paramserver.server import Shard
-from cirrus.run_folder import ControlRequest, MetricsReader, ShardAddress
+from cirrus.run_folder import ControlRequest, MetricsReader, RunFolder, ShardAddress
 from cirrus.storage import open_store
 
 
@@ -138,10 +139,11 @@ def test_a_kill_is_heard_while_the_model_cannot_be_saved(tmp_path: Path) -> None
         assert status.state is RunState.KILLED
 
 
-def test_a_run_that_is_over_is_told_before_its_snapshots_go(tmp_path: Path) -> None:
-    """Also where shard 0 is stopped between the last thing to do and the word of it: nobody does it again."""
+@contextlib.contextmanager
+def at_the_moment_of_the_end(path: Path) -> Iterator[tuple[Shard, RunFolder]]:
+    """Yield the shard of a run in which nothing is left to do, and nobody has been told of it yet."""
     config = make_config(leases=SOME_LEASES, stop={"epochs": 1})
-    with running(tmp_path / "run", config) as shards:
+    with running(path, config) as shards:
         shard = shards.shards[0]
         keeper = shard._keeper
         assert keeper is not None
@@ -149,25 +151,25 @@ def test_a_run_that_is_over_is_told_before_its_snapshots_go(tmp_path: Path) -> N
         with keeper.work:  # which holds back the keeper's own thread
             keeper.coordinator.end("epochs", RunState.FINISHED)
             keeper.coordinator.phase = Phase.ENDED
-            shard.stop()
-        status = shards.folder.status()
+            yield shard, shards.folder
+
+
+def test_a_run_that_is_over_is_told_before_its_snapshots_go(tmp_path: Path) -> None:
+    """Also where shard 0 is stopped between the last thing to do and the word of it: nobody does it again."""
+    with at_the_moment_of_the_end(tmp_path / "run") as (shard, folder):
+        shard.stop()
+        status = folder.status()
         assert status is not None
         assert status.state is RunState.FINISHED
-        assert shards.folder.store.list("snapshots/0/") == []
+        assert folder.store.list("snapshots/0/") == []
 
 
 def test_a_run_that_ended_while_its_client_was_lost_is_told(tmp_path: Path) -> None:
     """Where the model was saved while shard 0 wrote its last snapshot, the run has finished, and says so."""
-    config = make_config(leases=SOME_LEASES, stop={"epochs": 1})
-    with running(tmp_path / "run", config) as shards:
-        keeper = shards.shards[0]._keeper
-        assert keeper is not None
-        eventually(lambda: shards.folder.status() is not None)
-        with keeper.work:  # which holds back the keeper's own thread
-            keeper.coordinator.end("epochs", RunState.FINISHED)
-            keeper.coordinator.phase = Phase.ENDED
-            keeper.interrupt()
-            status = shards.folder.status()
+    with at_the_moment_of_the_end(tmp_path / "run") as (shard, folder):
+        assert shard._keeper is not None
+        shard._keeper.interrupt()
+        status = folder.status()
         assert status is not None
         assert status.state is RunState.FINISHED
 

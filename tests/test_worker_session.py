@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,32 +36,47 @@ def new_session(shards: Shards) -> Session:
     return Session(shards.url, Identity(worker_id=0, generation=1, role="train"), Clock(None))
 
 
-def test_a_stranger_at_a_shards_old_address_does_not_end_a_worker(tmp_path: Path) -> None:
-    """A port that a dead shard had may be another run's now: the worker waits for the shard's successor."""
+@contextlib.contextmanager
+def beside_a_stranger(folder: Path) -> Iterator[tuple[Shards, Callable[[Session, float], None]]]:
+    """Run two runs of which the first's shard 0 is said to be where the second's is.
+
+    Returns:
+        The first run, and what registers a worker there within some seconds: it meets the stranger first, and
+        is told the right address then.
+    """
     with (
-        running(tmp_path / "own", make_config()) as own,
-        running(tmp_path / "other", make_config()) as other,
+        running(folder / "own", make_config()) as own,
+        running(folder / "other", make_config()) as other,
         ThreadPoolExecutor() as pool,
     ):
-        right = address_of(own)
-        announce(own, address_of(other))
-        registered = pool.submit(new_session(own).register)
-        refused = other.shards[0].refused
-        eventually(lambda: refused._n_silent or refused._next_at)
-        announce(own, right)
-        registered.result(timeout=session.STRANGER_SECONDS).close()
+        right, wrong = address_of(own), address_of(other)
+
+        def register(worker: Session, seconds: float) -> None:
+            registered = pool.submit(worker.register)
+            refused = other.shards[0].refused
+            eventually(lambda: refused._n_silent or refused._next_at)
+            announce(own, right)
+            registered.result(timeout=seconds).close()
+            announce(own, wrong)
+
+        announce(own, wrong)
+        yield own, register
+
+
+def test_a_stranger_at_a_shards_old_address_does_not_end_a_worker(tmp_path: Path) -> None:
+    """A port that a dead shard had may be another run's now: the worker waits for the shard's successor."""
+    with beside_a_stranger(tmp_path) as (own, register):
+        register(new_session(own), session.STRANGER_SECONDS)
 
 
 def test_a_stranger_who_stays_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker does not look for ever at somebody who has not the run's token."""
     monkeypatch.setattr(session, "STRANGER_SECONDS", 0.2)
     with (
-        running(tmp_path / "own", make_config()) as own,
-        running(tmp_path / "other", make_config()) as other,
+        beside_a_stranger(tmp_path) as (own, _),
+        pytest.raises(AuthenticationError, match="token is wrong"),
     ):
-        announce(own, address_of(other))
-        with pytest.raises(AuthenticationError, match="token is wrong"):
-            new_session(own).register()
+        new_session(own).register()
 
 
 class FarFolder(RunFolder):
@@ -71,21 +88,10 @@ class FarFolder(RunFolder):
 def test_on_shared_machines_a_stranger_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's seat may be another run's for as long as its own new server boots: no run fails of that."""
     monkeypatch.setattr(session, "STRANGER_SECONDS", -1.0)
-    with (
-        running(tmp_path / "own", make_config()) as own,
-        running(tmp_path / "other", make_config()) as other,
-        ThreadPoolExecutor() as pool,
-    ):
-        right = address_of(own)
-        announce(own, address_of(other))
+    with beside_a_stranger(tmp_path) as (own, register):
         worker = new_session(own)
         worker.folder = FarFolder(own.url)
-        registered = pool.submit(worker.register)
-        refused = other.shards[0].refused
-        eventually(lambda: refused._n_silent or refused._next_at)
-        announce(own, right)
-        registered.result(timeout=30.0).close()
-        announce(own, address_of(other))
+        register(worker, 30.0)
         monkeypatch.setattr(session, "RECONNECT_SECONDS", 0.1)
         with pytest.raises(ConnectionLostError, match="token is wrong"):  # which another attempt may heal
             worker.register()

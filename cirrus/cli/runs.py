@@ -134,9 +134,13 @@ def attach(run: str, backend: Backend, *, is_named: bool = True, killed: bool = 
         _keep_model(watched, watched.status, backend)
         return
     with backend.attach(run, killed=killed) as attached:
-        say(f"attached to run {run}")
-        with LiveLine(cost_model=CostModel.of(attached.config)) as line:
-            status = attached.wait(on_event=line.show)
+        try:
+            say(f"attached to run {run}")
+            with LiveLine(cost_model=CostModel.of(attached.config)) as line:
+                status = attached.wait(on_event=line.show)
+        except KeyboardInterrupt:
+            say(f"go on with: {command('attach', run, *backend.options)}")
+            raise
         say_cost(attached.cost)
         _keep_model(attached, status, backend)
 
